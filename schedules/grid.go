@@ -1,0 +1,207 @@
+package schedules
+
+import (
+	"errors"
+	"fmt"
+	"math"
+)
+
+// Ends says where a grid starts and stops; a nil end is the process's own (Range). Times are in the process's own
+// time, sigmas are ratios sigma/alpha; one of the two may be given for each end.
+type Ends struct {
+	TStart, TEnd       *float64
+	SigmaMin, SigmaMax *float64
+	// Final is "zero" (the run goes on to the clean end), "min" (it stops at the last noise level), or "" (the
+	// schedule's own habit).
+	Final string
+}
+
+// Ranger is a Process that says where a run usually starts and which noisy time is usually its last.
+type Ranger interface {
+	Range() (noise, data float64)
+}
+
+// FromRatios returns the grid with the given values of sigma/alpha, noise to data. They may repeat and rise.
+func FromRatios(p Gaussian, sb []float64) (Grid, error) {
+	g := make(Grid, len(sb))
+	for i, v := range sb {
+		if math.IsNaN(v) || v < 0 {
+			return nil, fmt.Errorf("schedules: sigma %d is %g; want 0 or more", i, v)
+		}
+		g[i] = p.AtRatio(v)
+	}
+	return g, g.Check()
+}
+
+// FromTimes returns the grid with the given times of p, noise to data. They may repeat and rise.
+func FromTimes(p Gaussian, t []float64) (Grid, error) {
+	g := make(Grid, len(t))
+	for i, v := range t {
+		n, err := nodeAt(p, v)
+		if err != nil {
+			return nil, fmt.Errorf("schedules: time %d: %w", i, err)
+		}
+		g[i] = n
+	}
+	return g, g.Check()
+}
+
+// nodeAt is p.At with a refusal of times that p does not have.
+func nodeAt(p Gaussian, t float64) (Node, error) {
+	n := p.At(t)
+	if math.IsNaN(t) || math.IsInf(t, 0) || n.T != t || !n.valid() {
+		noise, data := p.Ends()
+		return n, fmt.Errorf("%g is not a time of %s, which runs from %g (noise) to %g (data)", t, p.Name(), noise, data)
+	}
+	return n, nil
+}
+
+// valid tells whether n can stand in a grid: a finite time, finite coefficients of 0 or more, not both 0.
+func (n Node) valid() bool {
+	return !math.IsNaN(n.T) && !math.IsInf(n.T, 0) && n.Alpha >= 0 && n.Sigma >= 0 && n.Alpha+n.Sigma > 0 && !math.IsInf(n.Alpha+n.Sigma, 1)
+}
+
+// Check returns an error unless g has at least two nodes, each with a finite time and finite coefficients alpha and
+// sigma of 0 or more that are not both 0. Repeated and rising nodes are legal.
+func (g Grid) Check() error {
+	if len(g) < 2 {
+		return fmt.Errorf("schedules: a grid of %d nodes; want at least 2", len(g))
+	}
+	for i, n := range g {
+		if !n.valid() {
+			return fmt.Errorf("schedules: node %d is not usable: t=%g alpha=%g sigma=%g", i, n.T, n.Alpha, n.Sigma)
+		}
+	}
+	return nil
+}
+
+// Steps returns the number of steps, one less than the nodes.
+func (g Grid) Steps() int { return len(g) - 1 }
+
+// span is what the constructors of grids share: n steps between two ends of a process.
+type span struct {
+	p           Gaussian
+	n           int
+	noise, last Node // the first node and the last noisy one
+	zero        bool // the grid goes on from last to the clean end
+	startGiven  bool // the caller named the noise end
+	endGiven    bool // the caller named the data end
+}
+
+func newSpan(p Gaussian, n int, e Ends, habit func(endGiven bool) (final string)) (span, error) {
+	s := span{p: p, n: n, startGiven: e.TStart != nil || e.SigmaMax != nil, endGiven: e.TEnd != nil || e.SigmaMin != nil}
+	noise, data := p.Ends()
+	if r, ok := p.(Ranger); ok {
+		noise, data = r.Range()
+	}
+	var err error
+	if s.noise, err = endNode(p, e.TStart, e.SigmaMax, noise); err != nil {
+		return s, fmt.Errorf("start: %w", err)
+	}
+	if s.last, err = endNode(p, e.TEnd, e.SigmaMin, data); err != nil {
+		return s, fmt.Errorf("end: %w", err)
+	}
+	final := e.Final
+	if final == "" {
+		final = habit(s.endGiven)
+	}
+	if final != "zero" && final != "min" {
+		return s, fmt.Errorf("final %q; want zero or min", final)
+	}
+	s.zero = final == "zero"
+	if !(s.noise.Ratio() > s.last.Ratio()) {
+		return s, fmt.Errorf("the start (t=%g, sigma %g) must be noisier than the end (t=%g, sigma %g)", s.noise.T, s.noise.Ratio(), s.last.T, s.last.Ratio())
+	}
+	return s, nil
+}
+
+// endNode is the node at time t, or at ratio sb, or at the process's own time.
+func endNode(p Gaussian, t, sb *float64, own float64) (Node, error) {
+	switch {
+	case t != nil && sb != nil:
+		return Node{}, errors.New("give a time or a sigma, not both")
+	case t != nil:
+		return nodeAt(p, *t)
+	case sb == nil:
+		return p.At(own), nil
+	case math.IsNaN(*sb) || *sb < 0:
+		return Node{}, fmt.Errorf("sigma is %g; want 0 or more", *sb)
+	}
+	n := p.AtRatio(*sb)
+	if !n.valid() {
+		return n, fmt.Errorf("%s has no node at sigma %g", p.Name(), *sb)
+	}
+	return n, nil
+}
+
+// nodes returns how many nodes stand from noise to last: n, and one more where last is the end of the grid.
+func (s span) nodes() int {
+	if s.zero && s.last.Sigma > 0 {
+		return s.n
+	}
+	return s.n + 1
+}
+
+// close appends the clean end where the grid goes on to it.
+func (s span) close(g Grid) (Grid, error) {
+	if s.zero && g[len(g)-1].Sigma > 0 {
+		g = append(g, s.p.AtRatio(0))
+	}
+	return g, g.Check()
+}
+
+// unit returns i/(m-1), 0 when m is 1.
+func unit(i, m int) float64 {
+	if m == 1 {
+		return 0
+	}
+	return float64(i) / float64(m-1)
+}
+
+// ratios returns the grid with nodes at sigma/alpha = f(u, hi, lo), u from 0 to 1; f must give hi at 0 and lo at 1.
+// Both ends must have a finite ratio: a process whose own noise end has none starts a thousandth of the way in.
+func (s span) ratios(f func(u, hi, lo float64) float64) (Grid, error) {
+	hi, lo := s.noise.Ratio(), s.last.Ratio()
+	if math.IsInf(hi, 1) {
+		if s.startGiven {
+			return nil, fmt.Errorf("a start without signal (t=%g) has no finite sigma: use a schedule in time", s.noise.T)
+		}
+		noise, data := s.p.Ends()
+		s.noise = s.p.At(noise + 1e-3*(data-noise))
+		hi = s.noise.Ratio()
+	}
+	m := s.nodes()
+	g := make(Grid, m)
+	for i := range g {
+		switch {
+		case i == 0:
+			g[i] = s.noise
+		case i == m-1:
+			g[i] = s.last
+		default:
+			g[i] = s.p.AtRatio(f(unit(i, m), hi, lo))
+		}
+	}
+	return s.close(g)
+}
+
+// times is ratios for schedules in the process's own time. Without a given end, a grid that ends clean runs through
+// to the clean end in n equal parts of u.
+func (s span) times(f func(u, hi, lo float64) float64) (Grid, error) {
+	if s.zero && !s.endGiven {
+		s.last = s.p.AtRatio(0)
+	}
+	m := s.nodes()
+	g := make(Grid, m)
+	for i := range g {
+		switch {
+		case i == 0:
+			g[i] = s.noise
+		case i == m-1:
+			g[i] = s.last
+		default:
+			g[i] = s.p.At(f(unit(i, m), s.noise.T, s.last.T))
+		}
+	}
+	return s.close(g)
+}
