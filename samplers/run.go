@@ -555,8 +555,8 @@ func (r *run) Save(w io.Writer) error {
 	return nil
 }
 
-// resume is the Resume of every method.
-func resume(_ context.Context, p *Problem, m method, rd io.Reader) (Run, error) {
+// resume reads a saved run of m.
+func resume(p *Problem, m method, rd io.Reader) (Run, error) {
 	r, err := newRun(p, m)
 	if err != nil {
 		return nil, err

@@ -72,10 +72,29 @@ type Resumer interface {
 	Resume(ctx context.Context, p *Problem, r io.Reader) (Run, error)
 }
 
-// Counter is a Sampler that knows how many evaluations per image a run of n steps takes. toClean tells whether the
-// grid ends at sigma = 0 (many methods save a call on that last step).
+// Resume goes on with a run of s that was saved: p must be the problem it was begun on.
+func Resume(ctx context.Context, s Sampler, p *Problem, rd io.Reader) (Run, error) {
+	switch s := s.(type) {
+	case Resumer:
+		return s.Resume(ctx, p, rd)
+	case method:
+		return resume(p, s, rd)
+	}
+	return nil, fmt.Errorf("samplers: runs of %T cannot be saved and resumed", s)
+}
+
+// Counter is a Sampler whose steps do not take one evaluation each. toClean tells whether the grid ends at sigma = 0
+// (many methods save a call on that last step).
 type Counter interface {
 	NFE(n int, toClean bool) int
+}
+
+// NFE returns the evaluations per image that a run of n steps takes, guidance not counted.
+func NFE(s Sampler, n int, toClean bool) int {
+	if c, ok := s.(Counter); ok {
+		return c.NFE(n, toClean)
+	}
+	return n
 }
 
 // Model is what a Problem samples from: most Samplers need a models.Denoiser, and ask for it in Begin.
