@@ -1,0 +1,220 @@
+package kernels
+
+import (
+	"fmt"
+	"math"
+	"unsafe"
+)
+
+// AttentionSpec is the shape of softmax(Q K^T Scale + mask) V. Query token t
+// of batch row b, head h begins at ((b*Tq+t)*LdQ + h*D), so that q, k and v
+// may lie in one buffer of joined projections. An Ld of 0 means Heads*D.
+type AttentionSpec struct {
+	Batch, Heads       int
+	Tq, Tk             int // query and key tokens
+	D                  int // values per head
+	LdQ, LdK, LdV, LdO int
+	Scale              float32 // 0 means 1/sqrt(D)
+	Causal             bool    // query t sees keys 0..t
+	// KeyBias (Batch, Tk) is added to the scaled scores, nil for none. -Inf
+	// hides a key. A query that sees no key gives zeros.
+	KeyBias []float32
+}
+
+func (s AttentionSpec) normal() AttentionSpec {
+	for _, ld := range []*int{&s.LdQ, &s.LdK, &s.LdV, &s.LdO} {
+		if *ld == 0 {
+			*ld = s.Heads * s.D
+		}
+	}
+	if s.Scale == 0 {
+		s.Scale = float32(1 / math.Sqrt(float64(s.D)))
+	}
+	return s
+}
+
+const (
+	attnKeys  = 256 // keys per block; a multiple of every nr
+	attnPitch = attnKeys + 16
+	attnTiles = 4 // tiles of queries per item
+)
+
+type attnSizes struct{ kStep, vStep, dPad, qRows, perWorker int }
+
+func attnSizesOf(o *ops, s *AttentionSpec) attnSizes {
+	z := attnSizes{dPad: roundUp(s.D, o.nr), qRows: attnTiles * o.mr}
+	z.kStep = roundUp(s.Tk, o.nr) * s.D
+	z.vStep = z.dPad * s.Tk
+	z.perWorker = roundUp(z.qRows*attnPitch, 16) + roundUp(z.qRows*z.dPad, 16) + roundUp(2*z.qRows, 16) + 16
+	return z
+}
+
+// AttentionScratch gives the float32 that Attention needs.
+func AttentionScratch(p *Pool, s AttentionSpec) int {
+	z := attnSizesOf(p.ops, &s)
+	bh := s.Batch * s.Heads
+	return alignSlack + roundUp(bh*z.kStep, 16) + roundUp(bh*z.vStep, 16) + p.workers*z.perWorker + 2*roundUp(2*z.qRows, 16)
+}
+
+// Attention computes dst = softmax(Q K^T Scale + mask) V per batch row and
+// head, in blocks of keys with a running maximum, so that no full score
+// matrix exists (Dao et al. 2022, arXiv:2205.14135, algorithm 1).
+func Attention(p *Pool, dst, q, k, v []float32, spec AttentionSpec, scratch []float32) {
+	s := spec.normal()
+	if s.Batch < 1 || s.Heads < 1 || s.Tq < 1 {
+		return
+	}
+	s.check(dst, q, k, v)
+	need("scratch", scratch, AttentionScratch(p, spec))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	j := &p.attn
+	o := p.ops
+	*j = attnJob{o: o, s: s, z: attnSizesOf(o, &s), dst: dst, q: q, k: k, v: v}
+	cv := carve(scratch)
+	bh := s.Batch * s.Heads
+	j.kp, j.vp = cv.take(bh*j.z.kStep), cv.take(bh*j.z.vStep)
+	j.work = cv.take(p.workers * j.z.perWorker)
+	j.qRows = int64s(cv.take(2*j.z.qRows), j.z.qRows)
+	j.sRows = int64s(cv.take(2*j.z.qRows), j.z.qRows)
+	for i := range j.z.qRows {
+		j.qRows[i] = int64(i) * int64(s.LdQ) * 4
+		j.sRows[i] = int64(i) * attnPitch * 4
+	}
+	j.packing = true
+	p.run(bh*ceilDiv(s.Tk, attnKeys), j)
+	j.packing = false
+	p.run(bh*ceilDiv(s.Tq, j.z.qRows), j)
+	*j = attnJob{}
+}
+
+func (s *AttentionSpec) check(dst, q, k, v []float32) {
+	if s.D < 1 || s.Tk < 1 {
+		panic(fmt.Sprintf("kernels: attention over %d keys of %d values", s.Tk, s.D))
+	}
+	row := s.Heads * s.D
+	need("attention output", dst, (s.Batch*s.Tq-1)*s.LdO+row)
+	need("queries", q, (s.Batch*s.Tq-1)*s.LdQ+row)
+	need("keys", k, (s.Batch*s.Tk-1)*s.LdK+row)
+	need("values", v, (s.Batch*s.Tk-1)*s.LdV+row)
+	if s.KeyBias != nil {
+		need("key bias", s.KeyBias, s.Batch*s.Tk)
+	}
+}
+
+type attnJob struct {
+	o            *ops
+	s            AttentionSpec
+	z            attnSizes
+	dst, q, k, v []float32
+	packing      bool
+	kp, vp, work []float32
+	qRows, sRows []int64
+}
+
+func (j *attnJob) do(worker, item int) {
+	if j.packing {
+		per := ceilDiv(j.s.Tk, attnKeys)
+		j.pack(item/per, item%per*attnKeys)
+		return
+	}
+	per := ceilDiv(j.s.Tq, j.z.qRows)
+	j.attend(worker, item/per, item%per*j.z.qRows)
+}
+
+// pack packs attnKeys keys and values of one head from key t0 on.
+func (j *attnJob) pack(bh, t0 int) {
+	s, nr := &j.s, j.o.nr
+	b, h := bh/s.Heads, bh%s.Heads
+	t1 := min(t0+attnKeys, s.Tk)
+	k := j.k[(b*s.Tk)*s.LdK+h*s.D:]
+	kp := j.kp[bh*j.z.kStep:]
+	for t := t0; t < t1; t += nr {
+		packPanel(kp[t*s.D:], k, s.D, s.Tk, nr, t, s.LdK, true)
+	}
+	vp := j.vp[bh*j.z.vStep:]
+	for d0 := 0; d0 < s.D; d0 += nr {
+		v := j.v[(b*s.Tk+t0)*s.LdV+h*s.D:]
+		packPanel(vp[d0*s.Tk+t0*nr:], v, t1-t0, s.D, nr, d0, s.LdV, false)
+	}
+}
+
+// attend computes one block of queries of one head from query t0 on.
+func (j *attnJob) attend(worker, bh, t0 int) {
+	s, o, z := &j.s, j.o, &j.z
+	nr := o.nr
+	b, h := bh/s.Heads, bh%s.Heads
+	m := min(z.qRows, s.Tq-t0)
+	cv := carver{s: j.work[worker*z.perWorker : (worker+1)*z.perWorker]}
+	scores := cv.take(z.qRows * attnPitch)
+	out := cv.take(z.qRows * z.dPad)
+	stat := cv.take(2 * z.qRows)
+	segs := int64s(cv.take(4), 2)
+	top, sum := stat[:m], stat[z.qRows:z.qRows+m]
+	for i := range top {
+		top[i], sum[i] = float32(math.Inf(-1)), 0
+	}
+	q := unsafe.Pointer(&j.q[(b*s.Tq+t0)*s.LdQ+h*s.D])
+	kp, vp := j.kp[bh*z.kStep:], j.vp[bh*z.vStep:]
+	var one [1]kblock
+	keys := s.Tk
+	if s.Causal {
+		keys = min(keys, t0+m)
+	}
+	for k0 := 0; k0 < keys; k0 += attnKeys {
+		kn := min(attnKeys, keys-k0)
+		segs[0], segs[1] = 0, int64(s.D)
+		one[0] = kblock{n: 1}
+		t := tilePass{o: o, m: m, base: q, rows: &j.qRows[0], segs: segs, blocks: one[:],
+			w: kp[k0*s.D:], k: s.D, cols: attnPitch, dst: scores}
+		t.run(0, ceilDiv(kn, nr))
+		for i := range m {
+			row := scores[i*attnPitch : i*attnPitch+kn]
+			scale := s.Scale
+			if s.KeyBias != nil {
+				for c, v := range s.KeyBias[b*s.Tk+k0 : b*s.Tk+k0+kn] {
+					row[c] = float32(row[c]*scale) + v
+				}
+				scale = 1
+			}
+			if s.Causal {
+				for c := max(t0+i+1-k0, 0); c < kn; c++ {
+					row[c] = float32(math.Inf(-1))
+				}
+			}
+			mx := max(top[i], o.maxRow(row)*scale)
+			if scale < 0 {
+				panic("kernels: negative attention scale")
+			}
+			if math.IsInf(float64(mx), -1) {
+				clear(row)
+				if k0 == 0 {
+					continue
+				}
+				continue
+			}
+			part := o.expRow(row, scale, mx)
+			if k0 > 0 && mx != top[i] {
+				f := float32(math.Exp(float64(top[i] - mx)))
+				sum[i] *= f
+				o.scale(out[i*z.dPad:(i+1)*z.dPad], f)
+			}
+			sum[i] += part
+			top[i] = mx
+		}
+		segs[0], segs[1] = 0, int64(kn)
+		one[0] = kblock{n: 1}
+		t = tilePass{o: o, m: m, base: ptr(scores), rows: &j.sRows[0], segs: segs, blocks: one[:],
+			w: vp[k0*nr:], k: s.Tk, cols: z.dPad, dst: out, acc: k0 > 0}
+		t.run(0, z.dPad/nr)
+	}
+	for i := range m {
+		d := j.dst[(b*s.Tq+t0+i)*s.LdO+h*s.D:][:s.D]
+		if sum[i] == 0 {
+			clear(d)
+			continue
+		}
+		copy(d, out[i*z.dPad:])
+		o.scale(d, 1/sum[i])
+	}
+}

@@ -1,0 +1,650 @@
+package kernels
+
+import (
+	"fmt"
+	"unsafe"
+)
+
+// Pad is the number of zero rows and columns around an image.
+type Pad struct{ Top, Left, Bottom, Right int }
+
+// Same is the padding of p on every side.
+func Same(p int) Pad { return Pad{p, p, p, p} }
+
+// ConvSpec is the shape of a convolution. Stride and Dilation hold for both
+// axes and 0 means 1. A convolution of a sequence has KH = 1 and H = 1.
+type ConvSpec struct {
+	Cin, Cout int
+	KH, KW    int
+	Stride    int
+	Dilation  int
+	Pad       Pad
+}
+
+func (s ConvSpec) normal() ConvSpec {
+	s.Stride = max(s.Stride, 1)
+	s.Dilation = max(s.Dilation, 1)
+	return s
+}
+
+// OutSize gives the height and width of the output for an input (after
+// upsampling, if any) of h by w:
+// floor((h + pad - dilation*(k-1) - 1)/stride) + 1, and 0 if the kernel does
+// not fit.
+func (s ConvSpec) OutSize(h, w int) (int, int) {
+	s = s.normal()
+	return outLen(h+s.Pad.Top+s.Pad.Bottom, s.KH, s.Stride, s.Dilation),
+		outLen(w+s.Pad.Left+s.Pad.Right, s.KW, s.Stride, s.Dilation)
+}
+
+func outLen(n, k, stride, dil int) int {
+	if n -= dil*(k-1) + 1; n >= 0 {
+		return n/stride + 1
+	}
+	return 0
+}
+
+// Input is what a convolution or a norm reads: one NHWC tensor, or two that
+// are taken as concatenated along the channels, seen through a function.
+// The value read is
+//
+//	Act(x*Scale[n][c] + Shift[n][c])
+//
+// which is a group norm and its activation when Scale and Shift come from
+// [GroupNorm]. With Upsample every pixel is read as a 2 by 2 block.
+// Zero padding is applied after the function.
+type Input struct {
+	X  []float32 // (N, H, W, C)
+	C  int
+	X2 []float32 // (N, H, W, C2), nil for none
+	C2 int
+
+	Scale, Shift []float32 // (N, C+C2), nil for the identity
+	Act          Activation
+	Upsample     bool // nearest, factor 2
+
+	stuff int // zeros between pixels: factor of a transposed convolution, 0 = 1
+}
+
+func (in *Input) channels() int { return in.C + in.C2 }
+
+func (in *Input) plain() bool {
+	return in.X2 == nil && in.Scale == nil && in.Act == Identity && !in.Upsample && in.stuff <= 1
+}
+
+// factor is the growth of the image when it is read.
+func (in *Input) size(h, w int) (int, int) {
+	if in.Upsample {
+		return 2 * h, 2 * w
+	}
+	if in.stuff > 1 {
+		return (h-1)*in.stuff + 1, (w-1)*in.stuff + 1
+	}
+	return h, w
+}
+
+// Epilogue is applied to the output of a layer before it is stored:
+//
+//	dst = Act((y + bias + RowBias[n] + Residual) * Scale)
+//
+// The zero value stores y + bias.
+type Epilogue struct {
+	Residual []float32 // laid out like dst; may be dst itself
+	RowBias  []float32 // (N, Cout): one vector per image, for time embeddings
+	Scale    float32   // 0 means 1
+	Act      Activation
+}
+
+func (e *Epilogue) after() bool { return e.Act != Identity || e.Scale != 0 && e.Scale != 1 }
+
+// Conv is a convolution layer with packed weights. It is immutable and may be
+// run by many pools at once.
+type Conv struct {
+	spec   ConvSpec
+	tier   Tier
+	dtype  DType
+	ops    *ops
+	w      []float32 // [panel][k][nr]
+	bias   []float32 // padded to whole panels
+	pieces []piece
+	blocks []kblock
+	k      int
+	panels int
+	hasB   bool
+	wino   *winograd
+}
+
+// piece is one segment of K: channels c0.. of the run of kernel taps that
+// begins at (ky, kx).
+type piece struct{ ky, kx, c0, len int }
+
+// kblock is the pieces that one pass over a panel covers.
+type kblock struct{ first, n, k0 int }
+
+// NewConv packs a layer. weight is (Cout, Cin, KH, KW); bias is (Cout) or nil.
+// It panics if the sizes do not agree.
+func NewConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32) *Conv {
+	spec = spec.normal()
+	if spec.Cin < 1 || spec.Cout < 1 || spec.KH < 1 || spec.KW < 1 {
+		panic(fmt.Sprintf("kernels: convolution of shape %+v", spec))
+	}
+	if want := spec.Cout * spec.Cin * spec.KH * spec.KW; len(weight) != want {
+		panic(fmt.Sprintf("kernels: convolution weight has %d values, shape (%d,%d,%d,%d) needs %d",
+			len(weight), spec.Cout, spec.Cin, spec.KH, spec.KW, want))
+	}
+	if bias != nil && len(bias) != spec.Cout {
+		panic(fmt.Sprintf("kernels: convolution bias has %d values for %d channels", len(bias), spec.Cout))
+	}
+	o := opsOf(tier)
+	c := &Conv{spec: spec, tier: tier, dtype: dtype, ops: o, hasB: bias != nil}
+	c.k = spec.KH * spec.KW * spec.Cin
+	c.panels = ceilDiv(spec.Cout, o.nr)
+	c.bias = alignedFloats(c.panels * o.nr)
+	copy(c.bias, bias)
+	c.cut()
+	round := func(v float32) float32 { return v }
+	if dtype == BF16 {
+		round = roundBF16
+	}
+	if useWinograd(tier, dtype, spec) {
+		c.wino = newWinograd(o, spec, weight, round)
+		return c
+	}
+	c.w = alignedFloats(c.panels * o.nr * c.k)
+	taps := spec.KH * spec.KW
+	packPanels(c.w, c.k, spec.Cout, o.nr, func(k, j int) float32 {
+		tap, ci := k/spec.Cin, k%spec.Cin
+		return round(weight[(j*spec.Cin+ci)*taps+tap])
+	})
+	return c
+}
+
+// cut divides K into segments and passes. Neighbouring taps of a kernel row
+// are neighbours in NHWC memory, so without dilation they are one segment.
+func (c *Conv) cut() {
+	s := c.spec
+	runs, length := s.KW, s.Cin
+	if s.Dilation == 1 {
+		runs, length = 1, s.KW*s.Cin
+	}
+	parts := ceilDiv(length, c.ops.kc)
+	step := ceilDiv(length, parts)
+	k0, room := 0, 0
+	for ky := range s.KH {
+		for kx := range runs {
+			for c0 := 0; c0 < length; c0 += step {
+				n := min(step, length-c0)
+				if n > room {
+					c.blocks = append(c.blocks, kblock{first: len(c.pieces), k0: k0})
+					room = c.ops.kc
+				}
+				c.pieces = append(c.pieces, piece{ky, kx, c0, n})
+				c.blocks[len(c.blocks)-1].n++
+				k0 += n
+				room -= n
+			}
+		}
+	}
+}
+
+// Spec gives the layer's shape.
+func (c *Conv) Spec() ConvSpec { return c.spec }
+
+// MACs gives the multiply-adds of a run by definition, whatever the method.
+func (c *Conv) MACs(n, h, w int) int {
+	ho, wo := c.spec.OutSize(h, w)
+	return n * ho * wo * c.spec.Cout * c.k
+}
+
+// convPlan is how a run is divided. It depends on the number of workers only
+// in what is shared, never in what is computed.
+type convPlan struct {
+	n, hi, wi   int // images and their size as read
+	pad         Pad
+	ho, wo      int
+	th, tw      int // output rectangle of a block
+	bh, bw      int // its input rectangle, padding included
+	yb, xb      int // blocks per image
+	direct      bool
+	local       bool
+	pitch       int // pixels between rows of the buffer that is read
+	groups      int // column groups that a block is divided into
+	shared      int // float32 of the shared padded input
+	perWorker   int
+	rowN        int // rows of a block
+	stride, dil int
+}
+
+const blockPixels = 240
+
+func (c *Conv) plan(workers, n, h, w int, pad Pad, in *Input, rowBias bool) convPlan {
+	s := c.spec
+	s.Pad = pad
+	if s.KH == 1 && s.KW == 1 && s.Stride == 1 && s.Pad == (Pad{}) && !in.Upsample && in.stuff <= 1 {
+		// Pixels are rows of a matrix: forget the picture.
+		h, w = 1, h*w
+		if in.Scale == nil && !rowBias {
+			n, w = 1, n*w
+		}
+	}
+	p := convPlan{n: n, pad: pad}
+	p.hi, p.wi = in.size(h, w)
+	p.ho, p.wo = s.OutSize(p.hi, p.wi)
+	p.stride, p.dil = s.Stride, s.Dilation
+	hp, wp := p.hi+s.Pad.Top+s.Pad.Bottom, p.wi+s.Pad.Left+s.Pad.Right
+	spanH, spanW := s.Dilation*(s.KH-1)+1, s.Dilation*(s.KW-1)+1
+
+	p.th, p.tw = 1, p.wo
+	if p.wo > blockPixels*3/2 {
+		p.tw = roundUp(ceilDiv(p.wo, ceilDiv(p.wo, blockPixels)), c.ops.mr)
+	} else {
+		p.th = min(max(blockPixels*5/4/p.wo, 1), p.ho)
+		p.th = ceilDiv(p.ho, ceilDiv(p.ho, p.th))
+	}
+	p.yb, p.xb = ceilDiv(p.ho, p.th), ceilDiv(p.wo, p.tw)
+	p.bh, p.bw = (p.th-1)*s.Stride+spanH, (p.tw-1)*s.Stride+spanW
+	blocks := p.n * p.yb * p.xb
+
+	p.direct = in.plain() && s.Pad == (Pad{}) && c.dtype == F32
+	padded := hp * wp * s.Cin
+	fill := p.bh * p.bw * p.yb * p.xb * s.Cin
+	p.local = !p.direct && blocks >= 4*workers && fill*2 <= padded*3
+	p.groups = 1
+	if blocks < 4*workers && workers > 1 {
+		p.groups = min(c.panels, ceilDiv(4*workers, blocks))
+	}
+	switch {
+	case p.direct:
+		p.pitch = p.wi
+	case p.local:
+		p.pitch = p.bw
+		p.perWorker = p.bh * p.bw * s.Cin
+	default:
+		p.pitch = wp
+		p.shared = p.n * padded
+	}
+	p.rowN = p.th * p.tw
+	return p
+}
+
+func (p *convPlan) total(c *Conv, workers int) int {
+	perWorker := roundUp(p.perWorker, 16) + roundUp(p.rowN*c.ops.nr, 16) + roundUp(c.panels*c.ops.nr, 16)
+	return alignSlack + roundUp(p.shared, 16) + workers*perWorker +
+		roundUp(2*roundUp(p.rowN, c.ops.mr), 16) + roundUp(4*len(c.pieces), 16)
+}
+
+// Scratch gives the float32 that Run needs as scratch for n images of h by w
+// (before upsampling) on a pool of that many workers. It covers every Input
+// and Epilogue with that value of Upsample.
+func (c *Conv) Scratch(workers, n, h, w int, upsample bool) int {
+	return c.scratch(workers, n, h, w, c.spec.Pad, Input{Upsample: upsample})
+}
+
+func (c *Conv) scratch(workers, n, h, w int, pad Pad, in Input) int {
+	if c.wino != nil {
+		return c.wino.scratch(c, workers, n, h, w, pad, &in)
+	}
+	worst := 0
+	for _, act := range []Activation{Identity, SiLU} {
+		for _, rowBias := range []bool{false, true} {
+			in.Act = act
+			in.Scale = nil
+			if rowBias {
+				in.Scale = []float32{}
+			}
+			p := c.plan(workers, n, h, w, pad, &in, rowBias)
+			worst = max(worst, p.total(c, workers))
+		}
+	}
+	return worst
+}
+
+// Run computes the layer for n images of h by w (the size of in.X, before
+// upsampling) into dst (N, Ho, Wo, Cout). dst may not overlap the input.
+// scratch holds at least c.Scratch float32 and is garbage afterwards.
+// It panics if sizes or tiers do not agree.
+func (c *Conv) Run(p *Pool, dst []float32, in Input, n, h, w int, scratch []float32, ep Epilogue) {
+	c.run(p, dst, in, n, h, w, c.spec.Pad, scratch, ep)
+}
+
+func (c *Conv) run(p *Pool, dst []float32, in Input, n, h, w int, pad Pad, scratch []float32, ep Epilogue) {
+	if p.tier != c.tier {
+		panic(fmt.Sprintf("kernels: a layer packed for %v runs on a pool of %v", c.tier, p.tier))
+	}
+	in.check(n, h, w, c.spec.Cin)
+	hi, wi := in.size(h, w)
+	spec := c.spec
+	spec.Pad = pad
+	ho, wo := spec.OutSize(hi, wi)
+	if ho < 1 || wo < 1 {
+		panic(fmt.Sprintf("kernels: input %dx%d is smaller than the kernel of %+v", hi, wi, c.spec))
+	}
+	need("dst", dst, n*ho*wo*c.spec.Cout)
+	if ep.Residual != nil {
+		need("residual", ep.Residual, n*ho*wo*c.spec.Cout)
+	}
+	if ep.RowBias != nil {
+		need("row bias", ep.RowBias, n*c.spec.Cout)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c.wino != nil {
+		p.wino.run(p, c, dst, &in, n, h, w, pad, scratch, &ep)
+		p.wino = winoJob{}
+		return
+	}
+	j := &p.conv
+	j.c, j.in, j.ep, j.dst = c, in, ep, dst
+	j.plan = c.plan(p.workers, n, h, w, pad, &in, ep.RowBias != nil)
+	j.setup(p, scratch)
+	if j.plan.shared > 0 {
+		j.filling = true
+		p.run(j.plan.n*j.fillBlocks(), j)
+	}
+	j.filling = false
+	p.run(j.plan.n*j.plan.yb*j.plan.xb*j.plan.groups, j)
+	*j = convJob{}
+}
+
+func (in *Input) check(n, h, w, c int) {
+	if in.channels() != c {
+		panic(fmt.Sprintf("kernels: input has %d+%d channels, layer needs %d", in.C, in.C2, c))
+	}
+	need("input", in.X, n*h*w*in.C)
+	if in.C2 > 0 {
+		need("second input", in.X2, n*h*w*in.C2)
+	}
+	if in.Scale != nil {
+		need("input scale", in.Scale, n*c)
+		need("input shift", in.Shift, n*c)
+	}
+}
+
+func need(what string, s []float32, n int) {
+	if len(s) < n {
+		panic(fmt.Sprintf("kernels: %s has %d values, needs %d", what, len(s), n))
+	}
+}
+
+type convJob struct {
+	c    *Conv
+	in   Input
+	ep   Epilogue
+	dst  []float32
+	plan convPlan
+
+	filling bool
+	shared  []float32
+	local   []float32
+	tail    []float32
+	biases  []float32
+	rows    []int64
+	segs    []int64
+}
+
+func (j *convJob) setup(p *Pool, scratch []float32) {
+	c, pl := j.c, &j.plan
+	need("scratch", scratch, pl.total(c, p.workers))
+	cv := carve(scratch)
+	j.shared = cv.take(pl.shared)
+	j.local = cv.take(p.workers * roundUp(pl.perWorker, 16))
+	j.tail = cv.take(p.workers * roundUp(pl.rowN*c.ops.nr, 16))
+	j.biases = cv.take(p.workers * roundUp(c.panels*c.ops.nr, 16))
+	nRows := roundUp(pl.rowN, c.ops.mr)
+	j.rows = int64s(cv.take(2*nRows), nRows)
+	j.segs = int64s(cv.take(4*len(c.pieces)), 2*len(c.pieces))
+	px := int64(c.spec.Cin) * 4
+	for i := range j.rows {
+		m := min(i, pl.rowN-1)
+		y, x := m/pl.tw, m%pl.tw
+		j.rows[i] = int64((y*pl.pitch+x)*pl.stride) * px
+	}
+	for i, q := range c.pieces {
+		j.segs[2*i] = int64((q.ky*pl.pitch+q.kx)*pl.dil)*px + int64(q.c0)*4
+		j.segs[2*i+1] = int64(q.len)
+	}
+}
+
+// fillRowsPerItem balances the fill of the shared padded input.
+const fillRowsPerItem = 4
+
+func (j *convJob) paddedHeight() int {
+	return j.plan.hi + j.plan.pad.Top + j.plan.pad.Bottom
+}
+
+func (j *convJob) fillBlocks() int { return ceilDiv(j.paddedHeight(), fillRowsPerItem) }
+
+func (j *convJob) do(worker, item int) {
+	c, pl := j.c, &j.plan
+	s := &c.spec
+	if j.filling {
+		hp, per := j.paddedHeight(), j.fillBlocks()
+		n, y := item/per, item%per*fillRowsPerItem
+		row := pl.pitch * s.Cin
+		fillInput(c.ops, j.shared[(n*hp+y)*row:], &j.in, n, pl.hi, pl.wi, pl.pad, s.Cin,
+			y, min(y+fillRowsPerItem, hp), 0, pl.pitch, pl.pitch, c.dtype)
+		return
+	}
+	group := item % pl.groups
+	item /= pl.groups
+	xb := item % pl.xb
+	item /= pl.xb
+	yb, n := item%pl.yb, item/pl.yb
+	y0, x0 := yb*pl.th, xb*pl.tw
+	th, tw := min(pl.th, pl.ho-y0), min(pl.tw, pl.wo-x0)
+
+	var base unsafe.Pointer
+	switch {
+	case pl.direct:
+		base = unsafe.Pointer(&j.in.X[((n*pl.hi+y0*pl.stride)*pl.wi+x0*pl.stride)*s.Cin])
+	case pl.local:
+		size := roundUp(pl.perWorker, 16)
+		buf := j.local[worker*size : (worker+1)*size]
+		bh := (th-1)*pl.stride + pl.dil*(s.KH-1) + 1
+		bw := (tw-1)*pl.stride + pl.dil*(s.KW-1) + 1
+		fillInput(c.ops, buf, &j.in, n, pl.hi, pl.wi, pl.pad, s.Cin,
+			y0*pl.stride, y0*pl.stride+bh, x0*pl.stride, x0*pl.stride+bw, pl.pitch, c.dtype)
+		base = ptr(buf)
+	default:
+		hp := j.paddedHeight()
+		base = unsafe.Pointer(&j.shared[((n*hp+y0*pl.stride)*pl.pitch+x0*pl.stride)*s.Cin])
+	}
+	bias := c.bias
+	hasBias := c.hasB
+	if j.ep.RowBias != nil {
+		size := roundUp(c.panels*c.ops.nr, 16)
+		bias = j.biases[worker*size : (worker+1)*size]
+		copy(bias, c.bias)
+		for i, v := range j.ep.RowBias[n*s.Cout : (n+1)*s.Cout] {
+			bias[i] += v
+		}
+		hasBias = true
+	}
+	first, last := group*c.panels/pl.groups, (group+1)*c.panels/pl.groups
+	out := ((n*pl.ho+y0)*pl.wo + x0) * s.Cout
+	size := roundUp(pl.rowN*c.ops.nr, 16)
+	t := tilePass{
+		o: c.ops, m: th * tw, base: base, rows: &j.rows[0], segs: j.segs, blocks: c.blocks,
+		w: c.w, k: c.k, cols: s.Cout, dst: j.dst[out:], tail: j.tail[worker*size : (worker+1)*size],
+	}
+	if hasBias {
+		t.bias = bias
+	}
+	if j.ep.Residual != nil {
+		t.res = j.ep.Residual[out:]
+	}
+	t.run(first, last)
+	finish(c.ops, &j.ep, j.dst[out:], th*tw, s.Cout, first*c.ops.nr, min(last*c.ops.nr, s.Cout))
+}
+
+// tilePass is m rows of output times a range of column panels.
+type tilePass struct {
+	o      *ops
+	m      int
+	base   unsafe.Pointer
+	rows   *int64
+	segs   []int64
+	blocks []kblock
+	w      []float32
+	k      int
+	cols   int // columns of dst, its row length
+	dst    []float32
+	tail   []float32 // m*nr, for the last panel when cols is no multiple of nr
+	bias   []float32
+	res    []float32
+	acc    bool // dst holds the start of the sums
+}
+
+func (t *tilePass) run(first, last int) {
+	nr := t.o.nr
+	for pn := first; pn < last; pn++ {
+		j0 := pn * nr
+		whole := j0+nr <= t.cols
+		var g gemmArgs
+		if whole {
+			g.c, g.ldc = unsafe.Pointer(&t.dst[j0]), int64(t.cols)*4
+		} else {
+			g.c, g.ldc = ptr(t.tail), int64(nr)*4
+		}
+		g.a, g.rows = t.base, t.rows
+		if t.acc {
+			g.acc = 1
+		}
+		for bi, b := range t.blocks {
+			g.b = unsafe.Pointer(&t.w[(pn*t.k+b.k0)*nr])
+			g.segs = (*segment)(unsafe.Pointer(&t.segs[2*b.first]))
+			g.nseg = int64(b.n)
+			if bi == len(t.blocks)-1 {
+				if t.bias != nil {
+					g.bias = &t.bias[j0]
+				}
+				if t.res != nil && whole {
+					g.res = unsafe.Pointer(&t.res[j0])
+				}
+			}
+			t.o.gemmRows(&g, t.m)
+			g.acc = 1
+		}
+		if !whole {
+			for i := range t.m {
+				src := t.tail[i*nr : i*nr+t.cols-j0]
+				out := t.dst[i*t.cols+j0 : (i+1)*t.cols]
+				if t.res != nil {
+					for q, v := range t.res[i*t.cols+j0 : (i+1)*t.cols] {
+						out[q] = src[q] + v
+					}
+				} else {
+					copy(out, src)
+				}
+			}
+		}
+	}
+}
+
+// finish applies the part of an epilogue that the kernel does not.
+func finish(o *ops, ep *Epilogue, dst []float32, m, cols, j0, j1 int) {
+	if !ep.after() {
+		return
+	}
+	if j0 == 0 && j1 == cols {
+		m, j1 = 1, m*cols
+	}
+	for i := range m {
+		row := dst[i*cols+j0 : i*cols+j1]
+		if ep.Scale != 0 && ep.Scale != 1 {
+			o.scale(row, ep.Scale)
+		}
+		if ep.Act != Identity {
+			o.act(row, row, ep.Act)
+		}
+	}
+}
+
+// fillInput writes the rectangle [y0,y1) by [x0,x1) of image n of the padded
+// input to dst, rows apart by pitch pixels of c values.
+func fillInput(o *ops, dst []float32, in *Input, n, hi, wi int, pad Pad, c, y0, y1, x0, x1, pitch int, dtype DType) {
+	step := max(in.stuff, 1)
+	hs, ws := (hi-1)/step+1, (wi-1)/step+1
+	if in.Upsample {
+		hs, ws = hi/2, wi/2
+	}
+	from, to := max(x0, pad.Left), min(x1, pad.Left+wi)
+	to = max(from, to)
+	for y := y0; y < y1; y++ {
+		row := dst[(y-y0)*pitch*c : ((y-y0)*pitch+x1-x0)*c]
+		iy := y - pad.Top
+		if iy < 0 || iy >= hi || iy%step != 0 || from >= x1 || to <= x0 {
+			clear(row)
+			continue
+		}
+		clear(row[:(from-x0)*c])
+		clear(row[(to-x0)*c:])
+		mid := row[(from-x0)*c : (to-x0)*c]
+		ix := from - pad.Left
+		sy, scale := iy/step, 1
+		if in.Upsample {
+			sy, scale = iy/2, 2
+		}
+		if step > 1 {
+			clear(mid)
+		}
+		ch := 0
+		for part := range 2 {
+			x, pc := in.X, in.C
+			if part == 1 {
+				x, pc = in.X2, in.C2
+			}
+			if pc == 0 {
+				continue
+			}
+			src := x[(n*hs+sy)*ws*pc : (n*hs+sy+1)*ws*pc]
+			var sc, sh *float32
+			if in.Scale != nil {
+				sc, sh = &in.Scale[n*c+ch], &in.Shift[n*c+ch]
+			}
+			switch {
+			case in.Upsample:
+				for odd := range 2 {
+					// First position of this parity at or after ix.
+					q := ix + (ix+odd)&1
+					cnt := (ix + (to - from) - q + 1) / scale
+					if cnt > 0 {
+						copyRows(o, mid[(q-ix)*c+ch:], src[q/2*pc:], 2*c, pc, cnt, pc, sc, sh, in.Act)
+					}
+				}
+			case step > 1:
+				q := ceilDiv(ix, step)
+				cnt := (ix+(to-from)-1)/step - q + 1
+				if cnt > 0 {
+					copyRows(o, mid[(q*step-ix)*c+ch:], src[q*pc:], step*c, pc, cnt, pc, sc, sh, in.Act)
+				}
+			default:
+				copyRows(o, mid[ch:], src[ix*pc:], c, pc, to-from, pc, sc, sh, in.Act)
+			}
+			ch += pc
+		}
+		if dtype == BF16 {
+			for i, v := range mid {
+				mid[i] = roundBF16(v)
+			}
+		}
+	}
+}
+
+func copyRows(o *ops, dst, src []float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation) {
+	if n <= 0 {
+		return
+	}
+	if scale == nil && act == Identity {
+		if dstStride == c && srcStride == c {
+			copy(dst[:n*c], src)
+			return
+		}
+		for i := range n {
+			copy(dst[i*dstStride:i*dstStride+c], src[i*srcStride:])
+		}
+		return
+	}
+	_, _ = dst[(n-1)*dstStride+c-1], src[(n-1)*srcStride+c-1]
+	o.affineRows(&dst[0], &src[0], dstStride, srcStride, n, c, scale, shift, act)
+}

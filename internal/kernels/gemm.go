@@ -1,0 +1,218 @@
+package kernels
+
+import "unsafe"
+
+// All matrix work goes through one kernel shape: a tile of mr rows by nr
+// columns of the output keeps its sums in registers and walks K in segments.
+// A row of the left operand is any address, and a segment is an offset that
+// holds for all rows of the call, so the same kernel is a matrix product
+// (one segment), a direct convolution (a row is an output pixel's first input
+// pixel in the padded NHWC image, a segment is one kernel row) and every
+// strided or dilated form of it. The right operand is packed in panels of nr
+// columns: [column panel][k][nr].
+
+// segment is a run of consecutive k.
+type segment struct {
+	off int64 // bytes from a row's address
+	len int64 // elements (pairs of elements for bf16 kernels)
+}
+
+// gemmArgs is what a kernel call needs. The assembly knows its layout.
+type gemmArgs struct {
+	c     unsafe.Pointer // first output row: nr float32 are written per row
+	ldc   int64          // bytes between output rows
+	a     unsafe.Pointer // base of the row offsets
+	rows  *int64         // row offsets in bytes, tiles*mr of them
+	tiles int64          // tiles of mr rows, one below the other
+	b     unsafe.Pointer // packed panel at this call's first k
+	segs  *segment
+	nseg  int64
+	bias  *float32       // nr values added at the end, or nil
+	res   unsafe.Pointer // added at the end, laid out like c, or nil
+	acc   int64          // 1: the sums start from c
+}
+
+// ops holds the primitives of a tier. Everything above them is shared.
+type ops struct {
+	mr, nr int
+	// gemm[m] computes tiles of m rows, m in [1, mr].
+	gemm [16]func(*gemmArgs)
+	// kc is the number of k that one pass over a panel covers, so that the
+	// panel's part stays in the first-level cache.
+	kc int
+
+	// affineRows writes n rows of c values: dst = act(src*scale + shift),
+	// rows apart by dstStride and srcStride values.
+	affineRows func(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation)
+	// act is dst[i] = act(src[i]).
+	act func(dst, src []float32, act Activation)
+	// chanSums adds over n rows of c values, rows apart by stride:
+	// sum[j] = sum of (x - shift[j]), sq[j] = sum of (x - shift[j])^2.
+	chanSums func(sum, sq, src, shift *float32, stride, n, c int)
+	// expRow replaces x by exp(x*scale - m) and gives the sum.
+	expRow func(x []float32, scale, m float32) float32
+	// maxRow gives the largest of x, -Inf for none.
+	maxRow func(x []float32) float32
+	// add is dst = (a + b) * scale.
+	add func(dst, a, b []float32, scale float32)
+	// mulAdd is dst = dst*scale + a*b elementwise where scale is one number.
+	scale func(dst []float32, s float32)
+	// geglu is dst = a * gelu(b).
+	geglu func(dst, a, b []float32)
+	// moments gives the mean of x and the sum of squared distances from it.
+	moments func(x []float32) (mean, m2 float32)
+	// sumSq gives the sum of squares.
+	sumSq func(x []float32) float32
+	// normRow is dst = (x - mean)*rstd*gamma + beta; gamma, beta may be nil.
+	normRow func(dst, x []float32, mean, rstd float32, gamma, beta []float32)
+	// syrk adds the product of an mr-by-k and a k-by-nr float64 tile.
+	dgemm func(c *float64, ldc int, a *float64, lda int, b *float64, k int)
+}
+
+func opsOf(t Tier) *ops {
+	if t == Portable {
+		return &portableOps
+	}
+	return tierOps(t)
+}
+
+func ceilDiv(a, b int) int { return (a + b - 1) / b }
+
+func roundUp(a, b int) int { return ceilDiv(a, b) * b }
+
+// f32At views n float32 at p.
+func f32At(p unsafe.Pointer, n int) []float32 { return unsafe.Slice((*float32)(p), n) }
+
+func ptr(s []float32) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(s)) }
+
+// gemmPortable is the twin of the assembly kernels for any tile shape.
+func gemmPortable(g *gemmArgs, mr, nr int) {
+	var sums [14 * 64]float32
+	rows := unsafe.Slice(g.rows, int(g.tiles)*mr)
+	segs := unsafe.Slice(g.segs, int(g.nseg))
+	for t := range int(g.tiles) {
+		for i := range mr {
+			off := int64(t*mr+i) * g.ldc
+			acc := sums[i*nr : (i+1)*nr]
+			clear(acc)
+			if g.acc != 0 {
+				copy(acc, f32At(unsafe.Add(g.c, off), nr))
+			}
+			row := rows[t*mr+i]
+			b := g.b
+			for _, s := range segs {
+				a := f32At(unsafe.Add(g.a, row+s.off), int(s.len))
+				bs := f32At(b, int(s.len)*nr)
+				for k, av := range a {
+					for j, bv := range bs[k*nr : k*nr+nr] {
+						acc[j] += float32(av * bv)
+					}
+				}
+				b = unsafe.Add(b, int(s.len)*nr*4)
+			}
+			if g.bias != nil {
+				for j, v := range unsafe.Slice(g.bias, nr) {
+					acc[j] += v
+				}
+			}
+			if g.res != nil {
+				for j, v := range f32At(unsafe.Add(g.res, off), nr) {
+					acc[j] += v
+				}
+			}
+			copy(f32At(unsafe.Add(g.c, off), nr), acc)
+		}
+	}
+}
+
+// gemmRows runs one panel over m rows: whole tiles of mr, then one smaller.
+func (o *ops) gemmRows(g *gemmArgs, m int) {
+	full := m / o.mr
+	if full > 0 {
+		g.tiles = int64(full)
+		o.gemm[o.mr](g)
+	}
+	if r := m - full*o.mr; r > 0 {
+		done := full * o.mr
+		t := *g
+		t.tiles = 1
+		t.c = unsafe.Add(g.c, int64(done)*g.ldc)
+		if g.res != nil {
+			t.res = unsafe.Add(g.res, int64(done)*g.ldc)
+		}
+		t.rows = (*int64)(unsafe.Add(unsafe.Pointer(g.rows), done*8))
+		o.gemm[r](&t)
+	}
+}
+
+// packPanels packs a k-by-n matrix given by at into panels of nr columns with
+// zeros beyond n.
+func packPanels(dst []float32, k, n, nr int, at func(k, j int) float32) {
+	for j0 := 0; j0 < n; j0 += nr {
+		p := dst[j0*k:]
+		for i := range k {
+			row := p[i*nr : i*nr+nr]
+			for j := range row {
+				if j0+j < n {
+					row[j] = at(i, j0+j)
+				} else {
+					row[j] = 0
+				}
+			}
+		}
+	}
+}
+
+// alignedFloats allocates n float32 at a 64-byte boundary with slack behind.
+func alignedFloats(n int) []float32 {
+	s := make([]float32, n+32)
+	return align64(s)[:n]
+}
+
+// align64 drops the values in front of the next 64-byte boundary.
+func align64(s []float32) []float32 {
+	if len(s) == 0 {
+		return s
+	}
+	off := int(-uintptr(ptr(s))&63) / 4
+	return s[min(off, len(s)):]
+}
+
+// carver cuts scratch into aligned pieces.
+type carver struct {
+	s []float32
+	n int
+}
+
+const alignSlack = 16
+
+func (c *carver) take(n int) []float32 {
+	n16 := roundUp(n, 16)
+	if c.n+n16 > len(c.s) {
+		panic("kernels: scratch is too small, size it with the matching Scratch function")
+	}
+	s := c.s[c.n : c.n+n16 : c.n+n16]
+	c.n += n16
+	return s[:n]
+}
+
+func carve(scratch []float32) carver { return carver{s: align64(scratch)} }
+
+// int64s views float32 scratch as n int64; n*2 values are used.
+func int64s(s []float32, n int) []int64 {
+	if n == 0 {
+		return nil
+	}
+	_ = s[2*n-1]
+	return unsafe.Slice((*int64)(ptr(s)), n)
+}
+
+// roundBF16 rounds to the nearest bfloat16, ties to even.
+func roundBF16(f float32) float32 {
+	u := f32bits(f)
+	if f != f {
+		return f
+	}
+	u += 0x7fff + u>>16&1
+	return f32frombits(u &^ 0xffff)
+}

@@ -1,0 +1,348 @@
+package kernels
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+)
+
+func rng(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 17)) }
+
+func randoms(r *rand.Rand, n int) []float32 {
+	s := make([]float32, n)
+	for i := range s {
+		s[i] = float32(r.NormFloat64())
+	}
+	return s
+}
+
+// relErr is the relative L2 distance of got from want.
+func relErr(got []float32, want []float64) float64 {
+	var d, w float64
+	for i, v := range want {
+		e := float64(got[i]) - v
+		d += e * e
+		w += v * v
+	}
+	if w == 0 {
+		return math.Sqrt(d)
+	}
+	return math.Sqrt(d / w)
+}
+
+func wide(s []float32) []float64 {
+	o := make([]float64, len(s))
+	for i, v := range s {
+		o[i] = float64(v)
+	}
+	return o
+}
+
+func sameBits(t *testing.T, what string, a, b []float32) {
+	t.Helper()
+	for i := range a {
+		if math.Float32bits(a[i]) != math.Float32bits(b[i]) {
+			t.Fatalf("%s: value %d is %v and %v", what, i, a[i], b[i])
+		}
+	}
+}
+
+// within fails unless the relative L2 error is at most tol and all is finite.
+func within(t *testing.T, what string, got []float32, want []float64, tol float64) {
+	t.Helper()
+	if e := relErr(got, want); !(e <= tol) {
+		t.Fatalf("%s: relative L2 error %.3g, allowed %.3g", what, e, tol)
+	}
+}
+
+// refInput materialises an Input in float64 by definition.
+func refInput(in *Input, n, h, w int) ([]float64, int, int) {
+	hi, wi := in.size(h, w)
+	c := in.channels()
+	out := make([]float64, n*hi*wi*c)
+	for b := range n {
+		for y := range hi {
+			for x := range wi {
+				sy, sx := y, x
+				if in.Upsample {
+					sy, sx = y/2, x/2
+				} else if in.stuff > 1 {
+					if y%in.stuff != 0 || x%in.stuff != 0 {
+						continue
+					}
+					sy, sx = y/in.stuff, x/in.stuff
+				}
+				for ch := range c {
+					var v float64
+					if ch < in.C {
+						v = float64(in.X[((b*h+sy)*w+sx)*in.C+ch])
+					} else {
+						v = float64(in.X2[((b*h+sy)*w+sx)*in.C2+ch-in.C])
+					}
+					if in.Scale != nil {
+						v = v*float64(in.Scale[b*c+ch]) + float64(in.Shift[b*c+ch])
+					}
+					out[((b*hi+y)*wi+x)*c+ch] = refAct(in.Act, v)
+				}
+			}
+		}
+	}
+	return out, hi, wi
+}
+
+func refAct(a Activation, x float64) float64 {
+	switch a {
+	case SiLU:
+		return x / (1 + math.Exp(-x))
+	case GELU:
+		return x / 2 * math.Erfc(-x/math.Sqrt2)
+	case GELUTanh:
+		return x / 2 * (1 + math.Tanh(math.Sqrt(2/math.Pi)*(x+0.044715*x*x*x)))
+	case QuickGELU:
+		return x / (1 + math.Exp(-1.702*x))
+	case ReLU:
+		return max(x, 0)
+	}
+	return x
+}
+
+// refConv is the definition in float64.
+func refConv(s ConvSpec, in *Input, n, h, w int, weight, bias []float32, ep Epilogue, round bool) []float64 {
+	s = s.normal()
+	x, hi, wi := refInput(in, n, h, w)
+	wt := wide(weight)
+	if round {
+		for i := range x {
+			x[i] = float64(roundBF16(float32(x[i])))
+		}
+		for i, v := range weight {
+			wt[i] = float64(roundBF16(v))
+		}
+	}
+	ho, wo := s.OutSize(hi, wi)
+	out := make([]float64, n*ho*wo*s.Cout)
+	for b := range n {
+		for y := range ho {
+			for xx := range wo {
+				for o := range s.Cout {
+					var sum float64
+					for ky := range s.KH {
+						iy := y*s.Stride + ky*s.Dilation - s.Pad.Top
+						if iy < 0 || iy >= hi {
+							continue
+						}
+						for kx := range s.KW {
+							ix := xx*s.Stride + kx*s.Dilation - s.Pad.Left
+							if ix < 0 || ix >= wi {
+								continue
+							}
+							for c := range s.Cin {
+								sum += x[((b*hi+iy)*wi+ix)*s.Cin+c] * wt[((o*s.Cin+c)*s.KH+ky)*s.KW+kx]
+							}
+						}
+					}
+					i := ((b*ho+y)*wo+xx)*s.Cout + o
+					if bias != nil {
+						sum += float64(bias[o])
+					}
+					if ep.RowBias != nil {
+						sum += float64(ep.RowBias[b*s.Cout+o])
+					}
+					if ep.Residual != nil {
+						sum += float64(ep.Residual[i])
+					}
+					if ep.Scale != 0 {
+						sum *= float64(ep.Scale)
+					}
+					out[i] = refAct(ep.Act, sum)
+				}
+			}
+		}
+	}
+	return out
+}
+
+type convCase struct {
+	spec ConvSpec
+	n    int
+	h, w int
+	up   bool
+	cat  int // channels of the second input
+	act  Activation
+	aff  bool
+	res  bool
+	rowB bool
+	out  Activation
+}
+
+func convCases(r *rand.Rand, count int) []convCase {
+	cs := []convCase{
+		{spec: ConvSpec{Cin: 3, Cout: 32, KH: 3, KW: 3, Pad: Same(1)}, n: 2, h: 9, w: 8},
+		{spec: ConvSpec{Cin: 32, Cout: 3, KH: 3, KW: 3, Pad: Same(1)}, n: 2, h: 8, w: 8},
+		{spec: ConvSpec{Cin: 32, Cout: 48, KH: 3, KW: 3, Pad: Same(1)}, n: 1, h: 16, w: 16, aff: true, act: SiLU, res: true},
+		{spec: ConvSpec{Cin: 16, Cout: 16, KH: 3, KW: 3, Stride: 2, Pad: Pad{0, 0, 1, 1}}, n: 2, h: 8, w: 8},
+		{spec: ConvSpec{Cin: 24, Cout: 32, KH: 1, KW: 1}, n: 3, h: 5, w: 7, cat: 8, rowB: true},
+		{spec: ConvSpec{Cin: 24, Cout: 32, KH: 1, KW: 1}, n: 1, h: 1, w: 700},
+		{spec: ConvSpec{Cin: 8, Cout: 8, KH: 1, KW: 5, Dilation: 3, Pad: Pad{0, 6, 0, 6}}, n: 2, h: 1, w: 64},
+		{spec: ConvSpec{Cin: 8, Cout: 20, KH: 3, KW: 3, Pad: Same(1)}, n: 1, h: 5, w: 6, up: true},
+		{spec: ConvSpec{Cin: 4, Cout: 4, KH: 4, KW: 4, Stride: 4}, n: 1, h: 16, w: 16},
+		{spec: ConvSpec{Cin: 16, Cout: 16, KH: 3, KW: 3, Pad: Same(1)}, n: 5, h: 4, w: 4, aff: true, act: SiLU},
+	}
+	for len(cs) < count {
+		s := ConvSpec{Cin: 1 + r.IntN(40), Cout: 1 + r.IntN(70), KH: 1 + r.IntN(4), KW: 1 + r.IntN(4),
+			Stride: 1 + r.IntN(3), Dilation: 1 + r.IntN(2), Pad: Pad{r.IntN(3), r.IntN(3), r.IntN(3), r.IntN(3)}}
+		if r.IntN(3) == 0 {
+			s.KH, s.KW, s.Stride, s.Dilation, s.Pad = 3, 3, 1, 1, Same(1)
+		}
+		c := convCase{spec: s, n: 1 + r.IntN(3), h: 1 + r.IntN(12), w: 1 + r.IntN(67), up: r.IntN(4) == 0,
+			aff: r.IntN(2) == 0, res: r.IntN(2) == 0, rowB: r.IntN(2) == 0,
+			act: Activation(r.IntN(6)), out: []Activation{Identity, Identity, SiLU, GELU}[r.IntN(4)]}
+		if s.Cin > 2 && r.IntN(3) == 0 {
+			c.cat = 1 + r.IntN(s.Cin-1)
+		}
+		ho, wo := s.OutSize(c.h, c.w)
+		if ho < 1 || wo < 1 {
+			continue
+		}
+		cs = append(cs, c)
+	}
+	return cs
+}
+
+func (c *convCase) build(r *rand.Rand) (in Input, weight, bias []float32, ep Epilogue, size int) {
+	s := c.spec.normal()
+	in = Input{C: s.Cin - c.cat, C2: c.cat, Upsample: c.up, Act: c.act}
+	in.X = randoms(r, c.n*c.h*c.w*in.C)
+	if c.cat > 0 {
+		in.X2 = randoms(r, c.n*c.h*c.w*c.cat)
+	}
+	if c.aff {
+		in.Scale, in.Shift = randoms(r, c.n*s.Cin), randoms(r, c.n*s.Cin)
+	}
+	weight, bias = randoms(r, s.Cout*s.Cin*s.KH*s.KW), randoms(r, s.Cout)
+	hi, wi := in.size(c.h, c.w)
+	ho, wo := s.OutSize(hi, wi)
+	size = c.n * ho * wo * s.Cout
+	if c.res {
+		ep.Residual = randoms(r, size)
+		ep.Scale = 0.7
+	}
+	if c.rowB {
+		ep.RowBias = randoms(r, c.n*s.Cout)
+	}
+	ep.Act = c.out
+	return
+}
+
+func poisoned(n int) []float32 {
+	s := make([]float32, n)
+	for i := range s {
+		s[i] = float32(math.NaN())
+	}
+	return s
+}
+
+func TestConv(t *testing.T) {
+	for _, tier := range Tiers() {
+		pool1, pool2 := NewPool(tier, 1), NewPool(tier, 3)
+		defer pool1.Close()
+		defer pool2.Close()
+		for _, dt := range []DType{F32, BF16} {
+			r := rng(5)
+			for i, c := range convCases(r, 60) {
+				t.Run(fmt.Sprintf("%v/%v/%d", tier, dt, i), func(t *testing.T) {
+					in, weight, bias, ep, size := c.build(r)
+					layer := NewConv(tier, dt, c.spec, weight, bias)
+					want := refConv(c.spec, &in, c.n, c.h, c.w, weight, bias, ep, dt == BF16)
+					tol := 3e-6
+					if dt == BF16 {
+						tol = 3e-3 // a rounded input may fall to the other neighbour
+					}
+					one := poisoned(size)
+					layer.Run(pool1, one, in, c.n, c.h, c.w, poisoned(layer.Scratch(1, c.n, c.h, c.w, c.up)), ep)
+					within(t, fmt.Sprintf("%+v", c), one, want, tol)
+					two := poisoned(size)
+					layer.Run(pool2, two, in, c.n, c.h, c.w, poisoned(layer.Scratch(3, c.n, c.h, c.w, c.up)), ep)
+					sameBits(t, "1 worker against 3", one, two)
+					// One image at a time.
+					hi, wi := in.size(c.h, c.w)
+					ho, wo := c.spec.OutSize(hi, wi)
+					per := ho * wo * c.spec.Cout
+					for b := range c.n {
+						img, e := in, ep
+						img.X = in.X[b*c.h*c.w*in.C:]
+						if c.cat > 0 {
+							img.X2 = in.X2[b*c.h*c.w*c.cat:]
+						}
+						if c.aff {
+							img.Scale, img.Shift = in.Scale[b*c.spec.Cin:], in.Shift[b*c.spec.Cin:]
+						}
+						if c.res {
+							e.Residual = ep.Residual[b*per:]
+						}
+						if c.rowB {
+							e.RowBias = ep.RowBias[b*c.spec.Cout:]
+						}
+						got := poisoned(per)
+						layer.Run(pool2, got, img, 1, c.h, c.w, poisoned(layer.Scratch(3, 1, c.h, c.w, c.up)), e)
+						sameBits(t, fmt.Sprintf("image %d alone", b), got, one[b*per:(b+1)*per])
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestConvGrad(t *testing.T) {
+	r := rng(7)
+	specs := []struct {
+		s    ConvSpec
+		h, w int
+	}{
+		{ConvSpec{Cin: 5, Cout: 7, KH: 3, KW: 3, Pad: Same(1)}, 6, 9},
+		{ConvSpec{Cin: 16, Cout: 16, KH: 3, KW: 3, Pad: Same(1)}, 8, 8},
+		{ConvSpec{Cin: 5, Cout: 7, KH: 3, KW: 3, Stride: 2, Pad: Same(1)}, 8, 8},
+		{ConvSpec{Cin: 5, Cout: 7, KH: 3, KW: 3, Stride: 2, Pad: Pad{0, 0, 1, 1}}, 8, 8},
+		{ConvSpec{Cin: 6, Cout: 4, KH: 1, KW: 1}, 3, 5},
+		{ConvSpec{Cin: 4, Cout: 4, KH: 1, KW: 5, Dilation: 2, Pad: Pad{0, 4, 0, 4}}, 1, 20},
+		{ConvSpec{Cin: 4, Cout: 4, KH: 4, KW: 4, Stride: 4}, 8, 8},
+		{ConvSpec{Cin: 3, Cout: 4, KH: 3, KW: 3, Stride: 2}, 9, 10},
+	}
+	const n = 2
+	for _, tier := range Tiers() {
+		pool := NewPool(tier, 2)
+		defer pool.Close()
+		for _, c := range specs {
+			s := c.s.normal()
+			ho, wo := s.OutSize(c.h, c.w)
+			weight, dy := randoms(r, s.Cout*s.Cin*s.KH*s.KW), randoms(r, n*ho*wo*s.Cout)
+			other := randoms(r, n*c.h*c.w*s.Cin)
+			want := wide(other)
+			for b := range n {
+				for y := range ho {
+					for x := range wo {
+						for o := range s.Cout {
+							g := float64(dy[((b*ho+y)*wo+x)*s.Cout+o])
+							for ky := range s.KH {
+								for kx := range s.KW {
+									iy, ix := y*s.Stride+ky*s.Dilation-s.Pad.Top, x*s.Stride+kx*s.Dilation-s.Pad.Left
+									if iy < 0 || iy >= c.h || ix < 0 || ix >= c.w {
+										continue
+									}
+									for ch := range s.Cin {
+										want[((b*c.h+iy)*c.w+ix)*s.Cin+ch] += g * float64(weight[((o*s.Cin+ch)*s.KH+ky)*s.KW+kx])
+									}
+								}
+							}
+						}
+					}
+				}
+			}
+			g := NewConvGrad(tier, F32, c.s, weight)
+			dx := poisoned(n * c.h * c.w * s.Cin)
+			g.Run(pool, dx, dy, n, c.h, c.w, poisoned(g.Scratch(2, n, c.h, c.w)), Epilogue{Residual: other})
+			within(t, fmt.Sprintf("%v %+v", tier, c), dx, want, 3e-6)
+		}
+	}
+}

@@ -1,0 +1,168 @@
+package kernels
+
+import (
+	"math"
+	"unsafe"
+)
+
+const (
+	portableMR = 4
+	portableNR = 8
+)
+
+var portableOps = ops{
+	mr: portableMR, nr: portableNR, kc: 384,
+	gemm: [16]func(*gemmArgs){
+		1: func(g *gemmArgs) { gemmPortable(g, 1, portableNR) },
+		2: func(g *gemmArgs) { gemmPortable(g, 2, portableNR) },
+		3: func(g *gemmArgs) { gemmPortable(g, 3, portableNR) },
+		4: func(g *gemmArgs) { gemmPortable(g, 4, portableNR) },
+	},
+	affineRows: affineRowsGo,
+	act:        actGo,
+	chanSums:   chanSumsGo,
+	expRow:     expRowGo,
+	maxRow:     maxRowGo,
+	add:        addGo,
+	scale:      scaleGo,
+	geglu:      gegluGo,
+	moments:    momentsGo,
+	sumSq:      sumSqGo,
+	normRow:    normRowGo,
+	dgemm:      dgemmGo,
+}
+
+func affineRowsGo(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation) {
+	var sc, sh []float32
+	if scale != nil {
+		sc, sh = unsafe.Slice(scale, c), unsafe.Slice(shift, c)
+	}
+	for i := range n {
+		d := f32At(unsafe.Add(unsafe.Pointer(dst), i*dstStride*4), c)
+		s := f32At(unsafe.Add(unsafe.Pointer(src), i*srcStride*4), c)
+		for j, v := range s {
+			if sc != nil {
+				v = float32(v*sc[j]) + sh[j]
+			}
+			d[j] = act.eval(v)
+		}
+	}
+}
+
+func actGo(dst, src []float32, act Activation) {
+	for i, v := range src {
+		dst[i] = act.eval(v)
+	}
+}
+
+func chanSumsGo(sum, sq, src, shift *float32, stride, n, c int) {
+	s, q, k := unsafe.Slice(sum, c), unsafe.Slice(sq, c), unsafe.Slice(shift, c)
+	clear(s)
+	clear(q)
+	for i := range n {
+		for j, v := range f32At(unsafe.Add(unsafe.Pointer(src), i*stride*4), c) {
+			v -= k[j]
+			s[j] += v
+			q[j] += float32(v * v)
+		}
+	}
+}
+
+func expRowGo(x []float32, scale, m float32) float32 {
+	var sum float64
+	for i, v := range x {
+		e := float32(math.Exp(float64(float32(v*scale) - m)))
+		x[i] = e
+		sum += float64(e)
+	}
+	return float32(sum)
+}
+
+func maxRowGo(x []float32) float32 {
+	m := float32(math.Inf(-1))
+	for _, v := range x {
+		m = max(m, v)
+	}
+	return m
+}
+
+func addGo(dst, a, b []float32, scale float32) {
+	for i, v := range a {
+		dst[i] = (v + b[i]) * scale
+	}
+}
+
+func scaleGo(dst []float32, s float32) {
+	for i := range dst {
+		dst[i] *= s
+	}
+}
+
+func gegluGo(dst, a, b []float32) {
+	for i, v := range a {
+		dst[i] = v * GELU.eval(b[i])
+	}
+}
+
+func momentsGo(x []float32) (mean, m2 float32) {
+	var s float64
+	for _, v := range x {
+		s += float64(v)
+	}
+	mu := s / float64(len(x))
+	var q float64
+	for _, v := range x {
+		d := float64(v) - mu
+		q += d * d
+	}
+	return float32(mu), float32(q)
+}
+
+func sumSqGo(x []float32) float32 {
+	var q float64
+	for _, v := range x {
+		q += float64(v) * float64(v)
+	}
+	return float32(q)
+}
+
+func normRowGo(dst, x []float32, mean, rstd float32, gamma, beta []float32) {
+	for i, v := range x {
+		v = (v - mean) * rstd
+		if gamma != nil {
+			v *= gamma[i]
+		}
+		if beta != nil {
+			v += beta[i]
+		}
+		dst[i] = v
+	}
+}
+
+// Tile of the float64 kernel: 6 rows of 8.
+const (
+	dgemmMR = 6
+	dgemmNR = 8
+)
+
+// dgemmGo adds a^T b, where a is k rows of 6 (row length lda) and b is k rows
+// of 8 packed tight, to the 6-by-8 tile c.
+func dgemmGo(c *float64, ldc int, a *float64, lda int, b *float64, k int) {
+	var s [dgemmMR * dgemmNR]float64
+	av := unsafe.Slice(a, (k-1)*lda+dgemmMR)
+	bv := unsafe.Slice(b, k*dgemmNR)
+	for p := range k {
+		br := bv[p*dgemmNR : p*dgemmNR+dgemmNR]
+		for i, x := range av[p*lda : p*lda+dgemmMR] {
+			for j, y := range br {
+				s[i*dgemmNR+j] += float64(x * y)
+			}
+		}
+	}
+	for i := range dgemmMR {
+		row := unsafe.Slice((*float64)(unsafe.Add(unsafe.Pointer(c), i*ldc*8)), dgemmNR)
+		for j := range row {
+			row[j] += s[i*dgemmNR+j]
+		}
+	}
+}

@@ -1,0 +1,280 @@
+package kernels
+
+import (
+	"fmt"
+	"math"
+)
+
+type rowKind uint8
+
+const (
+	rowApply rowKind = iota
+	rowAct
+	rowActVJP
+	rowAdd
+	rowGEGLU
+	rowGEGLUVJP
+	rowSoftmax
+	rowLayerNorm
+	rowRMSNorm
+	rowLayerNormVJP
+	rowRMSNormVJP
+	rowDown2
+	rowGroupNormVJP
+)
+
+// rowJob is every kernel whose items are independent runs of rows.
+type rowJob struct {
+	kind       rowKind
+	o          *ops
+	dst, a, b  []float32
+	in         Input
+	n, h, w, c int
+	per        int // rows (or values) per item
+	total      int
+	gamma      []float32
+	beta       []float32
+	eps        float64
+	scale      float32
+	act        Activation
+	groups     int
+}
+
+// chunk is the number of values of an item of elementwise work.
+const chunk = 1 << 14
+
+// flat runs an elementwise job over total values.
+func (p *Pool) flat(j rowJob, total int) {
+	j.per, j.total = chunk, total
+	p.rows(j, ceilDiv(total, chunk))
+}
+
+// byRows runs a job over m rows of c values.
+func (p *Pool) byRows(j rowJob, m, c int) {
+	j.per, j.total, j.c = max(1, chunk/max(c, 1)), m, c
+	p.rows(j, ceilDiv(m, j.per))
+}
+
+func (p *Pool) rows(j rowJob, items int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	j.o = p.ops
+	p.row = j
+	p.run(items, &p.row)
+	p.row = rowJob{}
+}
+
+// Activate is dst[i] = act(src[i]); dst may be src.
+func Activate(p *Pool, dst, src []float32, act Activation) {
+	need("dst", dst, len(src))
+	p.flat(rowJob{kind: rowAct, dst: dst, a: src, act: act}, len(src))
+}
+
+// ActivateVJP is dx[i] = dy[i] * act'(x[i]); dx may be dy.
+func ActivateVJP(p *Pool, dx, dy, x []float32, act Activation) {
+	need("dx", dx, len(x))
+	need("dy", dy, len(x))
+	p.flat(rowJob{kind: rowActVJP, dst: dx, a: dy, b: x, act: act}, len(x))
+}
+
+// Add is dst = (a + b) * scale; dst may be a or b. scale 0 means 1.
+func Add(p *Pool, dst, a, b []float32, scale float32) {
+	need("dst", dst, len(a))
+	need("second summand", b, len(a))
+	if scale == 0 {
+		scale = 1
+	}
+	p.flat(rowJob{kind: rowAdd, dst: dst, a: a, b: b, scale: scale}, len(a))
+}
+
+// GEGLU maps m rows of 2d values to rows of d: dst = src[:d] * gelu(src[d:])
+// (Shazeer 2020, arXiv:2002.05202, with the halves as diffusers has them).
+func GEGLU(p *Pool, dst, src []float32, m, d int) {
+	need("dst", dst, m*d)
+	need("src", src, 2*m*d)
+	p.byRows(rowJob{kind: rowGEGLU, dst: dst, a: src}, m, d)
+}
+
+// GEGLUVJP is the gradient of GEGLU's src (m, 2d) from dy (m, d).
+func GEGLUVJP(p *Pool, dx, dy, src []float32, m, d int) {
+	need("dx", dx, 2*m*d)
+	need("dy", dy, m*d)
+	need("src", src, 2*m*d)
+	p.byRows(rowJob{kind: rowGEGLUVJP, dst: dx, a: dy, b: src}, m, d)
+}
+
+// Softmax is exp(scale*x) normalised over each of m rows of c values; dst may
+// be src. scale 0 means 1.
+func Softmax(p *Pool, dst, src []float32, m, c int, scale float32) {
+	need("dst", dst, m*c)
+	need("src", src, m*c)
+	if scale == 0 {
+		scale = 1
+	}
+	if scale < 0 {
+		panic("kernels: negative softmax scale")
+	}
+	p.byRows(rowJob{kind: rowSoftmax, dst: dst, a: src, scale: scale}, m, c)
+}
+
+// LayerNorm normalises each of n*m rows of c values:
+// dst = (x - mean)/sqrt(var + eps)*gamma + beta. gamma and beta are (c), or
+// (n, c) for a norm modulated per image, or nil for 1 and 0. dst may be src.
+func LayerNorm(p *Pool, dst, src []float32, n, m, c int, eps float64, gamma, beta []float32) {
+	need("dst", dst, n*m*c)
+	need("src", src, n*m*c)
+	p.byRows(rowJob{kind: rowLayerNorm, dst: dst, a: src, h: m, eps: eps,
+		gamma: vector("gamma", gamma, n, c), beta: vector("beta", beta, n, c)}, n*m, c)
+}
+
+// RMSNorm is dst = x/sqrt(mean(x^2) + eps)*gamma for each of n*m rows of c
+// values (Zhang and Sennrich 2019, arXiv:1910.07467), gamma as in LayerNorm.
+func RMSNorm(p *Pool, dst, src []float32, n, m, c int, eps float64, gamma []float32) {
+	need("dst", dst, n*m*c)
+	need("src", src, n*m*c)
+	p.byRows(rowJob{kind: rowRMSNorm, dst: dst, a: src, h: m, eps: eps, gamma: vector("gamma", gamma, n, c)}, n*m, c)
+}
+
+func vector(what string, v []float32, n, c int) []float32 {
+	if v != nil && len(v) != c && len(v) != n*c {
+		panic(fmt.Sprintf("kernels: %s has %d values, needs %d or %d", what, len(v), c, n*c))
+	}
+	return v
+}
+
+// vectorRow gives the row of a (c) or (n, c) parameter that belongs to image n.
+func vectorRow(v []float32, n, c int) []float32 {
+	if len(v) > c {
+		return v[n*c : (n+1)*c]
+	}
+	return v
+}
+
+// Apply writes the tensor that in stands for, of n images of h by w (before
+// upsampling), to dst: concatenation, norm, activation and upsampling.
+func Apply(p *Pool, dst []float32, in Input, n, h, w int) {
+	c := in.channels()
+	in.check(n, h, w, c)
+	ho, wo := in.size(h, w)
+	need("dst", dst, n*ho*wo*c)
+	per := max(1, chunk/max(wo*c, 1))
+	p.rows(rowJob{kind: rowApply, dst: dst, in: in, n: n, h: ho, w: wo, c: c, per: per, total: ho}, n*ceilDiv(ho, per))
+}
+
+// Down2 sums 2 by 2 blocks of n images of h by w (even) and multiplies by
+// scale: 1/4 gives the mean, 1 the gradient of a nearest upsampling.
+func Down2(p *Pool, dst, src []float32, n, h, w, c int, scale float32) {
+	if h%2 != 0 || w%2 != 0 {
+		panic(fmt.Sprintf("kernels: image %dx%d has no 2x2 blocks", h, w))
+	}
+	need("dst", dst, n*h*w*c/4)
+	need("src", src, n*h*w*c)
+	p.rows(rowJob{kind: rowDown2, dst: dst, a: src, w: w / 2, c: c, scale: scale, per: 1, total: n * h / 2}, n*h/2)
+}
+
+func (j *rowJob) do(_, item int) {
+	lo := item * j.per
+	hi := min(lo+j.per, j.total)
+	o, c := j.o, j.c
+	switch j.kind {
+	case rowApply:
+		per := ceilDiv(j.h, j.per)
+		n, y := item/per, item%per*j.per
+		fillInput(o, j.dst[(n*j.h+y)*j.w*c:], &j.in, n, j.h, j.w, Pad{}, c, y, min(y+j.per, j.h), 0, j.w, j.w, F32)
+	case rowAct:
+		o.act(j.dst[lo:hi], j.a[lo:hi], j.act)
+	case rowActVJP:
+		for i := lo; i < hi; i++ {
+			j.dst[i] = j.a[i] * j.act.derive(j.b[i])
+		}
+	case rowAdd:
+		o.add(j.dst[lo:hi], j.a[lo:hi], j.b[lo:hi], j.scale)
+	case rowGEGLU:
+		for m := lo; m < hi; m++ {
+			s := j.a[2*m*c : 2*(m+1)*c]
+			o.geglu(j.dst[m*c:(m+1)*c], s[:c], s[c:])
+		}
+	case rowGEGLUVJP:
+		for m := lo; m < hi; m++ {
+			dy, s, d := j.a[m*c:(m+1)*c], j.b[2*m*c:2*(m+1)*c], j.dst[2*m*c:2*(m+1)*c]
+			for i, g := range dy {
+				d[i] = g * GELU.eval(s[c+i])
+				d[c+i] = g * s[i] * GELU.derive(s[c+i])
+			}
+		}
+	case rowSoftmax:
+		for m := lo; m < hi; m++ {
+			d := j.dst[m*c : (m+1)*c]
+			if &d[0] != &j.a[m*c] {
+				copy(d, j.a[m*c:])
+			}
+			sum := o.expRow(d, j.scale, o.maxRow(d)*j.scale)
+			o.scale(d, 1/sum)
+		}
+	case rowLayerNorm:
+		for m := lo; m < hi; m++ {
+			x := j.a[m*c : (m+1)*c]
+			mean, m2 := o.moments(x)
+			rstd := float32(1 / math.Sqrt(float64(m2)/float64(c)+j.eps))
+			o.normRow(j.dst[m*c:(m+1)*c], x, mean, rstd, vectorRow(j.gamma, m/j.h, c), vectorRow(j.beta, m/j.h, c))
+		}
+	case rowRMSNorm:
+		for m := lo; m < hi; m++ {
+			x := j.a[m*c : (m+1)*c]
+			rms := float32(1 / math.Sqrt(float64(o.sumSq(x))/float64(c)+j.eps))
+			o.normRow(j.dst[m*c:(m+1)*c], x, 0, rms, vectorRow(j.gamma, m/j.h, c), nil)
+		}
+	case rowLayerNormVJP:
+		for m := lo; m < hi; m++ {
+			x, dy, dx := j.b[m*c:(m+1)*c], j.a[m*c:(m+1)*c], j.dst[m*c:(m+1)*c]
+			mean, m2 := o.moments(x)
+			rstd := 1 / math.Sqrt(float64(m2)/float64(c)+j.eps)
+			normVJP(dx, dy, x, float64(mean), rstd, vectorRow(j.gamma, m/j.h, c), true)
+		}
+	case rowRMSNormVJP:
+		for m := lo; m < hi; m++ {
+			x, dy, dx := j.b[m*c:(m+1)*c], j.a[m*c:(m+1)*c], j.dst[m*c:(m+1)*c]
+			rms := 1 / math.Sqrt(float64(o.sumSq(x))/float64(c)+j.eps)
+			normVJP(dx, dy, x, 0, rms, vectorRow(j.gamma, m/j.h, c), false)
+		}
+	case rowDown2:
+		for r := lo; r < hi; r++ {
+			top := j.a[2*r*2*j.w*c : (2*r+1)*2*j.w*c]
+			bot := j.a[(2*r+1)*2*j.w*c : (2*r+2)*2*j.w*c]
+			d := j.dst[r*j.w*c : (r+1)*j.w*c]
+			for x := range j.w {
+				for ch := range c {
+					i := 2*x*c + ch
+					d[x*c+ch] = (top[i] + top[i+c] + bot[i] + bot[i+c]) * j.scale
+				}
+			}
+		}
+	case rowGroupNormVJP:
+		j.groupNormVJP(item)
+	}
+}
+
+// normVJP is the gradient of y = (x - mean)*rstd*gamma over one row. centred
+// tells whether the mean is a function of x.
+func normVJP(dx, dy, x []float32, mean, rstd float64, gamma []float32, centred bool) {
+	var s, sx float64
+	at := func(i int) float64 {
+		if gamma != nil {
+			return float64(dy[i]) * float64(gamma[i])
+		}
+		return float64(dy[i])
+	}
+	for i, v := range x {
+		g := at(i)
+		s += g
+		sx += g * (float64(v) - mean) * rstd
+	}
+	n := float64(len(x))
+	s, sx = s/n, sx/n
+	if !centred {
+		s = 0
+	}
+	for i, v := range x {
+		dx[i] = float32(rstd * (at(i) - s - (float64(v)-mean)*rstd*sx))
+	}
+}

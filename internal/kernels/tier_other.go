@@ -1,0 +1,9 @@
+//go:build !amd64 || noasm
+
+package kernels
+
+func tierSupported(Tier) bool { return false }
+
+func tierOps(Tier) *ops { return &portableOps }
+
+func spinPause() {}
