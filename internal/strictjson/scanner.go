@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"unicode/utf8"
 
@@ -166,13 +167,13 @@ func (s *Scanner) Object(f func(key string) error) error {
 		return err
 	}
 	defer func() { s.depth-- }()
-	var seen map[string]struct{}
+	var seen keySet
 	for {
 		c, err := s.Peek()
 		if err != nil {
 			return err
 		}
-		if c == '}' && seen == nil {
+		if c == '}' && seen.n == 0 {
 			_, err = s.next()
 			return err
 		}
@@ -180,16 +181,12 @@ func (s *Scanner) Object(f func(key string) error) error {
 		if err != nil {
 			return err
 		}
-		if _, twice := seen[key]; twice {
-			return s.errorf("the key %q stands twice", key)
-		}
-		if len(seen) == s.limits.Keys {
+		if seen.n == s.limits.Keys {
 			return s.errorf("more than %d keys in one object", s.limits.Keys)
 		}
-		if seen == nil {
-			seen = make(map[string]struct{})
+		if !seen.add(key) {
+			return s.errorf("the key %q stands twice", key)
 		}
-		seen[key] = struct{}{}
 		if err := s.begin(':', "':' after a key"); err != nil {
 			return err
 		}
@@ -201,6 +198,35 @@ func (s *Scanner) Object(f func(key string) error) error {
 			return err
 		}
 	}
+}
+
+// keySet holds the keys of one object, the first few without a map: a header
+// may have a hundred thousand objects of three keys.
+type keySet struct {
+	n    int
+	few  [4]string
+	many map[string]struct{}
+}
+
+// add reports whether the key is new.
+func (k *keySet) add(key string) bool {
+	if slices.Contains(k.few[:min(k.n, len(k.few))], key) {
+		return false
+	}
+	if k.n < len(k.few) {
+		k.few[k.n] = key
+		k.n++
+		return true
+	}
+	if _, twice := k.many[key]; twice {
+		return false
+	}
+	if k.many == nil {
+		k.many = map[string]struct{}{}
+	}
+	k.many[key] = struct{}{}
+	k.n++
+	return true
 }
 
 // Array reads an array and calls f for each element; f must consume it.
