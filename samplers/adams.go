@@ -25,25 +25,6 @@ func (r *run) barStep(s, t schedules.Node, e []float64, c []float64) {
 	lin(r.y, terms[:1+len(c)]...)
 }
 
-// firstOrder writes x_t = alpha_t x0 + sigma_t eps, the step that is exact for a constant prediction and finite at both
-// ends (alpha_s = 0 and sigma_t = 0).
-func (r *run) firstOrder(ctx context.Context, t schedules.Node) error {
-	m, err := r.predict(ctx, schedules.X0)
-	if err != nil {
-		return err
-	}
-	if t.Sigma == 0 {
-		lin(r.y, term{t.Alpha, m})
-		return nil
-	}
-	e, err := r.renoise()
-	if err != nil {
-		return err
-	}
-	lin(r.y, term{t.Alpha, m}, term{t.Sigma, e})
-	return nil
-}
-
 // adams are the Adams-Bashforth weights, newest first, of order 1 to 5.
 var adams = [...][]float64{
 	{1},

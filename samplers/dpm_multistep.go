@@ -145,10 +145,7 @@ func (m DPMMultistep) step(ctx context.Context, r *run, s, t schedules.Node) err
 
 // noisy turns the coefficients of the ODE step into those of the SDE step, and returns the noise to add.
 func (m DPMMultistep) noisy(r *run, f form, t schedules.Node) (form, float64) {
-	scale := m.SNoise
-	if scale == 0 {
-		scale = 1
-	}
+	scale := orOne(m.SNoise)
 	if m.Kind == schedules.Eps {
 		f.a *= 2
 		return f, scale * t.Sigma * math.Sqrt(math.Expm1(2*f.h))

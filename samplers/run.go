@@ -244,9 +244,13 @@ func (r *run) State() *State {
 	r.state = State{X: r.xT, At: r.grid[r.i], I: r.i, N: len(r.grid) - 1, Done: float64(r.i) / float64(len(r.grid)-1), gaussian: r.gau}
 	if r.cur.ok {
 		r.state.Pred, r.state.PredAt = &r.cur.pred, r.cur.at
-		r.state.PredX = r.yT
-		if r.peeked {
+		switch &r.cur.x[0] {
+		case &r.x[0]:
 			r.state.PredX = r.xT
+		case &r.y[0]:
+			r.state.PredX = r.yT
+		default: // a churned state
+			r.state.PredX = models.Wrap(r.cur.x, r.xT.Shape()...)
 		}
 	}
 	return &r.state
@@ -482,8 +486,8 @@ func (r *run) Select(parents []int, rows []models.Row) error {
 		return models.Wrap(gather(models.Data(t)), s...)
 	}
 	copy(r.x, gather(old.x))
-	copy(r.y, gather(old.y)) // the state that the last prediction was made at
 	if old.cur.ok {
+		copy(r.y, gather(old.cur.x)) // the state that the last prediction was made at
 		p := &r.cur.pred
 		p.Out, p.Renoise, p.Extra = gatherT(p.Out), gatherT(p.Renoise), gatherT(p.Extra)
 		p.Parts = slices.Clone(p.Parts)
@@ -538,6 +542,7 @@ func (r *run) Save(w io.Writer) error {
 	s := saved{Label: r.m.label(), I: r.i, Shape: r.xT.Shape(), X: r.x, Y: r.y, Rows: r.query.Rows, Hist: r.hist, Vecs: r.vecs,
 		Nums: r.nums, Opts: r.opts, Peeked: r.peeked, HasCur: r.cur.ok}
 	if r.cur.ok {
+		s.Y = r.cur.x
 		s.Cur, s.Kind, s.CurAt = models.Data(r.cur.pred.Out), r.cur.pred.Kind, r.cur.at
 		if t := r.cur.pred.Renoise; t != nil {
 			s.Renew = models.Data(t)
