@@ -36,21 +36,22 @@ import (
 // of the halves of p. A new Key.Step is a new path, as a second pass over the same
 // times needs; its low 31 bits count.
 //
-// The cost is about Depth normals for each component and end of an interval.
+// The cost is Depth+2 normals for each component and end of an interval, and one
+// more for each octave between them.
 type Brownian struct {
 	Key   Key
-	Depth int // levels of halving, 1 to 52; 0 means 24. 52 resolves every float64 of magnitude above 2^-64.
+	Depth int // levels of halving, 1 to 52; 0 means 20; 52 tells every two float64 above 2^-64 apart
 }
 
 const (
-	defaultDepth = 24
+	defaultDepth = 20
 	maxDepth     = 52
 	lowOctave    = -64 // times below 2^lowOctave share one tree
 )
 
 // Increment sets dst[i] to W_i(to) - W_i(from). Times may be given in either
-// order; the increment changes its sign with them. It panics where a time is not
-// finite. It does not allocate.
+// order; the increment changes its sign with them. It panics where to - from is
+// not finite. It does not allocate.
 func (b Brownian) Increment(dst []float64, from, to float64) {
 	b.fill(dst, from, to, 1)
 }
@@ -66,7 +67,7 @@ func (b Brownian) Normal(dst []float64, from, to float64) {
 }
 
 func (b Brownian) fill(dst []float64, from, to, unit float64) {
-	if from-from != 0 || to-to != 0 {
+	if d := to - from; d-d != 0 {
 		panic(fmt.Sprintf("rng: Brownian increment from %v to %v", from, to))
 	}
 	p := path{depth: b.Depth}
@@ -140,7 +141,7 @@ func (p *path) along(side uint32, from, to float64) pair {
 
 // octaveOf returns the octave of t >= 0 and how far into it t lies, both exact.
 func octaveOf(t float64) (octave uint64, fraction float64) {
-	bits := math.Float64bits(t)
+	bits := math.Float64bits(math.Abs(t)) // of -0 too
 	e := int(bits>>52) - 1023
 	if e < lowOctave {
 		return 0, math.Ldexp(t, -lowOctave)

@@ -24,8 +24,8 @@ func (g *TorchCUDA) Randn32(dst []float32) {
 	const turn = float64(float32(2 * math.Pi / (1 << 32)))
 	for i := range dst {
 		x := philox(block{g.call, 0, uint32(i), uint32(uint64(i) >> 32)}, g.seed)
-		u := float64(x[0])*(1.0/(1<<32)) + 1.0/(1<<33) // exact
-		sin, _ := sincos64(float64(float64(x[1])*turn) + turn/2)
+		u := float64(x.w0)*(1.0/(1<<32)) + 1.0/(1<<33) // exact
+		sin, _ := sincos64(float64(float64(x.w1)*turn) + turn/2)
 		dst[i] = float32(math.Sqrt(-2*log64(u)) * sin)
 	}
 	g.call++

@@ -2,27 +2,27 @@ package rng
 
 import "math"
 
-// fma32 returns a*b + c rounded once to float32.
+// fma32 returns a*b + c rounded once to float32, where that is no subnormal.
 //
 // The product of two float32 is exact in float64, so the only danger is that
 // the sum is rounded twice, to float64 and then to float32. The second rounding
 // can go wrong only where the first has landed on a midpoint of two float32
-// values; there, and where the result may be subnormal and its midpoints lie
-// elsewhere, the sum is first rounded to odd, after which the second rounding is
-// right (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums:
+// values. There the sum is first rounded to odd, after which the second rounding
+// is right (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums:
 // proved algorithms using rounding to odd", IEEE TC 57, 2008).
 func fma32(a, b, c float32) float32 {
-	s := float64(float64(a)*float64(b)) + float64(c)
-	bits := math.Float64bits(s)
-	// The 29 bits that float32 lacks, and the exponent of the smallest normal.
-	if bits&(1<<29-1) == 1<<28 || bits&(1<<63-1) < (1023-126)<<52 {
-		return float32(sumToOdd(float64(float64(a)*float64(b)), float64(c)))
+	p := float64(float64(a) * float64(b))
+	s := p + float64(c)
+	if math.Float64bits(s)<<35 == 1<<63 { // of the 29 bits that float32 lacks, only the first is set
+		s = sumToOdd(p, float64(c))
 	}
 	return float32(s)
 }
 
 // sumToOdd returns x+y rounded to odd: the exact sum where it is a float64,
 // and otherwise that one of its two neighbours whose last bit is set.
+//
+//go:noinline
 func sumToOdd(x, y float64) float64 {
 	s := x + y
 	t := s - x

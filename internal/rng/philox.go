@@ -3,28 +3,27 @@ package rng
 import "math/bits"
 
 // block is a counter of Philox, or what it is turned into.
-type block [4]uint32
+type block struct{ w0, w1, w2, w3 uint32 }
 
 // philox is Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel Random
 // Numbers: As Easy as 1, 2, 3", SC 2011. The low half of the key is its first word.
 func philox(c block, key uint64) block {
 	k0, k1 := uint32(key), uint32(key>>32)
-	c0, c1, c2, c3 := c[0], c[1], c[2], c[3]
 	for range 10 {
-		hi0, lo0 := bits.Mul32(0xd2511f53, c0)
-		hi1, lo1 := bits.Mul32(0xcd9e8d57, c2)
-		c0, c1, c2, c3 = hi1^c1^k0, lo1, hi0^c3^k1, lo0
+		hi0, lo0 := bits.Mul32(0xd2511f53, c.w0)
+		hi1, lo1 := bits.Mul32(0xcd9e8d57, c.w2)
+		c = block{hi1 ^ c.w1 ^ k0, lo1, hi0 ^ c.w3 ^ k1, lo0}
 		k0 += 0x9e3779b9
 		k1 += 0xbb67ae85
 	}
-	return block{c0, c1, c2, c3}
+	return c
 }
 
 // uniforms returns the two 53-bit uniforms on [0, 1) of a block, first words
 // first and low halves first.
 func (b block) uniforms() (u, v float64) {
-	return float64((uint64(b[1])<<32|uint64(b[0]))>>11) * (1.0 / (1 << 53)),
-		float64((uint64(b[3])<<32|uint64(b[2]))>>11) * (1.0 / (1 << 53))
+	return float64((uint64(b.w1)<<32|uint64(b.w0))>>11) * (1.0 / (1 << 53)),
+		float64((uint64(b.w3)<<32|uint64(b.w2))>>11) * (1.0 / (1 << 53))
 }
 
 // normals returns the two standard normals of a block: u of Box and Muller is the
@@ -79,7 +78,7 @@ const (
 // stream returns d of Key as a key and the two words left over.
 func (k Key) stream(kind uint32) (key uint64, d2, d3 uint32) {
 	d := philox(block{uint32(k.Image), uint32(k.Image >> 32), uint32(k.Purpose), kind}, k.Seed)
-	return uint64(d[1])<<32 | uint64(d[0]), d[2], d[3]
+	return uint64(d.w1)<<32 | uint64(d.w0), d.w2, d.w3
 }
 
 // Normal fills dst with the standard normals of key: dst[i] depends on key and i
@@ -89,7 +88,7 @@ func Normal(dst []float64, key Key) {
 	c := block{0, uint32(key.Step), d2, d3}
 	for ; len(dst) > 1; dst = dst[2:] {
 		dst[0], dst[1] = philox(c, k).normals()
-		c[0]++
+		c.w0++
 	}
 	if len(dst) == 1 {
 		dst[0], _ = philox(c, k).normals()
@@ -103,7 +102,7 @@ func Uniform(dst []float64, key Key) {
 	c := block{0, uint32(key.Step), d2, d3}
 	for ; len(dst) > 1; dst = dst[2:] {
 		dst[0], dst[1] = philox(c, k).uniforms()
-		c[0]++
+		c.w0++
 	}
 	if len(dst) == 1 {
 		dst[0], _ = philox(c, k).uniforms()
