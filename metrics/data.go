@@ -112,15 +112,24 @@ func check(what string, s Samples, min int) error {
 	return nil
 }
 
-// checkPair checks both sets and that their dimensions agree.
-func checkPair(x, y Samples, min int) error {
-	if err := check("reference set", x, min); err != nil {
-		return err
+// checkPair checks both sets, that not all of their rows are equal, and that
+// their dimensions agree.
+func checkPair(reference, generated Samples, min int) error {
+	for _, s := range []struct {
+		what string
+		s    Samples
+	}{{"reference set", reference}, {"generated set", generated}} {
+		if s.s == nil {
+			return fmt.Errorf("metrics: %s: %w: none", s.what, ErrTooFew)
+		}
+		if err := check(s.what, s.s, min); err != nil {
+			return err
+		}
+		if err := refuseConstant(s.what, s.s); err != nil {
+			return err
+		}
 	}
-	if err := check("generated set", y, min); err != nil {
-		return err
-	}
-	return sameDims(x, y)
+	return sameDims(reference, generated)
 }
 
 func sameDims(x, y Samples) error {

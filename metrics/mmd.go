@@ -1,0 +1,456 @@
+package metrics
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+)
+
+// Kernel is a positive definite function of two feature vectors, known up to
+// an additive constant (which cancels in every MMD).
+type Kernel interface {
+	pairs(ctx context.Context, x, y Samples, visit func(i, j int, k []float64)) error
+	String() string
+}
+
+// Polynomial is (γ u·v + c)^Degree with γ = 1/d and c = 1 where zero. The zero
+// value, with Degree 0 meaning 3, is KID's kernel.
+type Polynomial struct {
+	Degree int
+	Gamma  float64
+	Coef   float64
+}
+
+func (p Polynomial) String() string {
+	return fmt.Sprintf("poly degree=%d gamma=%g coef=%g", p.degree(), p.Gamma, p.coef())
+}
+
+func (p Polynomial) degree() int {
+	if p.Degree == 0 {
+		return 3
+	}
+	return p.Degree
+}
+
+func (p Polynomial) coef() float64 {
+	if p.Coef == 0 {
+		return 1
+	}
+	return p.Coef
+}
+
+func (p Polynomial) pairs(ctx context.Context, x, y Samples, visit func(i, j int, k []float64)) error {
+	_, d := x.Dims()
+	gamma, coef, degree := p.Gamma, p.coef(), p.degree()
+	if gamma == 0 {
+		gamma = 1 / float64(d)
+	}
+	return dots(ctx, x, y, func(i, j int, v []float64) {
+		for c, dot := range v {
+			base := gamma*dot + coef
+			k := base
+			for range degree - 1 {
+				k *= base
+			}
+			v[c] = k
+		}
+		visit(i, j, v)
+	})
+}
+
+// Gaussian is exp(-|u-v|²/(2σ²)). It is evaluated as that minus one, so the
+// small MMDs of wide kernels keep their digits.
+type Gaussian struct{ Sigma float64 }
+
+func (g Gaussian) String() string { return fmt.Sprintf("gaussian sigma=%g", g.Sigma) }
+
+func (g Gaussian) pairs(ctx context.Context, x, y Samples, visit func(i, j int, k []float64)) error {
+	if !(g.Sigma > 0) {
+		return fmt.Errorf("metrics: Gaussian kernel of width %v", g.Sigma)
+	}
+	w := -1 / (2 * g.Sigma * g.Sigma)
+	return sqDists(ctx, x, y, func(i, j int, v []float64) {
+		for c, d2 := range v {
+			v[c] = math.Expm1(w * d2)
+		}
+		visit(i, j, v)
+	})
+}
+
+// Estimator of MMD² from n samples x and m samples y.
+type Estimator int
+
+// Estimators. Unbiased is what KID uses, Biased (never negative) what CMMD
+// uses; Paired needs n = m and leaves out k(x_i,y_i) too, the U-statistic of
+// Gretton et al. (2012).
+const (
+	Unbiased Estimator = iota
+	Biased
+	Paired
+)
+
+func (e Estimator) String() string {
+	switch e {
+	case Unbiased:
+		return "unbiased"
+	case Biased:
+		return "biased"
+	}
+	return "paired"
+}
+
+// MMD is the squared maximum mean discrepancy (Gretton et al., "A Kernel
+// Two-Sample Test", 2012)
+//
+//	mean k(x,x') + mean k(y,y') - 2 mean k(x,y)
+//
+// where Unbiased leaves the pairs i = j out of the first two means; it may be
+// negative. The standard error is a delete-one jackknife over both sets, exact
+// from the row sums of the kernel. Time n² + m² + 2nm kernels, memory n + m.
+type MMD struct {
+	Kernel    Kernel // Polynomial{} if nil
+	Estimator Estimator
+	Scale     float64 // factor on the value, 1 if zero
+}
+
+// Compare implements Score.
+func (s MMD) Compare(ctx context.Context, reference, generated Samples) (Result, error) {
+	if s.Kernel == nil {
+		s.Kernel = Polynomial{}
+	}
+	if s.Scale == 0 {
+		s.Scale = 1
+	}
+	if err := checkPair(reference, generated, 2); err != nil {
+		return Result{}, err
+	}
+	k, err := kernelSums(ctx, s.Kernel, reference, generated, true)
+	if err != nil {
+		return Result{}, fmt.Errorf("metrics: mmd: %w", err)
+	}
+	v, err := k.mmd(s.Estimator)
+	if err != nil {
+		return Result{}, err
+	}
+	n, d := generated.Dims()
+	r := Result{Metric: "mmd", Value: s.Scale * v, N: n, D: d, Settings: fmt.Sprintf("kernel=%v estimator=%v scale=%g", s.Kernel, s.Estimator, s.Scale)}
+	r.NRef, _ = reference.Dims()
+	if s.Estimator == Unbiased && min(r.N, r.NRef) > 2 {
+		r.StdErr = s.Scale * k.jackknife()
+	}
+	return r, nil
+}
+
+// sums holds row sums of the kernel. Diagonals are kept apart.
+type sums struct {
+	xx, yy []float64 // Σ_{j≠i} k(x_i,x_j)
+	xy, yx []float64 // Σ_j k(x_i,y_j) and Σ_j k(y_i,x_j), all j
+	dx, dy float64   // Σ k(x_i,x_i), Σ k(y_i,y_i)
+	dxy    float64   // Σ_{i<min(n,m)} k(x_i,y_i)
+}
+
+// kernelSums evaluates the kernel on all pairs; yx only for the jackknife.
+func kernelSums(ctx context.Context, k Kernel, x, y Samples, jackknife bool) (s sums, err error) {
+	var own []float64
+	if s.xx, own, err = rowSums(ctx, k, x, x); err != nil {
+		return s, err
+	}
+	s.dx = total(own)
+	if s.yy, own, err = rowSums(ctx, k, y, y); err != nil {
+		return s, err
+	}
+	s.dy = total(own)
+	if s.xy, own, err = rowSums(ctx, k, x, y); err != nil {
+		return s, err
+	}
+	s.dxy = total(own)
+	for i, v := range own {
+		s.xy[i] += v
+	}
+	if jackknife {
+		if s.yx, own, err = rowSums(ctx, k, y, x); err != nil {
+			return s, err
+		}
+		for i, v := range own {
+			s.yx[i] += v
+		}
+	}
+	return s, nil
+}
+
+// rowSums returns Σ_{j≠i} k(x_i,y_j) and k(x_i,y_i) for every i (zero where
+// there is no y_i).
+func rowSums(ctx context.Context, k Kernel, x, y Samples) (rows, own []float64, err error) {
+	n, _ := x.Dims()
+	rows, own = make([]float64, n), make([]float64, n)
+	err = k.pairs(ctx, x, y, func(i, j int, v []float64) {
+		sum := 0.0
+		for c, kv := range v {
+			if j+c == i {
+				own[i] = kv
+			} else {
+				sum += kv
+			}
+		}
+		rows[i] += sum
+	})
+	return rows, own, err
+}
+
+func (s sums) mmd(e Estimator) (float64, error) {
+	n, m := float64(len(s.xx)), float64(len(s.yy))
+	a, b, c := total(s.xx), total(s.yy), total(s.xy)
+	switch e {
+	case Unbiased:
+		return a/(n*(n-1)) + b/(m*(m-1)) - 2*c/(n*m), nil
+	case Biased:
+		return (a+s.dx)/(n*n) + (b+s.dy)/(m*m) - 2*c/(n*m), nil
+	case Paired:
+		if n != m {
+			return 0, fmt.Errorf("metrics: paired estimator: %w: %v and %v samples", ErrDims, n, m)
+		}
+		return (a + b - 2*(c-s.dxy)) / (n * (n - 1)), nil
+	}
+	return 0, fmt.Errorf("metrics: unknown estimator %d", e)
+}
+
+// jackknife is the standard error of the unbiased estimate: the delete-one
+// jackknife over x and the one over y, variances added.
+func (s sums) jackknife() float64 {
+	half := func(own, cross []float64, a, b, c float64, m float64) float64 {
+		n := float64(len(own))
+		left := make([]float64, len(own))
+		for i := range left {
+			left[i] = (a-2*own[i])/((n-1)*(n-2)) + b/(m*(m-1)) - 2*(c-cross[i])/((n-1)*m)
+		}
+		mean, v := meanOf(left), 0.0
+		for _, l := range left {
+			v += (l - mean) * (l - mean)
+		}
+		return (n - 1) / n * v
+	}
+	a, b, c := total(s.xx), total(s.yy), total(s.xy)
+	n, m := float64(len(s.xx)), float64(len(s.yy))
+	return math.Sqrt(half(s.xx, s.xy, a, b, c, m) + half(s.yy, s.yx, b, a, c, n))
+}
+
+// KID is the kernel inception distance (Bińkowski et al., "Demystifying MMD
+// GANs", 2018): the unbiased MMD² with the kernel (u·v/d + 1)³, averaged over
+// random subsets of both sets. Unlike FID it has no bias at small n.
+//
+// For every subset the generated rows are drawn first, then the reference rows,
+// without replacement. With NewSource(2020) that is torch-fidelity's choice
+// (its input 1 being the generated set).
+//
+// Std is the population standard deviation over the subsets, as torch-fidelity
+// prints it. StdErr is the Monte-Carlo error of the average, Std of the sample
+// divided by √Subsets: it says how well the subsets stand for these two sets,
+// not how well the sets stand for their sources. For that use Full, where
+// StdErr is a jackknife over the samples.
+type KID struct {
+	Subsets int    // 100 if zero
+	Size    int    // rows per subset; 0 means min(1000, n, m) as in clean-fid; more than n or m is refused
+	Source  Source // draws the subsets
+	Full    bool   // use all rows once instead of subsets
+}
+
+// Compare implements Score.
+func (s KID) Compare(ctx context.Context, reference, generated Samples) (Result, error) {
+	if s.Full {
+		r, err := MMD{}.Compare(ctx, reference, generated)
+		r.Metric = "kid"
+		return r, err
+	}
+	vals, err := s.subsets(ctx, reference, generated)
+	if err != nil {
+		return Result{}, err
+	}
+	n, d := generated.Dims()
+	r := Result{Metric: "kid", Value: meanOf(vals), Std: math.Sqrt(variance(vals, 0)), N: n, D: d, Settings: fmt.Sprintf("subsets=%d size=%d", len(vals), s.Size)}
+	r.NRef, _ = reference.Dims()
+	if s.Size == 0 {
+		r.Settings = fmt.Sprintf("subsets=%d size=%d", len(vals), min(1000, r.N, r.NRef))
+	}
+	if len(vals) > 1 {
+		r.StdErr = math.Sqrt(variance(vals, 1) / float64(len(vals)))
+		r.warn(WarnOverlap, "subsets overlap: the spread over them is no standard error of the distance between the sources")
+	}
+	return r, nil
+}
+
+// subsets returns the estimate of every subset.
+func (s KID) subsets(ctx context.Context, reference, generated Samples) ([]float64, error) {
+	if err := checkPair(reference, generated, 2); err != nil {
+		return nil, err
+	}
+	if s.Source == nil {
+		return nil, fmt.Errorf("metrics: kid: %w", errNoSource)
+	}
+	n, _ := generated.Dims()
+	m, _ := reference.Dims()
+	if s.Size == 0 {
+		s.Size = min(1000, n, m)
+	}
+	if s.Size < 2 || s.Size > min(n, m) {
+		return nil, fmt.Errorf("metrics: kid: %w: subsets of %d out of %d generated and %d reference samples", ErrTooFew, s.Size, n, m)
+	}
+	if s.Subsets == 0 {
+		s.Subsets = 100
+	}
+	vals := make([]float64, s.Subsets)
+	for k := range vals {
+		y := Pick(generated, s.Source.Choice(n, s.Size))
+		x := Pick(reference, s.Source.Choice(m, s.Size))
+		sums, err := kernelSums(ctx, Polynomial{}, x, y, false)
+		if err != nil {
+			return nil, fmt.Errorf("metrics: kid: subset %d: %w", k, err)
+		}
+		if vals[k], err = sums.mmd(Unbiased); err != nil {
+			return nil, err
+		}
+	}
+	return vals, nil
+}
+
+// CMMD is the CLIP maximum mean discrepancy (Jayasumana et al., "Rethinking
+// FID", 2024): rows scaled to unit length, biased MMD² with a Gaussian kernel
+// of width 10, times 1000. For unit rows the kernel is nearly linear, so the
+// value is close to 10 |difference of means|².
+type CMMD struct {
+	Sigma float64 // 10 if zero
+	Scale float64 // 1000 if zero
+}
+
+// Compare implements Score.
+func (s CMMD) Compare(ctx context.Context, reference, generated Samples) (Result, error) {
+	if s.Sigma == 0 {
+		s.Sigma = 10
+	}
+	if s.Scale == 0 {
+		s.Scale = 1000
+	}
+	if err := checkPair(reference, generated, 2); err != nil {
+		return Result{}, err
+	}
+	r, err := MMD{Kernel: Gaussian{s.Sigma}, Estimator: Biased, Scale: s.Scale}.Compare(ctx, unit{reference}, unit{generated})
+	r.Metric = "cmmd"
+	return r, err
+}
+
+// unit is a view with rows of length one; a zero row stays zero.
+type unit struct{ Samples }
+
+func (u unit) Row(dst []float64, i int) {
+	u.Samples.Row(dst, i)
+	if n := math.Sqrt(sqNorms(Matrix{1, len(dst), dst})[0]); n > 0 {
+		for k := range dst {
+			dst[k] /= n
+		}
+	}
+}
+
+// EnergyDistance is 2 E|X-Y| - E|X-X'| - E|Y-Y'| with Euclidean distances
+// (Székely and Rizzo 2013). The V-statistic averages over all pairs and is
+// never negative; Unbiased leaves out the pairs i = j. Time (n+m)² d.
+type EnergyDistance struct{ Unbiased bool }
+
+// Compare implements Score.
+func (s EnergyDistance) Compare(ctx context.Context, reference, generated Samples) (Result, error) {
+	if err := checkPair(reference, generated, 2); err != nil {
+		return Result{}, err
+	}
+	k, err := kernelSums(ctx, negDistance{}, reference, generated, s.Unbiased)
+	if err != nil {
+		return Result{}, fmt.Errorf("metrics: energy: %w", err)
+	}
+	n, d := generated.Dims()
+	r := Result{Metric: "energy", N: n, D: d, NRef: len(k.xx), Settings: "v-statistic"}
+	e := Biased
+	if s.Unbiased {
+		e, r.Settings = Unbiased, "u-statistic"
+		if min(r.N, r.NRef) > 2 {
+			r.StdErr = k.jackknife()
+		}
+	}
+	r.Value, err = k.mmd(e)
+	return r, err
+}
+
+// negDistance is the conditionally positive kernel -|u-v|.
+type negDistance struct{}
+
+func (negDistance) String() string { return "-|u-v|" }
+
+func (negDistance) pairs(ctx context.Context, x, y Samples, visit func(i, j int, k []float64)) error {
+	return sqDists(ctx, x, y, func(i, j int, v []float64) {
+		for c, d2 := range v {
+			v[c] = -math.Sqrt(d2)
+		}
+		visit(i, j, v)
+	})
+}
+
+// MedianDistance is the median of the distances between all pairs i < j of the
+// rows of both sets pooled (one set may be nil): the usual kernel width. It
+// holds all of them in memory.
+func MedianDistance(ctx context.Context, x, y Samples) (float64, error) {
+	pool := pooled{x, y}
+	if err := check("pooled set", pool, 2); err != nil {
+		return 0, err
+	}
+	n, _ := pool.Dims()
+	rows := make([][]float64, n)
+	err := sqDists(ctx, pool, pool, func(i, j int, v []float64) {
+		if j+len(v) > i+1 {
+			rows[i] = append(rows[i], v[max(0, i+1-j):]...)
+		}
+	})
+	if err != nil {
+		return 0, fmt.Errorf("metrics: median distance: %w", err)
+	}
+	flat := slices.Concat(rows...)
+	slices.Sort(flat)
+	k := len(flat) / 2
+	if len(flat)%2 == 1 {
+		return math.Sqrt(flat[k]), nil
+	}
+	return (math.Sqrt(flat[k-1]) + math.Sqrt(flat[k])) / 2, nil
+}
+
+// pooled is x followed by y.
+type pooled struct{ x, y Samples }
+
+func (p pooled) Dims() (n, d int) {
+	n, d = p.x.Dims()
+	if p.y != nil {
+		m, _ := p.y.Dims()
+		n += m
+	}
+	return n, d
+}
+
+func (p pooled) Row(dst []float64, i int) {
+	if n, _ := p.x.Dims(); i >= n {
+		p.y.Row(dst, i-n)
+		return
+	}
+	p.x.Row(dst, i)
+}
+
+func total(x []float64) float64 {
+	s := 0.0
+	for _, v := range x {
+		s += v
+	}
+	return s
+}
+
+// variance divides by len(x)-ddof.
+func variance(x []float64, ddof int) float64 {
+	mean, v := meanOf(x), 0.0
+	for _, u := range x {
+		v += (u - mean) * (u - mean)
+	}
+	return v / float64(len(x)-ddof)
+}
