@@ -31,3 +31,5 @@
 // scratch, and a method or function whose name ends in Scratch tells how many
 // float32 it must hold, so that a planner can own one arena.
 package kernels
+
+//go:generate go run ./gen

@@ -34,9 +34,8 @@ type gemmArgs struct {
 
 // ops holds the primitives of a tier. Everything above them is shared.
 type ops struct {
+	tier   Tier // of the matrix kernels, see gemmTiles
 	mr, nr int
-	// gemm[m] computes tiles of m rows, m in [1, mr].
-	gemm [16]func(*gemmArgs)
 	// kc is the number of k that one pass over a panel covers, so that the
 	// panel's part stays in the first-level cache.
 	kc int
@@ -130,7 +129,7 @@ func (o *ops) gemmRows(g *gemmArgs, m int) {
 	full := m / o.mr
 	if full > 0 {
 		g.tiles = int64(full)
-		o.gemm[o.mr](g)
+		gemmTiles(o.tier, o.mr, g)
 	}
 	if r := m - full*o.mr; r > 0 {
 		done := full * o.mr
@@ -141,7 +140,7 @@ func (o *ops) gemmRows(g *gemmArgs, m int) {
 			t.res = unsafe.Add(g.res, int64(done)*g.ldc)
 		}
 		t.rows = (*int64)(unsafe.Add(unsafe.Pointer(g.rows), done*8))
-		o.gemm[r](&t)
+		gemmTiles(o.tier, r, &t)
 	}
 }
 

@@ -11,13 +11,7 @@ const (
 )
 
 var portableOps = ops{
-	mr: portableMR, nr: portableNR, kc: 384,
-	gemm: [16]func(*gemmArgs){
-		1: func(g *gemmArgs) { gemmPortable(g, 1, portableNR) },
-		2: func(g *gemmArgs) { gemmPortable(g, 2, portableNR) },
-		3: func(g *gemmArgs) { gemmPortable(g, 3, portableNR) },
-		4: func(g *gemmArgs) { gemmPortable(g, 4, portableNR) },
-	},
+	tier: Portable, mr: portableMR, nr: portableNR, kc: 384,
 	affineRows: affineRowsGo,
 	act:        actGo,
 	chanSums:   chanSumsGo,

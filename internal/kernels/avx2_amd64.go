@@ -1,0 +1,290 @@
+//go:build amd64 && !noasm
+
+package kernels
+
+import "unsafe"
+
+//go:noescape
+func gemmAVX2_1(args *gemmArgs)
+
+//go:noescape
+func gemmAVX2_2(args *gemmArgs)
+
+//go:noescape
+func gemmAVX2_3(args *gemmArgs)
+
+//go:noescape
+func gemmAVX2_4(args *gemmArgs)
+
+//go:noescape
+func gemmAVX2_5(args *gemmArgs)
+
+//go:noescape
+func gemmAVX2_6(args *gemmArgs)
+
+//go:noescape
+func dgemmAVX2(c *float64, ldc int, a *float64, lda int, b *float64, k int)
+
+//go:noescape
+func actSiLUAVX2(dst, src *float32, n int)
+
+//go:noescape
+func actQuickGELUAVX2(dst, src *float32, n int)
+
+//go:noescape
+func actGELUTanhAVX2(dst, src *float32, n int)
+
+//go:noescape
+func actGELUAVX2(dst, src *float32, n int)
+
+//go:noescape
+func actReLUAVX2(dst, src *float32, n int)
+
+//go:noescape
+func affineAVX2(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)
+
+//go:noescape
+func affineSiLUAVX2(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)
+
+//go:noescape
+func rowsSiLUAVX2(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)
+
+//go:noescape
+func chanSumsAVX2(sum, sq, src, shift *float32, stride, n, c int)
+
+//go:noescape
+func expRowAVX2(x *float32, n int, scale, m float32) float32
+
+//go:noescape
+func maxRowAVX2(x *float32, n int) float32
+
+//go:noescape
+func addAVX2(dst, a, b *float32, n int, scale float32)
+
+//go:noescape
+func scaleAVX2(dst *float32, n int, s float32)
+
+//go:noescape
+func gegluAVX2(dst, a, b *float32, n int)
+
+//go:noescape
+func momentsAVX2(x *float32, n int, k float32) (sum, sq float32)
+
+//go:noescape
+func normRowAVX2(dst, x, gamma, beta *float32, n int, mean, rstd float32)
+
+//go:noescape
+func axpyAVX2(dst, x *float32, n int, a float32)
+
+func gemmAVX2(m int, g *gemmArgs) {
+	switch m {
+	case 1:
+		gemmAVX2_1(g)
+	case 2:
+		gemmAVX2_2(g)
+	case 3:
+		gemmAVX2_3(g)
+	case 4:
+		gemmAVX2_4(g)
+	case 5:
+		gemmAVX2_5(g)
+	case 6:
+		gemmAVX2_6(g)
+	}
+}
+
+//go:noescape
+func fmaPeakAVX2(n int)
+
+var avx2Ops = ops{
+	tier: AVX2, mr: 6, nr: 16, kc: 384,
+
+	affineRows: affineRowsSIMD,
+	act:        actSIMD,
+	chanSums:   chanSumsAVX2,
+	expRow:     expRowSIMD,
+	maxRow:     maxRowSIMD,
+	add:        addSIMD,
+	scale:      scaleSIMD,
+	geglu:      gegluSIMD,
+	moments:    momentsSIMD,
+	sumSq:      sumSqSIMD,
+	normRow:    normRowSIMD,
+	dgemm:      dgemmAVX2,
+}
+
+// A tail of fewer than 8 values goes through the same instructions in a
+// buffer, so that a value never depends on where in a slice it lies.
+
+func affineRowsSIMD(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation) {
+	if n < 1 || c < 1 {
+		return
+	}
+	switch {
+	case scale != nil && act == SiLU:
+		affineSiLUAVX2(dst, src, dstStride, srcStride, n, c, scale, shift)
+	case scale == nil && act == SiLU:
+		rowsSiLUAVX2(dst, src, dstStride, srcStride, n, c, nil, nil)
+	default:
+		for i := range n {
+			d := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(dst), i*dstStride*4)), c)
+			s := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(src), i*srcStride*4)), c)
+			if scale != nil {
+				affineAVX2(&d[0], &s[0], 0, 0, 1, c, scale, shift)
+				s = d
+			}
+			if act != Identity || scale == nil {
+				actSIMD(d, s, act)
+			}
+		}
+	}
+}
+
+func actSIMD(dst, src []float32, act Activation) {
+	n := len(src) &^ 7
+	if n > 0 {
+		actVectors(&dst[0], &src[0], n, act)
+	}
+	if n < len(src) {
+		var t [8]float32
+		copy(t[:], src[n:])
+		actVectors(&t[0], &t[0], 8, act)
+		copy(dst[n:len(src)], t[:])
+	}
+}
+
+func actVectors(dst, src *float32, n int, act Activation) {
+	switch act {
+	case SiLU:
+		actSiLUAVX2(dst, src, n)
+	case GELU:
+		actGELUAVX2(dst, src, n)
+	case GELUTanh:
+		actGELUTanhAVX2(dst, src, n)
+	case QuickGELU:
+		actQuickGELUAVX2(dst, src, n)
+	case ReLU:
+		actReLUAVX2(dst, src, n)
+	default:
+		copy(unsafe.Slice(dst, n), unsafe.Slice(src, n))
+	}
+}
+
+func expRowSIMD(x []float32, scale, m float32) float32 {
+	n := len(x) &^ 7
+	var sum float32
+	if n > 0 {
+		sum = expRowAVX2(&x[0], n, scale, m)
+	}
+	if n < len(x) {
+		var t [8]float32
+		copy(t[:], x[n:])
+		expRowAVX2(&t[0], 8, scale, m)
+		for i := range x[n:] {
+			x[n+i] = t[i]
+			sum += t[i]
+		}
+	}
+	return sum
+}
+
+func maxRowSIMD(x []float32) float32 {
+	n := len(x) &^ 7
+	m := maxRowGo(x[n:])
+	if n > 0 {
+		m = max(m, maxRowAVX2(&x[0], n))
+	}
+	return m
+}
+
+func addSIMD(dst, a, b []float32, scale float32) {
+	n := len(a) &^ 7
+	if n > 0 {
+		_, _ = dst[n-1], b[n-1]
+		addAVX2(&dst[0], &a[0], &b[0], n, scale)
+	}
+	addGo(dst[n:], a[n:], b[n:], scale)
+}
+
+func scaleSIMD(dst []float32, s float32) {
+	n := len(dst) &^ 7
+	if n > 0 {
+		scaleAVX2(&dst[0], n, s)
+	}
+	scaleGo(dst[n:], s)
+}
+
+func gegluSIMD(dst, a, b []float32) {
+	n := len(a) &^ 7
+	if n > 0 {
+		_, _ = dst[n-1], b[n-1]
+		gegluAVX2(&dst[0], &a[0], &b[0], n)
+	}
+	if n < len(a) {
+		var x, y [8]float32
+		copy(x[:], a[n:])
+		copy(y[:], b[n:len(a)])
+		gegluAVX2(&x[0], &x[0], &y[0], 8)
+		copy(dst[n:len(a)], x[:])
+	}
+}
+
+func momentsSIMD(x []float32) (mean, m2 float32) {
+	if len(x) == 0 {
+		return 0, 0
+	}
+	k := x[0]
+	n := len(x) &^ 7
+	var s, q float64
+	const block = 1024
+	for i := 0; i < n; i += block {
+		bs, bq := momentsAVX2(&x[i], min(block, n-i), k)
+		s += float64(bs)
+		q += float64(bq)
+	}
+	for _, v := range x[n:] {
+		d := float64(v - k)
+		s += d
+		q += d * d
+	}
+	d := s / float64(len(x))
+	return float32(float64(k) + d), float32(max(q-d*s, 0))
+}
+
+func sumSqSIMD(x []float32) float32 {
+	n := len(x) &^ 7
+	var q float64
+	const block = 1024
+	for i := 0; i < n; i += block {
+		_, bq := momentsAVX2(&x[i], min(block, n-i), 0)
+		q += float64(bq)
+	}
+	for _, v := range x[n:] {
+		q += float64(v) * float64(v)
+	}
+	return float32(q)
+}
+
+func normRowSIMD(dst, x []float32, mean, rstd float32, gamma, beta []float32) {
+	n := len(x) &^ 7
+	if n > 0 {
+		_ = dst[n-1]
+		var g, b *float32
+		if gamma != nil {
+			g = &gamma[:n][0]
+		}
+		if beta != nil {
+			b = &beta[:n][0]
+		}
+		normRowAVX2(&dst[0], &x[0], g, b, n, mean, rstd)
+	}
+	if n < len(x) {
+		if gamma != nil {
+			gamma = gamma[n:]
+		}
+		if beta != nil {
+			beta = beta[n:]
+		}
+		normRowGo(dst[n:], x[n:], mean, rstd, gamma, beta)
+	}
+}

@@ -1,0 +1,498 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"strings"
+)
+
+// The elementwise functions work on whole vectors of 8; a tail of channels is
+// read and written under a mask.
+
+var elemConsts = []struct {
+	name string
+	v    float64
+}{
+	{"log2e", math.Log2E},
+	{"ln2hi", 0.693359375},
+	{"ln2lo", -2.12194440e-4},
+	{"expTop", 88},
+	{"expBottom", -87.3},
+	{"exp0", 1.9875691500e-4},
+	{"exp1", 1.3981999507e-3},
+	{"exp2", 8.3334519073e-3},
+	{"exp3", 4.1665795894e-2},
+	{"exp4", 1.6666665459e-1},
+	{"exp5", 5.0000001201e-1},
+	{"one", 1},
+	{"half", 0.5},
+	{"minus1", -1},
+	{"minusQuick", -1.702},
+	{"tanh1", -2 * 0.7978845608028654},
+	{"tanh3", -2 * 0.7978845608028654 * 0.044715},
+	{"rsqrt2", math.Sqrt2 / 2},
+	{"erfTop", 4},
+	{"erfBottom", -4},
+	{"a1", -1.60960333262415e-02}, {"a3", -2.95459980854025e-03}, {"a5", -7.34990630326855e-04},
+	{"a7", -5.69250639462346e-05}, {"a9", -2.10102402082508e-06}, {"a11", 2.77068142495902e-08},
+	{"a13", -2.72614225801306e-10},
+	{"b0", -1.42647390514189e-02}, {"b2", -7.37332916720468e-03}, {"b4", -1.68282697438203e-03},
+	{"b6", -2.13374055278905e-04}, {"b8", -1.45660718464996e-05},
+	{"negInf", math.Inf(-1)},
+}
+
+func cst(name string) string { return "elem_" + name + "<>+0(SB)" }
+
+func elemFile() []byte {
+	a := newFile()
+	a.raw("\n")
+	for _, c := range elemConsts {
+		bits := math.Float32bits(float32(c.v))
+		for i := range 8 {
+			fmt.Fprintf(a, "DATA elem_%s<>+%d(SB)/4, $0x%08x\n", c.name, 4*i, bits)
+		}
+		fmt.Fprintf(a, "GLOBL elem_%s<>(SB), RODATA|NOPTR, $32\n", c.name)
+	}
+	for i := range 8 {
+		fmt.Fprintf(a, "DATA elem_bias127<>+%d(SB)/4, $127\n", 4*i)
+	}
+	a.raw("GLOBL elem_bias127<>(SB), RODATA|NOPTR, $32\n")
+	for i := range 16 {
+		v := "0xffffffff"
+		if i >= 8 {
+			v = "0"
+		}
+		fmt.Fprintf(a, "DATA elem_mask<>+%d(SB)/4, $%s\n", 4*i, v)
+	}
+	a.raw("GLOBL elem_mask<>(SB), RODATA|NOPTR, $64\n")
+
+	for _, f := range []string{"SiLU", "QuickGELU", "GELUTanh", "GELU", "ReLU"} {
+		actFunc(a, f)
+	}
+	affineFunc(a, "affine", true, false)
+	affineFunc(a, "affineSiLU", true, true)
+	affineFunc(a, "rowsSiLU", false, true)
+	chanSums(a)
+	expRow(a)
+	maxRow(a)
+	binary(a)
+	geglu(a)
+	moments(a)
+	normRow(a)
+	axpyFunc(a)
+	return a.Bytes()
+}
+
+// exp writes Y[x] = exp(Y[x]) using two free registers; the argument must be
+// at most 88. Below -87.3 the result is about 1e-38, not 0.
+// Cody-Waite reduction and the polynomial of Cephes' expf, 1e-7 relative.
+func exp(a *asm, x, n, p int) {
+	a.op("VMAXPS %s, Y%d, Y%d", cst("expBottom"), x, x)
+	a.op("VMULPS %s, Y%d, Y%d", cst("log2e"), x, n)
+	a.op("VROUNDPS $0, Y%d, Y%d", n, n)
+	a.op("VFNMADD231PS %s, Y%d, Y%d", cst("ln2hi"), n, x)
+	a.op("VFNMADD231PS %s, Y%d, Y%d", cst("ln2lo"), n, x)
+	a.op("VMOVUPS %s, Y%d", cst("exp0"), p)
+	for i := 1; i < 6; i++ {
+		a.op("VFMADD213PS %s, Y%d, Y%d", cst(fmt.Sprint("exp", i)), x, p)
+	}
+	// p*x*x + x + 1
+	a.op("VMULPS Y%d, Y%d, Y%d", x, p, p)
+	a.op("VFMADD213PS Y%d, Y%d, Y%d", x, p, x) // x = p*x + x
+	a.op("VADDPS %s, Y%d, Y%d", cst("one"), x, x)
+	a.op("VCVTPS2DQ Y%d, Y%d", n, n)
+	a.op("VPADDD elem_bias127<>+0(SB), Y%d, Y%d", n, n)
+	a.op("VPSLLD $23, Y%d, Y%d", n, n)
+	a.op("VMULPS Y%d, Y%d, Y%d", n, x, x)
+}
+
+// activate writes Y0 = f(Y0); Y1 to Y4 are used.
+func activate(a *asm, f string) {
+	switch f {
+	case "SiLU", "QuickGELU", "GELUTanh":
+		switch f {
+		case "SiLU":
+			a.op("VMULPS %s, Y0, Y1", cst("minus1"))
+		case "QuickGELU":
+			a.op("VMULPS %s, Y0, Y1", cst("minusQuick"))
+		default:
+			a.op("VMULPS Y0, Y0, Y1")
+			a.op("VMOVUPS %s, Y2", cst("tanh3"))
+			a.op("VFMADD213PS %s, Y1, Y2", cst("tanh1"))
+			a.op("VMULPS Y2, Y0, Y1")
+		}
+		a.op("VMINPS %s, Y1, Y1", cst("expTop"))
+		exp(a, 1, 2, 3)
+		a.op("VADDPS %s, Y1, Y1", cst("one"))
+		a.op("VDIVPS Y1, Y0, Y0")
+	case "GELU":
+		a.op("VMULPS %s, Y0, Y1", cst("rsqrt2"))
+		a.op("VMINPS %s, Y1, Y1", cst("erfTop"))
+		a.op("VMAXPS %s, Y1, Y1", cst("erfBottom"))
+		a.op("VMULPS Y1, Y1, Y2")
+		a.op("VMOVUPS %s, Y3", cst("a13"))
+		for _, k := range []string{"a11", "a9", "a7", "a5", "a3", "a1"} {
+			a.op("VFMADD213PS %s, Y2, Y3", cst(k))
+		}
+		a.op("VMULPS Y1, Y3, Y3")
+		a.op("VMOVUPS %s, Y4", cst("b8"))
+		for _, k := range []string{"b6", "b4", "b2", "b0"} {
+			a.op("VFMADD213PS %s, Y2, Y4", cst(k))
+		}
+		a.op("VDIVPS Y4, Y3, Y3")
+		a.op("VMULPS %s, Y0, Y0", cst("half"))
+		a.op("VFMADD231PS Y3, Y0, Y0")
+	case "ReLU":
+		a.op("VXORPS Y1, Y1, Y1")
+		a.op("VMAXPS Y1, Y0, Y0")
+	}
+}
+
+// actFunc writes dst[i] = f(src[i]) for a multiple of 8 values.
+func actFunc(a *asm, f string) {
+	a.text("act"+f+"AVX2", "(dst, src *float32, n int)", 0, 24)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ src+8(FP), SI")
+	a.op("MOVQ n+16(FP), CX")
+	a.label("loop")
+	a.op("VMOVUPS (SI), Y0")
+	activate(a, f)
+	a.op("VMOVUPS Y0, (DI)")
+	a.op("ADDQ $32, SI")
+	a.op("ADDQ $32, DI")
+	a.op("SUBQ $8, CX")
+	a.op("JNE loop")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// tailMask loads the mask of the low CX (1 to 7) lanes into Y15.
+func tailMask(a *asm, count, tmp string) {
+	a.op("LEAQ elem_mask<>+32(SB), %s", tmp)
+	a.op("SHLQ $2, %s", count)
+	a.op("SUBQ %s, %s", count, tmp)
+	a.op("VMOVUPS (%s), Y15", tmp)
+}
+
+// affineFunc writes rows of c values, n of them: dst = f(src*scale + shift).
+func affineFunc(a *asm, name string, affine, silu bool) {
+	a.text(name+"AVX2", "(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)", 0, 64)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ src+8(FP), SI")
+	a.op("MOVQ dstStride+16(FP), R8")
+	a.op("MOVQ srcStride+24(FP), R9")
+	a.op("MOVQ n+32(FP), R10")
+	a.op("MOVQ c+40(FP), R11")
+	if affine {
+		a.op("MOVQ scale+48(FP), R12")
+		a.op("MOVQ shift+56(FP), R13")
+	}
+	a.op("SHLQ $2, R8")
+	a.op("SHLQ $2, R9")
+	a.op("MOVQ R11, DX")
+	a.op("ANDQ $7, DX")
+	a.op("SHRQ $3, R11")
+	a.op("SHLQ $5, R11") // bytes of whole vectors
+	a.op("TESTQ DX, DX")
+	a.op("JEQ row")
+	a.op("MOVQ DX, CX")
+	tailMask(a, "CX", "AX")
+	a.label("row")
+	a.op("XORQ AX, AX")
+	a.op("CMPQ R11, $0")
+	a.op("JEQ tail")
+	a.label("loop")
+	compute := func() {
+		if affine {
+			a.op("VMOVUPS (R12)(AX*1), Y5")
+			a.op("VFMADD213PS (R13)(AX*1), Y5, Y0")
+		}
+		if silu {
+			activate(a, "SiLU")
+		}
+	}
+	a.op("VMOVUPS (SI)(AX*1), Y0")
+	compute()
+	a.op("VMOVUPS Y0, (DI)(AX*1)")
+	a.op("ADDQ $32, AX")
+	a.op("CMPQ AX, R11")
+	a.op("JLT loop")
+	a.label("tail")
+	a.op("TESTQ DX, DX")
+	a.op("JEQ next")
+	a.op("VMASKMOVPS (SI)(AX*1), Y15, Y0")
+	if affine {
+		a.op("VMASKMOVPS (R12)(AX*1), Y15, Y5")
+		a.op("VMASKMOVPS (R13)(AX*1), Y15, Y6")
+		a.op("VFMADD213PS Y6, Y5, Y0")
+	}
+	if silu {
+		activate(a, "SiLU")
+	}
+	a.op("VMASKMOVPS Y0, Y15, (DI)(AX*1)")
+	a.label("next")
+	a.op("ADDQ R8, DI")
+	a.op("ADDQ R9, SI")
+	a.op("SUBQ $1, R10")
+	a.op("JNE row")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// chanSums adds rows of c values: 32 channels at a time, then 8, then a tail.
+func chanSums(a *asm) {
+	a.text("chanSumsAVX2", "(sum, sq, src, shift *float32, stride, n, c int)", 0, 56)
+	for i, r := range []string{"DI", "R8", "SI", "R9", "R10", "R11", "R12"} {
+		names := strings.Fields("sum sq src shift stride n c")
+		a.op("MOVQ %s+%d(FP), %s", names[i], 8*i, r)
+	}
+	a.op("SHLQ $2, R10")
+	block := func(label string, vecs int, masked bool) {
+		width := vecs * 8
+		a.label(label)
+		if masked {
+			a.op("CMPQ R12, $0")
+			a.op("JEQ done")
+			a.op("MOVQ R12, CX")
+			tailMask(a, "CX", "AX")
+		} else {
+			a.op("CMPQ R12, $%d", width)
+			a.op("JLT %s_end", label)
+		}
+		load := func(mem string, r int) {
+			if masked {
+				a.op("VMASKMOVPS %s, Y15, Y%d", mem, r)
+			} else {
+				a.op("VMOVUPS %s, Y%d", mem, r)
+			}
+		}
+		for v := range vecs {
+			load(fmt.Sprintf("%d(R9)", 32*v), v)
+			a.op("VXORPS Y%d, Y%d, Y%d", 4+v, 4+v, 4+v)
+			a.op("VXORPS Y%d, Y%d, Y%d", 8+v, 8+v, 8+v)
+		}
+		a.op("MOVQ SI, AX")
+		a.op("MOVQ R11, CX")
+		a.label(label + "_px")
+		for v := range vecs {
+			load(fmt.Sprintf("%d(AX)", 32*v), 12)
+			a.op("VSUBPS Y%d, Y12, Y12", v)
+			a.op("VADDPS Y12, Y%d, Y%d", 4+v, 4+v)
+			a.op("VFMADD231PS Y12, Y12, Y%d", 8+v)
+		}
+		a.op("ADDQ R10, AX")
+		a.op("SUBQ $1, CX")
+		a.op("JNE %s_px", label)
+		for v := range vecs {
+			if masked {
+				a.op("VMASKMOVPS Y%d, Y15, %d(DI)", 4+v, 32*v)
+				a.op("VMASKMOVPS Y%d, Y15, %d(R8)", 8+v, 32*v)
+			} else {
+				a.op("VMOVUPS Y%d, %d(DI)", 4+v, 32*v)
+				a.op("VMOVUPS Y%d, %d(R8)", 8+v, 32*v)
+			}
+		}
+		if !masked {
+			for _, r := range []string{"DI", "R8", "R9", "SI"} {
+				a.op("ADDQ $%d, %s", 4*width, r)
+			}
+			a.op("SUBQ $%d, R12", width)
+			a.op("JMP %s", label)
+			a.label(label + "_end")
+		}
+	}
+	block("wide", 4, false)
+	block("narrow", 1, false)
+	block("last", 1, true)
+	a.label("done")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// sumLanes adds the lanes of Y[r] into the low lane of X[r].
+func sumLanes(a *asm, r, t int) {
+	a.op("VEXTRACTF128 $1, Y%d, X%d", r, t)
+	a.op("VADDPS X%d, X%d, X%d", t, r, r)
+	a.op("VMOVHLPS X%d, X%d, X%d", r, r, t)
+	a.op("VADDPS X%d, X%d, X%d", t, r, r)
+	a.op("VMOVSHDUP X%d, X%d", r, t)
+	a.op("VADDSS X%d, X%d, X%d", t, r, r)
+}
+
+// expRow writes x = exp(x*scale - m) over a multiple of 8 values and gives
+// the sum. Arguments below -87.3 give 0.
+func expRow(a *asm) {
+	a.text("expRowAVX2", "(x *float32, n int, scale, m float32) float32", 0, 28)
+	a.op("MOVQ x+0(FP), DI")
+	a.op("MOVQ n+8(FP), CX")
+	a.op("VBROADCASTSS scale+16(FP), Y10")
+	a.op("VBROADCASTSS m+20(FP), Y11")
+	a.op("VXORPS Y12, Y12, Y12")
+	a.label("loop")
+	a.op("VMOVUPS (DI), Y1")
+	a.op("VFMSUB213PS Y11, Y10, Y1") // x*scale - m
+	a.op("VMINPS %s, Y1, Y1", cst("expTop"))
+	a.op("VMOVUPS %s, Y4", cst("expBottom"))
+	a.op("VCMPPS $1, Y1, Y4, Y4") // bottom < x
+	exp(a, 1, 2, 3)
+	a.op("VANDPS Y4, Y1, Y1")
+	a.op("VMOVUPS Y1, (DI)")
+	a.op("VADDPS Y1, Y12, Y12")
+	a.op("ADDQ $32, DI")
+	a.op("SUBQ $8, CX")
+	a.op("JNE loop")
+	sumLanes(a, 12, 1)
+	a.op("VMOVSS X12, ret+24(FP)")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+func maxRow(a *asm) {
+	a.text("maxRowAVX2", "(x *float32, n int) float32", 0, 20)
+	a.op("MOVQ x+0(FP), DI")
+	a.op("MOVQ n+8(FP), CX")
+	a.op("VMOVUPS %s, Y0", cst("negInf"))
+	a.label("loop")
+	a.op("VMAXPS (DI), Y0, Y0")
+	a.op("ADDQ $32, DI")
+	a.op("SUBQ $8, CX")
+	a.op("JNE loop")
+	a.op("VEXTRACTF128 $1, Y0, X1")
+	a.op("VMAXPS X1, X0, X0")
+	a.op("VMOVHLPS X0, X0, X1")
+	a.op("VMAXPS X1, X0, X0")
+	a.op("VMOVSHDUP X0, X1")
+	a.op("VMAXSS X1, X0, X0")
+	a.op("VMOVSS X0, ret+16(FP)")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+func binary(a *asm) {
+	a.text("addAVX2", "(dst, a, b *float32, n int, scale float32)", 0, 36)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ a+8(FP), SI")
+	a.op("MOVQ b+16(FP), DX")
+	a.op("MOVQ n+24(FP), CX")
+	a.op("VBROADCASTSS scale+32(FP), Y2")
+	a.label("loop")
+	a.op("VMOVUPS (SI), Y0")
+	a.op("VADDPS (DX), Y0, Y0")
+	a.op("VMULPS Y2, Y0, Y0")
+	a.op("VMOVUPS Y0, (DI)")
+	a.op("ADDQ $32, DI")
+	a.op("ADDQ $32, SI")
+	a.op("ADDQ $32, DX")
+	a.op("SUBQ $8, CX")
+	a.op("JNE loop")
+	a.op("VZEROUPPER")
+	a.op("RET")
+
+	a.text("scaleAVX2", "(dst *float32, n int, s float32)", 0, 20)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ n+8(FP), CX")
+	a.op("VBROADCASTSS s+16(FP), Y2")
+	a.label("loop")
+	a.op("VMULPS (DI), Y2, Y0")
+	a.op("VMOVUPS Y0, (DI)")
+	a.op("ADDQ $32, DI")
+	a.op("SUBQ $8, CX")
+	a.op("JNE loop")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+func geglu(a *asm) {
+	a.text("gegluAVX2", "(dst, a, b *float32, n int)", 0, 32)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ a+8(FP), SI")
+	a.op("MOVQ b+16(FP), DX")
+	a.op("MOVQ n+24(FP), CX")
+	a.label("loop")
+	a.op("VMOVUPS (DX), Y0")
+	activate(a, "GELU")
+	a.op("VMULPS (SI), Y0, Y0")
+	a.op("VMOVUPS Y0, (DI)")
+	a.op("ADDQ $32, DI")
+	a.op("ADDQ $32, SI")
+	a.op("ADDQ $32, DX")
+	a.op("SUBQ $8, CX")
+	a.op("JNE loop")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// moments gives the sum of (x - k) and of its square over a multiple of 8.
+func moments(a *asm) {
+	a.text("momentsAVX2", "(x *float32, n int, k float32) (sum, sq float32)", 0, 32)
+	a.op("MOVQ x+0(FP), DI")
+	a.op("MOVQ n+8(FP), CX")
+	a.op("VBROADCASTSS k+16(FP), Y2")
+	a.op("VXORPS Y0, Y0, Y0")
+	a.op("VXORPS Y1, Y1, Y1")
+	a.label("loop")
+	a.op("VMOVUPS (DI), Y3")
+	a.op("VSUBPS Y2, Y3, Y3")
+	a.op("VADDPS Y3, Y0, Y0")
+	a.op("VFMADD231PS Y3, Y3, Y1")
+	a.op("ADDQ $32, DI")
+	a.op("SUBQ $8, CX")
+	a.op("JNE loop")
+	sumLanes(a, 0, 3)
+	sumLanes(a, 1, 3)
+	a.op("VMOVSS X0, sum+24(FP)")
+	a.op("VMOVSS X1, sq+28(FP)")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// normRow writes (x - mean)*rstd*gamma + beta over a multiple of 8.
+func normRow(a *asm) {
+	a.text("normRowAVX2", "(dst, x, gamma, beta *float32, n int, mean, rstd float32)", 0, 48)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ x+8(FP), SI")
+	a.op("MOVQ gamma+16(FP), R8")
+	a.op("MOVQ beta+24(FP), R9")
+	a.op("MOVQ n+32(FP), CX")
+	a.op("VBROADCASTSS mean+40(FP), Y1")
+	a.op("VBROADCASTSS rstd+44(FP), Y2")
+	a.op("XORQ AX, AX")
+	a.op("SHLQ $2, CX")
+	a.label("loop")
+	a.op("VMOVUPS (SI)(AX*1), Y0")
+	a.op("VSUBPS Y1, Y0, Y0")
+	a.op("VMULPS Y2, Y0, Y0")
+	a.op("TESTQ R8, R8")
+	a.op("JEQ plain")
+	a.op("VMULPS (R8)(AX*1), Y0, Y0")
+	a.label("plain")
+	a.op("TESTQ R9, R9")
+	a.op("JEQ store")
+	a.op("VADDPS (R9)(AX*1), Y0, Y0")
+	a.label("store")
+	a.op("VMOVUPS Y0, (DI)(AX*1)")
+	a.op("ADDQ $32, AX")
+	a.op("CMPQ AX, CX")
+	a.op("JLT loop")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// axpyFunc writes dst += a*x over a multiple of 8.
+func axpyFunc(a *asm) {
+	a.text("axpyAVX2", "(dst, x *float32, n int, a float32)", 0, 28)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ x+8(FP), SI")
+	a.op("MOVQ n+16(FP), CX")
+	a.op("VBROADCASTSS a+24(FP), Y1")
+	a.label("loop")
+	a.op("VMOVUPS (DI), Y0")
+	a.op("VFMADD231PS (SI), Y1, Y0")
+	a.op("VMOVUPS Y0, (DI)")
+	a.op("ADDQ $32, DI")
+	a.op("ADDQ $32, SI")
+	a.op("SUBQ $8, CX")
+	a.op("JNE loop")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
