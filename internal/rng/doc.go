@@ -12,8 +12,8 @@
 //     on a CUDA device.
 //
 // The same seed gives the same bits on every architecture. Two things see to
-// that: products that feed a sum are converted explicitly, because Go may fuse
-// x*y + z where the hardware can, or are fused on purpose by math.FMA; and log,
-// sin and cos are those of this package, because those of package math differ
-// between architectures.
+// that. Go may fuse x*y + z where the hardware can, so a product that feeds a sum
+// is converted explicitly, or fused on purpose by math.FMA, unless it is exact.
+// And log, sin and cos are those of this package, because those of package math
+// differ between architectures.
 package rng
