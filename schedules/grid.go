@@ -90,10 +90,7 @@ type span struct {
 
 func newSpan(p Gaussian, n int, e Ends, habit func(endGiven bool) (final string)) (span, error) {
 	s := span{p: p, n: n, startGiven: e.TStart != nil || e.SigmaMax != nil, endGiven: e.TEnd != nil || e.SigmaMin != nil}
-	noise, data := p.Ends()
-	if r, ok := p.(Ranger); ok {
-		noise, data = r.Range()
-	}
+	noise, data := usualRange(p)
 	var err error
 	if s.noise, err = endNode(p, e.TStart, e.SigmaMax, noise); err != nil {
 		return s, fmt.Errorf("start: %w", err)
@@ -113,6 +110,14 @@ func newSpan(p Gaussian, n int, e Ends, habit func(endGiven bool) (final string)
 		return s, fmt.Errorf("the start (t=%g, sigma %g) must be noisier than the end (t=%g, sigma %g)", s.noise.T, s.noise.Ratio(), s.last.T, s.last.Ratio())
 	}
 	return s, nil
+}
+
+// usualRange is p's Range, or its ends.
+func usualRange(p Process) (noise, data float64) {
+	if r, ok := p.(Ranger); ok {
+		return r.Range()
+	}
+	return p.Ends()
 }
 
 // endNode is the node at time t, or at ratio sb, or at the process's own time.
@@ -158,50 +163,74 @@ func unit(i, m int) float64 {
 	return float64(i) / float64(m-1)
 }
 
-// ratios returns the grid with nodes at sigma/alpha = f(u, hi, lo), u from 0 to 1; f must give hi at 0 and lo at 1.
-// Both ends must have a finite ratio: a process whose own noise end has none starts a thousandth of the way in.
+// between returns the grid with the nodes at(u), u from 0 to 1, its two ends taken as they are.
+func (s span) between(at func(u float64) Node) (Grid, error) {
+	g := make(Grid, s.nodes())
+	for i := range g {
+		g[i] = at(unit(i, len(g)))
+	}
+	g[len(g)-1] = s.last
+	g[0] = s.noise
+	return s.close(g)
+}
+
+// ratios returns the grid with nodes at sigma/alpha = f(u, hi, lo); f must give hi at u = 0 and lo at 1. Both ends
+// must have a finite ratio: a process whose own noise end has none starts a thousandth of the way in.
 func (s span) ratios(f func(u, hi, lo float64) float64) (Grid, error) {
-	hi, lo := s.noise.Ratio(), s.last.Ratio()
-	if math.IsInf(hi, 1) {
+	if s.noise.Alpha == 0 {
 		if s.startGiven {
 			return nil, fmt.Errorf("a start without signal (t=%g) has no finite sigma: use a schedule in time", s.noise.T)
 		}
 		noise, data := s.p.Ends()
 		s.noise = s.p.At(noise + 1e-3*(data-noise))
-		hi = s.noise.Ratio()
 	}
-	m := s.nodes()
-	g := make(Grid, m)
-	for i := range g {
-		switch {
-		case i == 0:
-			g[i] = s.noise
-		case i == m-1:
-			g[i] = s.last
-		default:
-			g[i] = s.p.AtRatio(f(unit(i, m), hi, lo))
-		}
-	}
-	return s.close(g)
+	hi, lo := s.noise.Ratio(), s.last.Ratio()
+	return s.between(func(u float64) Node { return s.p.AtRatio(f(u, hi, lo)) })
 }
 
-// times is ratios for schedules in the process's own time. Without a given end, a grid that ends clean runs through
-// to the clean end in n equal parts of u.
+// times is ratios for schedules in the process's own time, which run through to the clean end.
 func (s span) times(f func(u, hi, lo float64) float64) (Grid, error) {
+	s.runThrough()
+	return s.between(func(u float64) Node { return s.p.At(f(u, s.noise.T, s.last.T)) })
+}
+
+// runThrough makes the clean end the last node of a grid that ends clean, unless the caller named an end.
+func (s *span) runThrough() {
 	if s.zero && !s.endGiven {
 		s.last = s.p.AtRatio(0)
 	}
-	m := s.nodes()
-	g := make(Grid, m)
+}
+
+// timesteps returns the grid with m nodes at the timesteps f(i, m, T), where T whole timesteps lie between the ends:
+// 0 is the last noisy node and T-1 the first. A table of a discrete process has its own T, every other process 1000.
+// A grid with fewer than m = n+1 nodes then goes on to the clean end or to timestep 0. whole says that f gives whole
+// numbers, of which there are only T.
+func (s span) timesteps(m int, whole bool, f func(i, m, T int) (float64, error)) (Grid, error) {
+	if s.last.Sigma == 0 { // a named clean end: timestep 0 is the usual last noisy node
+		_, data := usualRange(s.p)
+		s.last, s.zero, m = s.p.At(data), true, s.n
+	}
+	T := 1000
+	if _, ok := s.p.(*VPDiscrete); ok {
+		T = int(math.Round(s.noise.T-s.last.T)) + 1
+	}
+	if whole && m > T {
+		return nil, fmt.Errorf("%d whole timesteps where there are only %d", m, T)
+	}
+	g := make(Grid, m, s.n+1)
 	for i := range g {
-		switch {
-		case i == 0:
-			g[i] = s.noise
-		case i == m-1:
-			g[i] = s.last
-		default:
-			g[i] = s.p.At(f(unit(i, m), s.noise.T, s.last.T))
+		k, err := f(i, m, T)
+		if err != nil {
+			return nil, err
 		}
+		t := s.last.T
+		if T > 1 {
+			t += (s.noise.T - s.last.T) * k / float64(T-1)
+		}
+		g[i] = s.p.At(t)
+	}
+	if m == s.n && !s.zero {
+		g = append(g, s.last)
 	}
 	return s.close(g)
 }
