@@ -1,0 +1,295 @@
+// Package job runs a sampling job: many images, in batches, from one plan. It turns the description of a run into
+// Problems so that no result depends on the batch size, and hands every finished batch on at once.
+package job
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"time"
+
+	"gorgonia.org/tensor"
+
+	"drift/internal/manifest"
+	"drift/models"
+	"drift/samplers"
+	"drift/schedules"
+)
+
+// Item is one image of a job.
+type Item struct {
+	Set   int // which condition
+	Place int // among the images of its set, and among the rows of recorded starts and noise
+	Seed  uint64
+}
+
+// Items lists the images of a run: every set has all seeds.
+func Items(sets int, seeds []uint64, offset int) []Item {
+	out := make([]Item, 0, sets*len(seeds))
+	for s := range sets {
+		for k, seed := range seeds {
+			out = append(out, Item{Set: s, Place: offset + k, Seed: seed})
+		}
+	}
+	return out
+}
+
+// Plan is everything that a run needs, opened and checked.
+type Plan struct {
+	Model   models.Denoiser // guided
+	Shape   []int           // of one row
+	Sampler samplers.Sampler
+	Grid    schedules.Grid
+	First   int
+	Last    int // 0 = to the end
+	Sets    []manifest.Set
+	Offset  int // places count from here in Classes
+	Codec   samplers.Codec
+
+	// NewNoise makes the noise of one batch; nil = samplers.Streams{}.
+	NewNoise func() samplers.Noise
+	// Start has one row per place, scaled to node First; nil draws the prior.
+	Start *tensor.Dense
+	// Image is the clean picture that an image-to-image run starts from: noise of node First is put on it.
+	Image []float64
+}
+
+// Batch is a part of a job under way.
+type Batch struct {
+	Items []Item
+	Index int // of the first item in the job
+}
+
+// Hooks are told about a job. Every one may be nil.
+type Hooks struct {
+	// Step is called after Begin and after every step.
+	Step func(b Batch, s *samplers.State) error
+	// Done takes the results of a batch: x as it stands at the last node, and the pictures made of it (the same
+	// tensor without a Codec).
+	Done func(b Batch, x, pictures *tensor.Dense, stats samplers.Stats) error
+	// Resume may return what Save wrote of this batch, or nil.
+	Resume func(b Batch) (io.ReadCloser, error)
+	// Save is called when the job stops in the middle of a batch that can be gone on with.
+	Save func(b Batch, s samplers.Saver) error
+}
+
+// ErrStopped says that the job ended early because Stop was closed.
+var ErrStopped = errors.New("interrupted")
+
+// Run makes the images of items, size at a time (0 = a size that suits the model). Closing stop ends the job after the
+// step under way, with ErrStopped; cancelling ctx ends it at once.
+func (p *Plan) Run(ctx context.Context, stop <-chan struct{}, items []Item, size int, h Hooks) (samplers.Stats, error) {
+	var all samplers.Stats
+	if size <= 0 {
+		size = p.batch()
+	}
+	weight := 0
+	for from := 0; from < len(items); from += size {
+		b := Batch{Items: items[from:min(from+size, len(items))], Index: from}
+		st, err := p.one(ctx, stop, b, h)
+		n := len(b.Items)
+		all.NFE = (all.NFE*float64(weight) + st.NFE*float64(n)) / float64(weight+n)
+		all.VJPs = (all.VJPs*float64(weight) + st.VJPs*float64(n)) / float64(weight+n)
+		all.Steps, all.Wall, all.Model = st.Steps, all.Wall+st.Wall, all.Model+st.Model
+		weight += n
+		if err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+// batch suits the model: about a million numbers in the state, 16 to 1024 rows (networks have large rows).
+func (p *Plan) batch() int {
+	dim := tensor.Shape(p.Shape).TotalSize()
+	return min(max(16*runtime.GOMAXPROCS(0), 1<<14/max(dim, 1)), 1024)
+}
+
+func (p *Plan) one(ctx context.Context, stop <-chan struct{}, b Batch, h Hooks) (samplers.Stats, error) {
+	problem, err := p.Problem(b.Items)
+	if err != nil {
+		return samplers.Stats{}, err
+	}
+	stopped := func() bool {
+		select {
+		case <-stop:
+			return true
+		default:
+			return false
+		}
+	}
+	problem.Observe = func(s *samplers.State) error {
+		if h.Step != nil {
+			if err := h.Step(b, s); err != nil {
+				return err
+			}
+		}
+		if stopped() && s.Done < 1 {
+			return ErrStopped
+		}
+		return nil
+	}
+	if stopped() {
+		return samplers.Stats{}, ErrStopped
+	}
+	run, err := p.begin(ctx, problem, b, h)
+	if err != nil {
+		return samplers.Stats{}, err
+	}
+	res, err := samplers.Drive(ctx, run, problem)
+	if errors.Is(err, ErrStopped) && h.Save != nil {
+		if s, ok := run.(samplers.Saver); ok {
+			if e := h.Save(b, s); e != nil {
+				return res.Stats, errors.Join(err, e)
+			}
+		}
+	}
+	if err != nil {
+		return res.Stats, err
+	}
+	pictures := res.X
+	if p.Codec != nil && p.Last == 0 {
+		if pictures, err = p.Codec.Decode(ctx, res.X); err != nil {
+			return res.Stats, fmt.Errorf("decoding: %w", err)
+		}
+		if row := notFinite(pictures); row >= 0 {
+			return res.Stats, &samplers.NotFinite{Step: res.Stats.Steps, At: res.At, Row: row}
+		}
+	}
+	if h.Done != nil {
+		return res.Stats, h.Done(b, res.X, pictures, res.Stats)
+	}
+	return res.Stats, nil
+}
+
+// begin starts the batch, or goes on where it was saved.
+func (p *Plan) begin(ctx context.Context, problem *samplers.Problem, b Batch, h Hooks) (samplers.Run, error) {
+	if h.Resume != nil {
+		saved, err := h.Resume(b)
+		if err != nil {
+			return nil, err
+		}
+		if saved != nil {
+			defer saved.Close()
+			return samplers.Resume(ctx, p.Sampler, problem, saved)
+		}
+	}
+	return p.Sampler.Begin(ctx, problem)
+}
+
+func notFinite(x *tensor.Dense) int {
+	d := models.Data(x)
+	for i, v := range d {
+		if v-v != 0 {
+			return i / (len(d) / x.Shape()[0])
+		}
+	}
+	return -1
+}
+
+// Problem makes the Problem of some items.
+func (p *Plan) Problem(items []Item) (*samplers.Problem, error) {
+	problem := &samplers.Problem{Model: p.Model, Grid: p.Grid, Shape: p.Shape, First: p.First, Last: p.Last, Codec: p.Codec, Meter: &models.Meter{}}
+	classes, prompts := false, false
+	for _, s := range p.Sets {
+		classes = classes || len(s.Classes) > 0
+		prompts = prompts || s.Prompt != "" || s.Negative != ""
+	}
+	cond := &models.Cond{}
+	for _, it := range items {
+		problem.Rows = append(problem.Rows, models.Row{Seed: it.Seed})
+		set := p.Sets[it.Set]
+		if classes {
+			cond.Classes = append(cond.Classes, set.Class(it.Place-p.Offset))
+		}
+		if prompts {
+			cond.Prompts = append(cond.Prompts, set.Prompt)
+		}
+	}
+	if classes || prompts {
+		problem.Cond = cond
+	}
+	var noise samplers.Noise = samplers.Streams{}
+	if p.NewNoise != nil {
+		noise = p.NewNoise()
+	}
+	problem.Noise = placed{noise, items}
+	if p.Start != nil {
+		rows := p.Start.Shape()[0]
+		d := models.Data(p.Start)
+		w := len(d) / rows
+		start := models.New(append([]int{len(items)}, p.Start.Shape()[1:]...)...)
+		for k, it := range items {
+			if it.Place >= rows {
+				return nil, fmt.Errorf("image %d has no row in the start array, which has %d", it.Place, rows)
+			}
+			copy(models.Data(start)[k*w:(k+1)*w], d[it.Place*w:(it.Place+1)*w])
+		}
+		problem.Start = start
+	}
+	if p.Image != nil {
+		problem.Start = p.noised(problem)
+	}
+	return problem, nil
+}
+
+// noised is SDEdit's start (Meng et al. 2022): alpha x0 + sigma z at node First, z the start noise of each row.
+func (p *Plan) noised(problem *samplers.Problem) *tensor.Dense {
+	n := p.Grid[p.First]
+	start := models.New(append([]int{len(problem.Rows)}, p.Shape...)...)
+	d := models.Data(start)
+	w := len(p.Image)
+	for k, row := range problem.Rows {
+		x := d[k*w : (k+1)*w]
+		problem.Noise.Normal(x, samplers.Draw{Row: row, Slot: k, Step: -1, Purpose: samplers.DrawStart, To: n.Ratio()})
+		for j := range x {
+			x[j] = float64(n.Alpha*p.Image[j]) + float64(n.Sigma*x[j])
+		}
+	}
+	return start
+}
+
+// placed tells recorded noise the place of a row in the job in place of its slot in the batch.
+type placed struct {
+	samplers.Noise
+	items []Item
+}
+
+func (n placed) Normal(dst []float64, d samplers.Draw) {
+	d.Slot = n.items[d.Slot].Place
+	n.Noise.Normal(dst, d)
+}
+
+// StepsZero is step noise that is all zero, with the usual start.
+type StepsZero struct{}
+
+// Normal implements samplers.Noise.
+func (StepsZero) Normal(dst []float64, d samplers.Draw) {
+	if d.Purpose == samplers.DrawStart {
+		samplers.Streams{}.Normal(dst, d)
+		return
+	}
+	clear(dst)
+}
+
+// StartAt returns the first step of an image-to-image run of n steps: strength 1 runs them all, 0 none.
+func StartAt(n int, strength float64) int { return n - min(int(float64(n)*strength), n) }
+
+// Rate is the time per evaluation of one image, measured by one call on n rows of the plan's own problem.
+func (p *Plan) Rate(ctx context.Context, items []Item) (time.Duration, error) {
+	problem, err := p.Problem(items)
+	if err != nil {
+		return 0, err
+	}
+	run, err := p.Sampler.Begin(ctx, problem)
+	if err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	if _, err := run.Next(ctx); err != nil {
+		return 0, err
+	}
+	return time.Since(start) / time.Duration(max(1, problem.Meter.Evals())), nil
+}

@@ -1,0 +1,88 @@
+package job
+
+import (
+	"context"
+	"fmt"
+
+	"gorgonia.org/tensor"
+
+	"drift/models"
+	"drift/samplers"
+	"drift/schedules"
+)
+
+// Wrap puts the guiders around a leaf model.
+type Wrap func(leaf models.Denoiser) (models.Denoiser, error)
+
+// Cost is what a run asks of the leaf models, per image.
+type Cost struct{ NFE, VJPs float64 }
+
+// CountNFE finds the cost of a run by making it on a blank model: one row, no network. Guiders count too. It is exact
+// for samplers that take the same steps whatever the model answers.
+func CountNFE(ctx context.Context, s samplers.Sampler, wrap Wrap, like models.Denoiser, shape []int, classes bool, g schedules.Grid, first, last int) (Cost, error) {
+	d := models.Metered(blank{like.Process()})
+	if wrap != nil {
+		var err error
+		if d, err = wrap(d); err != nil {
+			return Cost{}, err
+		}
+	}
+	p := &samplers.Problem{Model: d, Grid: g, First: first, Last: last, Shape: shape, Rows: []models.Row{{}}, Meter: &models.Meter{}}
+	if classes {
+		p.Cond = &models.Cond{Classes: []int{0}}
+	}
+	if _, err := samplers.Sample(ctx, s, p); err != nil {
+		return Cost{}, err
+	}
+	return Cost{NFE: float64(p.Meter.Evals()), VJPs: float64(p.Meter.VJPs())}, nil
+}
+
+// blank is a model that has seen nothing: it answers a tenth of the state as noise.
+type blank struct{ process schedules.Process }
+
+// Process implements models.Denoiser.
+func (b blank) Process() schedules.Process { return b.process }
+
+// Predict implements models.Denoiser.
+func (b blank) Predict(_ context.Context, q *models.Query, p *models.Pred) error {
+	in, out := p.Fit(q.X, schedules.Eps)
+	for j, x := range in {
+		out[j] = 0.1 * x
+	}
+	return nil
+}
+
+// VJP implements models.VJP.
+func (b blank) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotangent, grad *tensor.Dense) error {
+	g := models.Data(grad)
+	for j, c := range models.Data(cotangent) {
+		g[j] = 0.1 * c
+	}
+	return b.Predict(ctx, q, p)
+}
+
+// Fit returns the largest number of steps whose cost does not exceed the budget of evaluations per image, with its
+// grid. grid makes the grid of n steps, count its evaluations.
+func Fit(budget int, grid func(n int) (schedules.Grid, error), count func(schedules.Grid) (float64, error)) (schedules.Grid, error) {
+	var first error
+	for n := budget; n >= 1; n-- {
+		g, err := grid(n)
+		var nfe float64
+		if err == nil {
+			nfe, err = count(g)
+		}
+		if err != nil {
+			if first == nil {
+				first = err
+			}
+			continue
+		}
+		if nfe <= float64(budget) {
+			return g, nil
+		}
+	}
+	if first != nil {
+		return nil, first
+	}
+	return nil, fmt.Errorf("%d evaluations are not enough for one step", budget)
+}
