@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"image"
 	"image/color"
+	"image/draw"
 	"image/png"
 	"io"
 	"slices"
@@ -15,9 +16,9 @@ import (
 
 	"github.com/disintegration/imaging"
 	"github.com/mattn/go-sixel"
+	"github.com/soniakeys/quant/median"
 )
 
-// Modes are the ways to draw, best first for Detect.
 var modes = []string{"sixel", "kitty", "iterm", "block", "ascii"}
 
 // Modes returns the names of the ways to draw.
@@ -52,7 +53,10 @@ func Draw(w io.Writer, m image.Image, mode string, columns int) error {
 	var out bytes.Buffer
 	switch mode {
 	case "sixel":
-		if err := sixel.NewEncoder(&out).Encode(enlarge(m)); err != nil {
+		p := quantise(enlarge(m))
+		e := sixel.NewEncoder(&out)
+		e.Colors = len(p.Palette) + 1 // more would name colours that are not defined
+		if err := e.Encode(p); err != nil {
 			return fmt.Errorf("preview: %w", err)
 		}
 	case "kitty":
@@ -87,6 +91,13 @@ func enlarge(m image.Image) image.Image {
 		return imaging.Resize(m, k*b.Dx(), k*b.Dy(), imaging.NearestNeighbor)
 	}
 	return m
+}
+
+// quantise reduces a picture to at most 254 colours.
+func quantise(m image.Image) *image.Paletted {
+	p := median.Quantizer(254).Paletted(m)
+	draw.Draw(p, p.Bounds(), m, m.Bounds().Min, draw.Src)
+	return p
 }
 
 func encode(m image.Image) ([]byte, error) {
