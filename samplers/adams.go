@@ -128,7 +128,7 @@ func init() {
 		Options: []Option{{"order", "3", "1 to 4"}, {"basis", "log", "log, sigma or time"},
 			{"lower-order-final", "true", "lower orders at the end of grids with fewer than lower-below steps"}, {"lower-below", "15", ""}},
 		New: func(o *spec.Options) (Sampler, error) {
-			m := DEIS{Order: o.Int("order", 3, 1, 4), Lower: lowering(o)}
+			m := DEIS{Order: o.Int("order", 3, 1, 4), Lower: lowering(o, true)}
 			switch o.Choice("basis", "log", "sigma", "time") {
 			case "log":
 				m.Basis = BasisLog
@@ -144,7 +144,7 @@ func init() {
 			Summary: "linear multistep with weights for the grid at hand, in sigma/alpha", Source: "k-diffusion sample_lms; DEIS rhoAB",
 			Options: []Option{{"order", "4", "1 to 4"}, {"lower-order-final", "false", ""}},
 			New: func(o *spec.Options) (Sampler, error) {
-				m := DEIS{Order: o.Int("order", 4, 1, 4), Basis: BasisSigma, lms: true, Lower: Lowering{Off: !o.Bool("lower-order-final", false), Below: o.Int("lower-below", 0, 0, always)}}
+				m := DEIS{Order: o.Int("order", 4, 1, 4), Basis: BasisSigma, lms: true, Lower: lowering(o, false)}
 				if name == "ipndm-v" && o.Bool("parity", false) {
 					return ipndmV{Order: m.Order}, nil
 				}

@@ -17,7 +17,8 @@ import (
 //	fixed-small: var = b sigma_t^2/sigma_s^2 (floored at 1e-20), fixed-large: var = b
 //	learned: var is a second output of the network; learned-range: it interpolates log var between small and large
 //
-// (Nichol and Dhariwal, arXiv 2102.09672, eq. 15). No noise is added on the last step. Order 1.
+// (Nichol and Dhariwal, arXiv 2102.09672, eq. 15). No noise is added on the last step, except that a discrete process adds
+// it to every step that starts above time 0, as diffusers does (with a trailing grid that is the last step too). Order 1.
 type DDPM struct{ Variance Variance }
 
 // Variance is the choice of DDPM's variance.
@@ -62,7 +63,8 @@ func (m DDPM) step(ctx context.Context, r *run, s, t schedules.Node) error {
 		back = q * t.Sigma / s.Sigma
 	}
 	lin(r.y, term{t.Alpha * b / (s.Sigma * s.Sigma), x0}, term{back, r.x})
-	if r.stepsLeft() == 1 {
+	_, discrete := r.gau.(interface{ Len() int })
+	if (discrete && s.T < 0.5) || (!discrete && r.stepsLeft() == 1) {
 		return nil
 	}
 	small := max(b*sq(t.Sigma/s.Sigma), 1e-20)

@@ -38,6 +38,7 @@ type DPMMultistep struct {
 	Eta       float64 // of the SDE: 1 is the reverse SDE, 0 the ODE
 	SNoise    float64 // multiplies the noise; 0 = 1
 	Diffusers bool    // 3M-SDE as diffusers writes it
+	EulerLast bool    // the last step is first order (diffusers' euler_at_final)
 	Lower     Lowering
 }
 
@@ -59,8 +60,9 @@ func init() {
 		{"dpm-solver-2m-sde", "second-order multistep of the reverse SDE, noise prediction", DPMMultistep{Order: 2, Kind: schedules.Eps, SDE: true, Eta: 1}, nil},
 	} {
 		options := []Option{
-			{"lower-order-final", "true", "lower orders at the end of grids with fewer than lower-below steps"},
+			{"lower-order-final", map[bool]string{false: "true", true: "false"}[row.m.SDE], "lower orders at the end of grids with fewer than lower-below steps"},
 			{"lower-below", "15", "as diffusers; dpm-solver uses 10"},
+			{"euler-at-final", "false", "first order on the last step of any grid"},
 		}
 		if row.m.Order == 2 || row.m.SDE {
 			options = append(options, Option{"solver", "midpoint", "midpoint or heun: weight of the first difference (3m-sde: of its second step, default heun)"})
@@ -78,7 +80,8 @@ func init() {
 			Source: "DPM-Solver, arXiv 2206.00927; DPM-Solver++, arXiv 2211.01095; k-diffusion",
 			New: func(o *spec.Options) (Sampler, error) {
 				m := row.m
-				m.Lower = lowering(o)
+				m.Lower = lowering(o, !m.SDE)
+				m.EulerLast = o.Bool("euler-at-final", false)
 				if m.Order == 2 || m.SDE {
 					m.Heun = o.Choice("solver", "midpoint", "heun") == "heun"
 					if m.Order == 3 && !o.Has("solver") {
@@ -101,8 +104,8 @@ func init() {
 }
 
 // lowering reads the options that every multistep method has.
-func lowering(o *spec.Options) Lowering {
-	return Lowering{Off: !o.Bool("lower-order-final", true), Below: o.Int("lower-below", 0, 0, always)}
+func lowering(o *spec.Options, def bool) Lowering {
+	return Lowering{Off: !o.Bool("lower-order-final", def), Below: o.Int("lower-below", 0, 0, always)}
 }
 
 func (m DPMMultistep) step(ctx context.Context, r *run, s, t schedules.Node) error {
@@ -114,7 +117,7 @@ func (m DPMMultistep) step(ctx context.Context, r *run, s, t schedules.Node) err
 		return err
 	}
 	order := min(max(m.Order, 2), len(r.hist)+1, m.Lower.cap(3, r, 15))
-	if t.Sigma == 0 {
+	if t.Sigma == 0 || (m.EulerLast && r.stepsLeft() == 1) {
 		order = 1
 	}
 	f := newForm(m.Kind, s, t)

@@ -13,7 +13,7 @@ import (
 type Variable int
 
 // BySigma integrates d xb/d sb = eps (xb = x/alpha, sb = sigma/alpha), ByTime dx/dt = velocity in the process's own time.
-// Auto takes time where the step starts without signal (sb is infinite there) and sigma elsewhere.
+// Auto takes time where the grid starts without signal (sb is infinite there) and sigma elsewhere.
 const (
 	Auto Variable = iota
 	BySigma
@@ -24,9 +24,9 @@ func readVariable(o *spec.Options) Variable {
 	return map[string]Variable{"auto": Auto, "sigma": BySigma, "time": ByTime}[o.Choice("variable", "auto", "sigma", "time")]
 }
 
-func (v Variable) at(s schedules.Node) Variable {
+func (v Variable) on(g schedules.Grid) Variable {
 	if v == Auto {
-		if s.Alpha == 0 {
+		if g[0].Alpha == 0 {
 			return ByTime
 		}
 		return BySigma
@@ -85,7 +85,7 @@ func (m RK) tableau() *Tableau {
 }
 
 func (m RK) step(ctx context.Context, r *run, s, t schedules.Node) error {
-	v := m.Variable.at(s)
+	v := m.Variable.on(r.grid)
 	if v == BySigma && s.Alpha == 0 {
 		return errNoiseForm
 	}
@@ -184,8 +184,8 @@ func (m RK) label() string { return m.tableau().Name }
 
 // Heun is EDM's second-order sampler (Karras et al. 2022, arXiv 2206.00364, algorithm 2): a churned Euler step corrected
 // by the trapezoidal rule in (xb, sb), without the correction on a step onto sigma = 0. With Churn 0 it is k-diffusion's
-// sample_heun. 2N - 1 evaluations where the grid ends at 0, else 2N. From a node without signal (alpha = 0) the step is
-// taken over the process's own time.
+// sample_heun. 2N - 1 evaluations where the grid ends at 0, else 2N. A grid that starts
+// without signal (a flow at t = 1) is integrated over the process's own time, as diffusers' FlowMatchHeun does.
 type Heun struct{ Churn Churn }
 
 func init() {
@@ -211,8 +211,11 @@ func init() {
 }
 
 func (m Heun) step(ctx context.Context, r *run, s, t schedules.Node) error {
-	if s.Alpha == 0 {
+	if Auto.on(r.grid) == ByTime && m.Churn.Churn == 0 && t.Sigma > 0 {
 		return RK{HeunRK, ByTime}.step(ctx, r, s, t)
+	}
+	if s.Alpha == 0 || t.Sigma == 0 && m.Churn.Churn == 0 {
+		return r.firstOrder(ctx, t)
 	}
 	x, n, e, err := m.Churn.start(ctx, r, s, schedules.Eps)
 	if err != nil {

@@ -190,7 +190,7 @@ func (r *run) Next(ctx context.Context) (bool, error) {
 	switch {
 	case t.Ratio() > s.Ratio():
 		r.hop(s, t)
-	case t.Ratio() == s.Ratio():
+	case t.Ratio() == s.Ratio() && !r.corrects():
 		copy(r.y, r.x)
 	default:
 		err = r.m.step(ctx, r, s, t)
@@ -207,6 +207,15 @@ func (r *run) Next(ctx context.Context) (bool, error) {
 	r.advance()
 	return false, nil
 }
+
+// corrects tells whether the method corrects its states one step late, and so has work to do on a repeated node.
+func (r *run) corrects() bool {
+	_, ok := r.m.(corrector)
+	return ok
+}
+
+// corrector marks the predictor-corrector methods.
+type corrector interface{ corrects() }
 
 // advance makes y the state and recycles the vectors of the step. The old state, where the prediction was made, stays
 // in y until the next step writes there.

@@ -31,7 +31,7 @@ func init() {
 		Options: []Option{{"predictor", "2", "order, 1 to 4"}, {"corrector", "2", "order, 1 to 4; 0 = none"}, {"tau", "1", "0 = the ODE, 1 = the reverse SDE"},
 			{"lower-order-final", "true", ""}, {"lower-below", "", "only on grids with fewer steps"}},
 		New: func(o *spec.Options) (Sampler, error) {
-			m := SA{Predictor: o.Int("predictor", 2, 1, 4), Corrector: o.Int("corrector", 2, 0, 4), Tau: o.FloatIn("tau", 1, 0, 100), Lower: lowering(o)}
+			m := SA{Predictor: o.Int("predictor", 2, 1, 4), Corrector: o.Int("corrector", 2, 0, 4), Tau: o.FloatIn("tau", 1, 0, 100), Lower: lowering(o, true)}
 			if m.Corrector == 0 {
 				m.Corrector = -1
 			}
@@ -68,8 +68,13 @@ func (m SA) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	}
 	copy(last, x)
 	r.keep(q, s, max(p, c))
-	if t.Sigma == 0 {
+	switch {
+	case t.Sigma == 0:
 		lin(r.y, term{t.Alpha, q})
+		return nil
+	case t.Ratio() == s.Ratio(): // a repeated node: only the correction
+		copy(r.y, x)
+		r.forget()
 		return nil
 	}
 	var v [4][]float64
@@ -133,6 +138,8 @@ func (m SA) combine(dst, x []float64, s, t schedules.Node, v [][]float64, at []s
 	}
 	lin(dst, terms[:2+n]...)
 }
+
+func (SA) corrects() {}
 
 func (SA) settable() []string { return []string{"tau"} }
 

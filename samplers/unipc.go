@@ -44,7 +44,7 @@ func init() {
 		},
 		New: func(o *spec.Options) (Sampler, error) {
 			m := UniPC{Order: o.Int("order", 2, 1, 6), BH1: o.Choice("variant", "bh2", "bh1") == "bh1", Kind: schedules.X0,
-				NoCorrector: !o.Bool("corrector", true), Lower: lowering(o)}
+				NoCorrector: !o.Bool("corrector", true), Lower: lowering(o, true)}
 			if o.Choice("predict", "x0", "eps") == "eps" {
 				m.Kind = schedules.Eps
 			}
@@ -76,6 +76,11 @@ func (m UniPC) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	copy(last, x)
 	r.keep(q, s, order)
 
+	if t.Ratio() == s.Ratio() { // a repeated node: only the correction
+		copy(r.y, x)
+		r.forget()
+		return nil
+	}
 	n := min(order, len(r.hist), m.Lower.cap(order, r, always))
 	for n > 1 && r.hist[n-1].At.Alpha == 0 {
 		n--
@@ -179,5 +184,7 @@ func (m UniPC) Begin(ctx context.Context, p *Problem) (Run, error) { return begi
 
 // Needs implements Sampler.
 func (UniPC) Needs() Needs { return Needs{} }
+
+func (UniPC) corrects() {}
 
 func (UniPC) label() string { return "unipc" }
