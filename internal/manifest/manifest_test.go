@@ -108,9 +108,9 @@ func TestLoadRefuses(t *testing.T) {
 
 func TestSeeds(t *testing.T) {
 	for s, want := range map[string][]uint64{
-		"7":                                         {7},
-		"0-3,60":                                    {0, 1, 2, 3, 60},
-		" 5 , 1-2":                                  {5, 1, 2},
+		"7":        {7},
+		"0-3,60":   {0, 1, 2, 3, 60},
+		" 5 , 1-2": {5, 1, 2},
 		"18446744073709551614-18446744073709551615": {1<<64 - 2, 1<<64 - 1},
 	} {
 		got, err := ParseSeeds(s)

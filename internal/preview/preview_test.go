@@ -20,7 +20,7 @@ func gradient(w, h int) *image.Gray {
 	return m
 }
 
-func draw(t *testing.T, m image.Image, mode string, columns int) string {
+func sketch(t *testing.T, m image.Image, mode string, columns int) string {
 	t.Helper()
 	var b bytes.Buffer
 	if err := Draw(&b, m, mode, columns); err != nil {
@@ -33,16 +33,16 @@ func draw(t *testing.T, m image.Image, mode string, columns int) string {
 }
 
 func TestCharacters(t *testing.T) {
-	if got, want := draw(t, gradient(10, 4), "ascii", 80), " .:-=+*#%@\n .:-=+*#%@\n"; got != want {
+	if got, want := sketch(t, gradient(10, 4), "ascii", 80), " .:-=+*#%@\n .:-=+*#%@\n"; got != want {
 		t.Errorf("ascii drew %q, want %q", got, want)
 	}
 	m := image.NewGray(image.Rect(0, 0, 1, 3))
 	copy(m.Pix, []byte{1, 2, 3})
 	want := "\x1b[38;2;1;1;1;48;2;2;2;2m▀\x1b[0m\n\x1b[38;2;3;3;3m▀\x1b[0m\n"
-	if got := draw(t, m, "block", 80); got != want {
+	if got := sketch(t, m, "block", 80); got != want {
 		t.Errorf("block drew %q, want %q", got, want)
 	}
-	for _, line := range strings.Split(strings.TrimSpace(draw(t, gradient(100, 10), "ascii", 20)), "\n") {
+	for _, line := range strings.Split(strings.TrimSpace(sketch(t, gradient(100, 10), "ascii", 20)), "\n") {
 		if len(line) > 20 {
 			t.Errorf("a line of %d characters in 20 columns", len(line))
 		}
@@ -52,7 +52,7 @@ func TestCharacters(t *testing.T) {
 func TestProtocols(t *testing.T) {
 	m := gradient(200, 100)
 	var sent strings.Builder
-	chunks := regexp.MustCompile("\x1b_G([^;]*);([^\x1b]*)\x1b\\\\").FindAllStringSubmatch(draw(t, m, "kitty", 0), -1)
+	chunks := regexp.MustCompile("\x1b_G([^;]*);([^\x1b]*)\x1b\\\\").FindAllStringSubmatch(sketch(t, m, "kitty", 0), -1)
 	for i, c := range chunks {
 		if last := i == len(chunks)-1; strings.Contains(c[1], "m=1") == last || len(c[2]) > 4096 {
 			t.Errorf("chunk %d of %d has keys %q and %d bytes", i, len(chunks), c[1], len(c[2]))
@@ -60,13 +60,13 @@ func TestProtocols(t *testing.T) {
 		sent.WriteString(c[2])
 	}
 	same(t, sent.String(), 200)
-	iterm := regexp.MustCompile("^\x1b]1337;File=inline=1;size=[0-9]+:([^\a]*)\a\n$").FindStringSubmatch(draw(t, gradient(8, 4), "iterm", 0))
+	iterm := regexp.MustCompile("^\x1b]1337;File=inline=1;size=[0-9]+:([^\a]*)\a\n$").FindStringSubmatch(sketch(t, gradient(8, 4), "iterm", 0))
 	if iterm == nil {
 		t.Fatal("iterm did not draw")
 	}
 	same(t, iterm[1], 256)
 	var back image.Image
-	if err := sixel.NewDecoder(strings.NewReader(draw(t, m, "sixel", 0))).Decode(&back); err != nil || back.Bounds().Dx() != 200 {
+	if err := sixel.NewDecoder(strings.NewReader(sketch(t, m, "sixel", 0))).Decode(&back); err != nil || back.Bounds().Dx() != 200 {
 		t.Errorf("the sixels do not decode: %v", err)
 	}
 }
