@@ -94,6 +94,34 @@ func gemmAVX2(m int, g *gemmArgs) {
 }
 
 //go:noescape
+func winoIn2AVX2(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)
+
+//go:noescape
+func winoIn4AVX2(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)
+
+//go:noescape
+func winoOut2AVX2(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
+
+//go:noescape
+func winoOut4AVX2(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
+
+func winoInSIMD(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int) {
+	if m == 2 {
+		winoIn2AVX2(dst, src, dstStep, rowStep, pixStep, tileStep, c, tiles)
+	} else {
+		winoIn4AVX2(dst, src, dstStep, rowStep, pixStep, tileStep, c, tiles)
+	}
+}
+
+func winoOutSIMD(m int, dst, src, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int) {
+	if m == 2 {
+		winoOut2AVX2(dst, src, bias, res, mStep, rowStep, pixStep, rows, cols, c)
+	} else {
+		winoOut4AVX2(dst, src, bias, res, mStep, rowStep, pixStep, rows, cols, c)
+	}
+}
+
+//go:noescape
 func fmaPeakAVX2(n int)
 
 var avx2Ops = ops{
@@ -110,6 +138,8 @@ var avx2Ops = ops{
 	moments:    momentsSIMD,
 	sumSq:      sumSqSIMD,
 	normRow:    normRowSIMD,
+	winoIn:     winoInSIMD,
+	winoOut:    winoOutSIMD,
 	dgemm:      dgemmAVX2,
 }
 

@@ -19,6 +19,11 @@ type ConvSpec struct {
 	Stride    int
 	Dilation  int
 	Pad       Pad
+
+	// H and W are the size of the images (as read, after any upsampling)
+	// that the layer is meant for, 0 if unknown. The fastest method depends
+	// on it; a layer runs at any other size too.
+	H, W int
 }
 
 func (s ConvSpec) normal() ConvSpec {
@@ -125,6 +130,10 @@ type kblock struct{ first, n, k0 int }
 // It panics if the sizes do not agree.
 func NewConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32) *Conv {
 	spec = spec.normal()
+	return newConv(tier, dtype, spec, weight, bias, methodOf(tier, dtype, spec))
+}
+
+func newConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32, how method) *Conv {
 	if spec.Cin < 1 || spec.Cout < 1 || spec.KH < 1 || spec.KW < 1 {
 		panic(fmt.Sprintf("kernels: convolution of shape %+v", spec))
 	}
@@ -146,8 +155,12 @@ func NewConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32) *Con
 	if dtype == BF16 {
 		round = roundBF16
 	}
-	if useWinograd(tier, dtype, spec) {
-		c.wino = newWinograd(o, spec, weight, round)
+	if how != direct {
+		m := 2
+		if how == wino4 {
+			m = 4
+		}
+		c.wino = newWinograd(o, m, spec, weight, round)
 		return c
 	}
 	c.w = alignedFloats(c.panels * o.nr * c.k)

@@ -2,6 +2,7 @@
 
 //go:build !noasm
 
+#include "funcdata.h"
 #include "textflag.h"
 
 // func dgemmAVX2(c *float64, ldc int, a *float64, lda int, b *float64, k int)

@@ -2,6 +2,7 @@
 
 //go:build !noasm
 
+#include "funcdata.h"
 #include "textflag.h"
 
 DATA elem_log2e<>+0(SB)/4, $0x3fb8aa3b

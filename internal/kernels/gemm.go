@@ -54,7 +54,7 @@ type ops struct {
 	maxRow func(x []float32) float32
 	// add is dst = (a + b) * scale.
 	add func(dst, a, b []float32, scale float32)
-	// mulAdd is dst = dst*scale + a*b elementwise where scale is one number.
+	// scale is dst *= s.
 	scale func(dst []float32, s float32)
 	// geglu is dst = a * gelu(b).
 	geglu func(dst, a, b []float32)
@@ -64,7 +64,10 @@ type ops struct {
 	sumSq func(x []float32) float32
 	// normRow is dst = (x - mean)*rstd*gamma + beta; gamma, beta may be nil.
 	normRow func(dst, x []float32, mean, rstd float32, gamma, beta []float32)
-	// syrk adds the product of an mr-by-k and a k-by-nr float64 tile.
+	// winoIn and winoOut are the transforms of F(m by m, 3 by 3).
+	winoIn  func(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)
+	winoOut func(m int, dst, src, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
+	// dgemm adds the product of an mr-by-k and a k-by-nr float64 tile.
 	dgemm func(c *float64, ldc int, a *float64, lda int, b *float64, k int)
 }
 
@@ -124,24 +127,26 @@ func gemmPortable(g *gemmArgs, mr, nr int) {
 	}
 }
 
-// gemmRows runs one panel over m rows: whole tiles of mr, then one smaller.
+// gemmRows runs one panel over m rows, divided into tiles of two sizes as
+// equal as can be: a tile of one or two rows has too few sums to keep the
+// multipliers busy.
 func (o *ops) gemmRows(g *gemmArgs, m int) {
-	full := m / o.mr
-	if full > 0 {
-		g.tiles = int64(full)
-		gemmTiles(o.tier, o.mr, g)
-	}
-	if r := m - full*o.mr; r > 0 {
-		done := full * o.mr
-		t := *g
-		t.tiles = 1
+	n := ceilDiv(m, o.mr)
+	small := m / n
+	large := m - small*n // tiles of small+1 rows
+	t := *g
+	if large > 0 {
+		t.tiles = int64(large)
+		gemmTiles(o.tier, small+1, &t)
+		done := large * (small + 1)
 		t.c = unsafe.Add(g.c, int64(done)*g.ldc)
 		if g.res != nil {
 			t.res = unsafe.Add(g.res, int64(done)*g.ldc)
 		}
 		t.rows = (*int64)(unsafe.Add(unsafe.Pointer(g.rows), done*8))
-		gemmTiles(o.tier, r, &t)
 	}
+	t.tiles = int64(n - large)
+	gemmTiles(o.tier, small, &t)
 }
 
 // packPanels packs a k-by-n matrix given by at into panels of nr columns with

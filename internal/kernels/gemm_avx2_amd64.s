@@ -2,6 +2,7 @@
 
 //go:build !noasm
 
+#include "funcdata.h"
 #include "textflag.h"
 
 // func gemmAVX2_1(args *gemmArgs)

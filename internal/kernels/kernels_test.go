@@ -176,6 +176,15 @@ type convCase struct {
 	out  Activation
 }
 
+// methods lists the ways a spec can be computed.
+func methods(s ConvSpec) []method {
+	s = s.normal()
+	if s.KH == 3 && s.KW == 3 && s.Stride == 1 && s.Dilation == 1 && s.Cin%8 == 0 && s.Cout%8 == 0 {
+		return []method{direct, wino2, wino4}
+	}
+	return []method{direct}
+}
+
 func convCases(r *rand.Rand, count int) []convCase {
 	cs := []convCase{
 		{spec: ConvSpec{Cin: 3, Cout: 32, KH: 3, KW: 3, Pad: Same(1)}, n: 2, h: 9, w: 8},
@@ -194,6 +203,7 @@ func convCases(r *rand.Rand, count int) []convCase {
 			Stride: 1 + r.IntN(3), Dilation: 1 + r.IntN(2), Pad: Pad{r.IntN(3), r.IntN(3), r.IntN(3), r.IntN(3)}}
 		if r.IntN(3) == 0 {
 			s.KH, s.KW, s.Stride, s.Dilation, s.Pad = 3, 3, 1, 1, Same(1)
+			s.Cin, s.Cout = roundUp(s.Cin, 8), roundUp(s.Cout, 8)
 		}
 		c := convCase{spec: s, n: 1 + r.IntN(3), h: 1 + r.IntN(12), w: 1 + r.IntN(67), up: r.IntN(4) == 0,
 			aff: r.IntN(2) == 0, res: r.IntN(2) == 0, rowB: r.IntN(2) == 0,
@@ -251,44 +261,46 @@ func TestConv(t *testing.T) {
 		for _, dt := range []DType{F32, BF16} {
 			r := rng(5)
 			for i, c := range convCases(r, 60) {
-				t.Run(fmt.Sprintf("%v/%v/%d", tier, dt, i), func(t *testing.T) {
-					in, weight, bias, ep, size := c.build(r)
-					layer := NewConv(tier, dt, c.spec, weight, bias)
-					want := refConv(c.spec, &in, c.n, c.h, c.w, weight, bias, ep, dt == BF16)
-					tol := 3e-6
-					if dt == BF16 {
-						tol = 3e-3 // a rounded input may fall to the other neighbour
-					}
-					one := poisoned(size)
-					layer.Run(pool1, one, in, c.n, c.h, c.w, poisoned(layer.Scratch(1, c.n, c.h, c.w, c.up)), ep)
-					within(t, fmt.Sprintf("%+v", c), one, want, tol)
-					two := poisoned(size)
-					layer.Run(pool2, two, in, c.n, c.h, c.w, poisoned(layer.Scratch(3, c.n, c.h, c.w, c.up)), ep)
-					sameBits(t, "1 worker against 3", one, two)
-					// One image at a time.
-					hi, wi := in.size(c.h, c.w)
-					ho, wo := c.spec.OutSize(hi, wi)
-					per := ho * wo * c.spec.Cout
-					for b := range c.n {
-						img, e := in, ep
-						img.X = in.X[b*c.h*c.w*in.C:]
-						if c.cat > 0 {
-							img.X2 = in.X2[b*c.h*c.w*c.cat:]
+				in, weight, bias, ep, size := c.build(r)
+				for _, how := range methods(c.spec) {
+					t.Run(fmt.Sprintf("%v/%v/%d/%d", tier, dt, i, how), func(t *testing.T) {
+						layer := newConv(tier, dt, c.spec.normal(), weight, bias, how)
+						want := refConv(c.spec, &in, c.n, c.h, c.w, weight, bias, ep, dt == BF16)
+						tol := 3e-6
+						if dt == BF16 {
+							tol = 3e-3 // a rounded input may fall to the other neighbour
 						}
-						if c.aff {
-							img.Scale, img.Shift = in.Scale[b*c.spec.Cin:], in.Shift[b*c.spec.Cin:]
+						one := poisoned(size)
+						layer.Run(pool1, one, in, c.n, c.h, c.w, poisoned(layer.Scratch(1, c.n, c.h, c.w, c.up)), ep)
+						within(t, fmt.Sprintf("%+v", c), one, want, tol)
+						two := poisoned(size)
+						layer.Run(pool2, two, in, c.n, c.h, c.w, poisoned(layer.Scratch(3, c.n, c.h, c.w, c.up)), ep)
+						sameBits(t, "1 worker against 3", one, two)
+						// One image at a time.
+						hi, wi := in.size(c.h, c.w)
+						ho, wo := c.spec.OutSize(hi, wi)
+						per := ho * wo * c.spec.Cout
+						for b := range c.n {
+							img, e := in, ep
+							img.X = in.X[b*c.h*c.w*in.C:]
+							if c.cat > 0 {
+								img.X2 = in.X2[b*c.h*c.w*c.cat:]
+							}
+							if c.aff {
+								img.Scale, img.Shift = in.Scale[b*c.spec.Cin:], in.Shift[b*c.spec.Cin:]
+							}
+							if c.res {
+								e.Residual = ep.Residual[b*per:]
+							}
+							if c.rowB {
+								e.RowBias = ep.RowBias[b*c.spec.Cout:]
+							}
+							got := poisoned(per)
+							layer.Run(pool2, got, img, 1, c.h, c.w, poisoned(layer.Scratch(3, 1, c.h, c.w, c.up)), e)
+							sameBits(t, fmt.Sprintf("image %d alone", b), got, one[b*per:(b+1)*per])
 						}
-						if c.res {
-							e.Residual = ep.Residual[b*per:]
-						}
-						if c.rowB {
-							e.RowBias = ep.RowBias[b*c.spec.Cout:]
-						}
-						got := poisoned(per)
-						layer.Run(pool2, got, img, 1, c.h, c.w, poisoned(layer.Scratch(3, 1, c.h, c.w, c.up)), e)
-						sameBits(t, fmt.Sprintf("image %d alone", b), got, one[b*per:(b+1)*per])
-					}
-				})
+					})
+				}
 			}
 		}
 	}

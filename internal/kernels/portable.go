@@ -23,6 +23,8 @@ var portableOps = ops{
 	moments:    momentsGo,
 	sumSq:      sumSqGo,
 	normRow:    normRowGo,
+	winoIn:     winoInGo,
+	winoOut:    winoOutGo,
 	dgemm:      dgemmGo,
 }
 

@@ -22,7 +22,7 @@ func NewConvGrad(tier Tier, dtype DType, spec ConvSpec, weight []float32) *ConvG
 	if len(weight) != s.Cout*s.Cin*taps {
 		panic(fmt.Sprintf("kernels: convolution weight has %d values, %+v needs %d", len(weight), s, s.Cout*s.Cin*taps))
 	}
-	g := ConvSpec{Cin: s.Cout, Cout: s.Cin, KH: s.KH, KW: s.KW, Dilation: s.Dilation,
+	g := ConvSpec{Cin: s.Cout, Cout: s.Cin, KH: s.KH, KW: s.KW, Dilation: s.Dilation, H: s.H, W: s.W,
 		Pad: Pad{Top: s.Dilation*(s.KH-1) - s.Pad.Top, Left: s.Dilation*(s.KW-1) - s.Pad.Left}}
 	g.Pad.Bottom, g.Pad.Right = g.Pad.Top, g.Pad.Left
 	if g.Pad.Top < 0 || g.Pad.Left < 0 {

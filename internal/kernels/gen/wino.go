@@ -1,0 +1,260 @@
+package main
+
+import (
+	"fmt"
+	"math"
+)
+
+// Winograd transforms over 8 channels at a time. The points of F(4x4) are
+// 0, +-3/4, +-3/2 and infinity; of F(2x2) 0, +-1 and infinity. See winograd.go.
+
+const (
+	winoP = 0.75
+	winoQ = 1.5
+)
+
+// winoInArgs and winoOutArgs mirror the Go declarations.
+const (
+	inSig  = "(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)"
+	outSig = "(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)"
+)
+
+func winoFile() []byte {
+	a := newFile()
+	a.raw("\n")
+	for _, c := range []struct {
+		name string
+		v    float64
+	}{
+		{"p", winoP}, {"q", winoQ}, {"p2", winoP * winoP}, {"q2", winoQ * winoQ}, {"p3", winoP * winoP * winoP}, {"q3", winoQ * winoQ * winoQ},
+		{"s", winoP*winoP + winoQ*winoQ}, {"p2q2", winoP * winoP * winoQ * winoQ},
+	} {
+		fmt.Fprintf(a, "DATA wino_%s<>+0(SB)/4, $0x%08x\nGLOBL wino_%s<>(SB), RODATA|NOPTR, $4\n", c.name, math.Float32bits(float32(c.v)), c.name)
+	}
+	for _, m := range []int{2, 4} {
+		winoIn(a, m)
+		winoOut(a, m)
+	}
+	return a.Bytes()
+}
+
+func winoConst(a *asm, name string, r int) {
+	a.op("VBROADCASTSS wino_%s<>+0(SB), Y%d", name, r)
+}
+
+// in1 transforms Y0..Y(m+1); it returns the registers of the results.
+func in1(a *asm, m int) []int {
+	if m == 2 {
+		// d0-d2, d1+d2, d2-d1, d1-d3, the last with the sign of d3 - d1.
+		a.op("VSUBPS Y2, Y0, Y4")
+		a.op("VADDPS Y1, Y2, Y5")
+		a.op("VSUBPS Y1, Y2, Y6")
+		a.op("VSUBPS Y1, Y3, Y7")
+		return []int{4, 5, 6, 7}
+	}
+	// Constants: Y10 p2q2, Y11 s, Y12 p2, Y13 q2, Y14 p, Y15 q.
+	a.op("VFMADD213PS Y4, Y10, Y0") // d0*p2q2 + d4
+	a.op("VFNMADD231PS Y11, Y2, Y0")
+	a.op("VFMADD231PS Y10, Y1, Y5") // d5 + p2q2*d1
+	a.op("VFNMADD231PS Y11, Y3, Y5")
+	a.op("VMOVAPS Y4, Y6")
+	a.op("VFNMADD231PS Y13, Y2, Y6") // e1
+	a.op("VFNMADD231PS Y12, Y2, Y4") // e2
+	a.op("VMOVAPS Y3, Y7")
+	a.op("VFNMADD231PS Y13, Y1, Y7") // o1
+	a.op("VFNMADD231PS Y12, Y1, Y3") // o2
+	a.op("VMOVAPS Y6, Y8")
+	a.op("VFMADD231PS Y14, Y7, Y8")
+	a.op("VFNMADD231PS Y14, Y7, Y6")
+	a.op("VMOVAPS Y4, Y9")
+	a.op("VFMADD231PS Y15, Y3, Y9")
+	a.op("VFNMADD231PS Y15, Y3, Y4")
+	return []int{0, 8, 6, 9, 4, 5}
+}
+
+// winoIn transforms a row of tiles. The source of a tile is (m+2)^2 pixels,
+// rowStep and pixStep bytes apart, tiles tileStep apart; value k of the result
+// is at dst + k*dstStep, tiles c values apart.
+func winoIn(a *asm, m int) {
+	al := m + 2
+	a.text(fmt.Sprintf("winoIn%dAVX2", m), inSig, al*al*32, 64)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ src+8(FP), SI")
+	a.op("MOVQ dstStep+16(FP), R8")
+	a.op("MOVQ rowStep+24(FP), R9")
+	a.op("MOVQ pixStep+32(FP), R10")
+	a.op("MOVQ tiles+56(FP), R12")
+	a.op("LEAQ (R10)(R10*2), R13") // 3 pixels
+	a.op("LEAQ (R10)(R10*4), DX")  // 5 pixels
+	if m == 4 {
+		for i, c := range []string{"p2q2", "s", "p2", "q2", "p", "q"} {
+			winoConst(a, c, 10+i)
+		}
+	}
+	a.label("tile")
+	a.op("MOVQ c+48(FP), R11")
+	a.op("MOVQ SI, AX")
+	a.label("channel")
+	a.op("MOVQ AX, BX")
+	mem := []string{"(BX)", "(BX)(R10*1)", "(BX)(R10*2)", "(BX)(R13*1)", "(BX)(R10*4)", "(BX)(DX*1)"}
+	for i := range al {
+		for j := range al {
+			a.op("VMOVUPS %s, Y%d", mem[j], j)
+		}
+		for j, r := range in1(a, m) {
+			a.op("VMOVUPS Y%d, %d(SP)", r, (i*al+j)*32)
+		}
+		if i < al-1 {
+			a.op("ADDQ R9, BX")
+		}
+	}
+	// Columns: result (i, j) is value i*al + j.
+	a.op("IMUL3Q $%d, R8, R15", al) // bytes between rows of values
+	a.op("MOVQ DI, CX")
+	for j := range al {
+		for i := range al {
+			a.op("VMOVUPS %d(SP), Y%d", (i*al+j)*32, i)
+		}
+		a.op("MOVQ CX, BX")
+		for i, r := range in1(a, m) {
+			a.op("VMOVUPS Y%d, (BX)", r)
+			if i < al-1 {
+				a.op("ADDQ R15, BX")
+			}
+		}
+		if j < al-1 {
+			a.op("ADDQ R8, CX")
+		}
+	}
+	a.op("ADDQ $32, AX")
+	a.op("ADDQ $32, DI")
+	a.op("SUBQ $8, R11")
+	a.op("JNE channel")
+	a.op("ADDQ tileStep+40(FP), SI")
+	a.op("SUBQ $1, R12")
+	a.op("JNE tile")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// out1 transforms Y0..Y(m+1) to m results.
+func out1(a *asm, m int) []int {
+	if m == 2 {
+		a.op("VADDPS Y1, Y2, Y4")
+		a.op("VADDPS Y4, Y0, Y0") // m0 + m1 + m2
+		a.op("VSUBPS Y2, Y1, Y5")
+		a.op("VADDPS Y5, Y3, Y3") // m1 - m2 + m3
+		return []int{0, 3}
+	}
+	// Constants: Y10 p, Y11 q, Y12 p2, Y13 q2, Y14 p3, Y15 q3.
+	a.op("VADDPS Y2, Y1, Y6") // a
+	a.op("VSUBPS Y2, Y1, Y7") // b
+	a.op("VADDPS Y4, Y3, Y8") // c
+	a.op("VSUBPS Y4, Y3, Y9") // d
+	a.op("VADDPS Y6, Y0, Y0")
+	a.op("VADDPS Y8, Y0, Y0")
+	a.op("VMULPS Y10, Y7, Y1")
+	a.op("VFMADD231PS Y11, Y9, Y1")
+	a.op("VMULPS Y12, Y6, Y2")
+	a.op("VFMADD231PS Y13, Y8, Y2")
+	a.op("VFMADD231PS Y14, Y7, Y5")
+	a.op("VFMADD231PS Y15, Y9, Y5")
+	return []int{0, 1, 2, 5}
+}
+
+// winoOut transforms one tile to at most rows by cols of its m by m pixels
+// and adds bias and, unless nil, res, which is laid out like dst.
+func winoOut(a *asm, m int) {
+	al := m + 2
+	a.text(fmt.Sprintf("winoOut%dAVX2", m), outSig, m*al*32, 80)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ m+8(FP), SI")
+	a.op("MOVQ bias+16(FP), DX")
+	a.op("MOVQ res+24(FP), R8")
+	a.op("MOVQ mStep+32(FP), R9")
+	a.op("MOVQ rowStep+40(FP), R10")
+	a.op("MOVQ pixStep+48(FP), R11")
+	a.op("MOVQ cols+64(FP), R12")
+	a.op("MOVQ c+72(FP), R13")
+	if m == 4 {
+		for i, c := range []string{"p", "q", "p2", "q2", "p3", "q3"} {
+			winoConst(a, c, 10+i)
+		}
+	}
+	a.op("IMUL3Q $%d, R9, R15", al)
+	a.label("channel")
+	a.op("MOVQ SI, AX")
+	for j := range al {
+		a.op("MOVQ AX, BX")
+		for i := range al {
+			a.op("VMOVUPS (BX), Y%d", i)
+			if i < al-1 {
+				a.op("ADDQ R15, BX")
+			}
+		}
+		for i, r := range out1(a, m) {
+			a.op("VMOVUPS Y%d, %d(SP)", r, (i*al+j)*32)
+		}
+		if j < al-1 {
+			a.op("ADDQ R9, AX")
+		}
+	}
+	a.op("MOVQ rows+56(FP), CX")
+	a.op("MOVQ DI, AX") // row of dst
+	a.op("MOVQ R8, R14")
+	for i := range m {
+		for j := range al {
+			a.op("VMOVUPS %d(SP), Y%d", (i*al+j)*32, j)
+		}
+		rs := out1(a, m)
+		a.op("VMOVUPS (DX), Y6")
+		for _, r := range rs {
+			a.op("VADDPS Y6, Y%d, Y%d", r, r)
+		}
+		end := fmt.Sprintf("end%d", i)
+		plain := fmt.Sprintf("plain%d", i)
+		a.op("TESTQ R14, R14")
+		a.op("JEQ %s", plain)
+		a.op("MOVQ R14, BX")
+		for k, r := range rs {
+			a.op("VADDPS (BX), Y%d, Y%d", r, r)
+			if k < m-1 {
+				a.op("CMPQ R12, $%d", k+1)
+				a.op("JEQ %s", plain)
+				a.op("ADDQ R11, BX")
+			}
+		}
+		a.label(plain)
+		a.op("MOVQ AX, BX")
+		for k, r := range rs {
+			a.op("VMOVUPS Y%d, (BX)", r)
+			if k < m-1 {
+				a.op("CMPQ R12, $%d", k+1)
+				a.op("JEQ %s", end)
+				a.op("ADDQ R11, BX")
+			}
+		}
+		a.label(end)
+		if i < m-1 {
+			a.op("CMPQ CX, $%d", i+1)
+			a.op("JEQ next")
+			a.op("ADDQ R10, AX")
+			a.op("TESTQ R14, R14")
+			a.op("JEQ %s_nores", end)
+			a.op("ADDQ R10, R14")
+			a.label(end + "_nores")
+		}
+	}
+	a.label("next")
+	a.op("ADDQ $32, DI")
+	a.op("ADDQ $32, SI")
+	a.op("ADDQ $32, DX")
+	a.op("TESTQ R8, R8")
+	a.op("JEQ nores")
+	a.op("ADDQ $32, R8")
+	a.label("nores")
+	a.op("SUBQ $8, R13")
+	a.op("JNE channel")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
