@@ -167,9 +167,9 @@ func half(u uint16) float32 {
 func classDefaults() diffusers.UNet2DConfig {
 	return diffusers.UNet2DConfig{
 		InChannels: 3, OutChannels: 3, TimeEmbeddingType: "positional", FlipSinToCos: true,
-		DownBlockTypes: []string{"DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"},
-		MidBlockType:   "UNetMidBlock2D",
-		UpBlockTypes:   []string{"AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"},
+		DownBlockTypes:   []string{"DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"},
+		MidBlockType:     "UNetMidBlock2D",
+		UpBlockTypes:     []string{"AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"},
 		BlockOutChannels: []int{224, 448, 672, 896}, LayersPerBlock: 2, MidBlockScaleFactor: 1, DownsamplePadding: 1,
 		DownsampleType: "conv", UpsampleType: "conv", ActFn: "silu", AttentionHeadDim: 8, NormNumGroups: 32, NormEps: 1e-5,
 		ResnetTimeScaleShift: "default", AddAttention: true,

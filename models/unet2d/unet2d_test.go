@@ -151,3 +151,109 @@ func TestSinusoid(t *testing.T) {
 	}
 }
 
+func TestFormula(t *testing.T) {
+	f, err := NewFormula(ddpmCIFAR10())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]float32{
+		"conv_in.weight":                 {0.047500014305114746, 0.25550970435142517, -0.2733139991760254, -0.1317918300628662},
+		"conv_in.bias":                   {-0.025798136368393898, 0.04260673373937607, -0.028899192810058594, -0.003634887980297208},
+		"time_embedding.linear_1.weight": {-0.07996077090501785, 0.059433672577142715, 0.10556866228580475, -0.1210891529917717},
+	} {
+		got, err := f.Float32(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, v := range want {
+			if got[i] != v {
+				t.Errorf("%s[%d] is %v, want %v", name, i, got[i], v)
+			}
+		}
+	}
+}
+
+// cifar is the formula network of google/ddpm-cifar10-32's shape.
+func cifar(t testing.TB, opt Options) *Net {
+	f, err := NewFormula(ddpmCIFAR10())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newNet(t, ddpmCIFAR10(), f, opt)
+}
+
+func TestFormulaDDPMCIFAR10(t *testing.T) {
+	dir := fixture(t, "models", "formula-ddpm-cifar10")
+	n := cifar(t, Options{})
+	if got, err := n.MACs(32, 32); err != nil || math.Abs(float64(got)/1e9-6.222) > 0.0005 {
+		t.Errorf("%d multiply-adds, want 6.222e9 (%v)", got, err)
+	}
+	io := readNPZ(t, filepath.Join(dir, "io.npz"))
+	x, b := question(io)
+	got := relL2(forwardOf(t, n, x, b), io["out"].data)
+	t.Logf("%v: %.3g", n.Tier(), got)
+	if !(got <= 3e-6) {
+		t.Errorf("relative error %.3g, want at most 3e-6", got)
+	}
+}
+
+func TestZoo(t *testing.T) {
+	for _, name := range []string{"fashion", "fashion-flow"} {
+		t.Run(name, func(t *testing.T) {
+			n := zoo(t, name, Options{})
+			io := readNPZ(t, fixture(t, "..", "zoo", name, "io.npz"))
+			x, b := question(io)
+			got := relL2(forwardOf(t, n, x, b), io["out"].data)
+			t.Logf("%v: %.3g", n.Tier(), got)
+			if !(got <= 3e-6) { // against torch float32, which errs by about 1e-6 itself
+				t.Errorf("relative error %.3g, want at most 3e-6", got)
+			}
+		})
+	}
+}
+
+func zoo(t testing.TB, name string, opt Options) *Net {
+	dir := fixture(t, "..", "zoo", name, "unet")
+	return newNet(t, readConfig(t, filepath.Join(dir, "config.json")),
+		readSafetensors(t, filepath.Join(dir, "diffusion_pytorch_model.safetensors")), opt)
+}
+
+func benchForward(b *testing.B, n *Net, images, h int) {
+	c := n.tree.cfg.InChannels
+	x := make([]float64, images*c*h*h)
+	q := &Batch{H: h, W: h, T: make([]float64, images)}
+	for i := range x {
+		x[i] = math.Sin(float64(i))
+	}
+	for i := range q.T {
+		q.T[i] = 500
+	}
+	if n.Classes() > 0 {
+		q.Class = make([]int, images)
+	}
+	out := make([]float64, len(x))
+	ctx := context.Background()
+	if err := n.Forward(ctx, out, x, q); err != nil {
+		b.Fatal(err)
+	}
+	macs, err := n.MACs(h, h)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for b.Loop() {
+		if err := n.Forward(ctx, out, x, q); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(macs*images*b.N)/b.Elapsed().Seconds()/1e9, "GMAC/s")
+	b.ReportMetric(float64(n.Memory().Activations)/1e6, "arena-MB")
+}
+
+func BenchmarkZoo64(b *testing.B)         { benchForward(b, zoo(b, "fashion", Options{}), 64, 28) }
+func BenchmarkZoo1(b *testing.B)          { benchForward(b, zoo(b, "fashion", Options{}), 1, 28) }
+func BenchmarkDDPMCIFAR10x1(b *testing.B) { benchForward(b, cifar(b, Options{}), 1, 32) }
+func BenchmarkDDPMCIFAR10x16(b *testing.B) {
+	benchForward(b, cifar(b, Options{}), 16, 32)
+}
