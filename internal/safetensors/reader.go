@@ -13,6 +13,7 @@
 package safetensors
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -139,10 +140,36 @@ type entry struct {
 // methods may be called from several goroutines.
 type Reader struct {
 	path     string
-	files    []*os.File
+	files    []source
 	entries  []entry // in the order of the data, file after file
 	index    map[string]int
 	metadata map[string]string
+}
+
+// source is a file the reader holds open.
+type source interface {
+	io.ReaderAt
+	io.Closer
+	Name() string
+}
+
+// memory is a source in memory.
+type memory struct {
+	*bytes.Reader
+	name string
+}
+
+func (m memory) Name() string { return m.name }
+func (memory) Close() error   { return nil }
+
+// NewReader reads one safetensors file that lies in memory, with the checks of Open. It keeps data; name stands for the
+// path.
+func NewReader(name string, data []byte) (*Reader, error) {
+	r := &Reader{path: name}
+	if err := r.addSource(memory{bytes.NewReader(data), name}, int64(len(data))); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // Open opens one safetensors file and checks its header.
@@ -173,8 +200,14 @@ func (r *Reader) add(path string) error {
 	if err != nil {
 		return err
 	}
+	return r.addSource(f, info.Size())
+}
+
+// addSource appends the tensors of one file, which it keeps.
+func (r *Reader) addSource(f source, size int64) error {
+	path := f.Name()
 	r.files = append(r.files, f)
-	entries, metadata, err := readHeader(path, f, info.Size())
+	entries, metadata, err := readHeader(path, f, size)
 	if err != nil {
 		return err
 	}
