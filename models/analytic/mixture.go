@@ -15,8 +15,7 @@
 //	v       = a eps - s x0
 //	velocity = a' x0 + s' eps,  a' and s' the process's rates
 //
-// (Bayes' rule for a linear Gaussian observation; the mixture is that of the test problems of DPM-Solver-like papers.)
-// Each C_k is diagonalised once, so V_k is at hand at every node, and each prediction is evaluated as one linear map
+// (Bayes' rule for a Gaussian seen through Gaussian noise, and the conversions of package schedules.) Each C_k is diagonalised once, so V_k is at hand at every node, and each prediction is evaluated as one linear map
 // along the principal axes, never as a difference of two others. That keeps float64 accuracy at both ends: at s = 0
 // the answers are the limits x0 = x/a, eps = 0 and the data's own score, at a = 0 they are x0 = the mean of the
 // mixture and eps = x/s.

@@ -145,7 +145,10 @@ func (m *Mixture) locate(w *work, x []float64, members []int) float64 {
 			most = w.post[k]
 		}
 	}
-	if math.IsInf(most, -1) {
+	if math.IsInf(most, -1) { // so far out that squares overflow: there is no answer
+		for _, k := range members {
+			w.post[k] = math.NaN()
+		}
 		return most
 	}
 	sum := 0.0
@@ -261,7 +264,8 @@ func (m *Mixture) check(q *models.Query) (rows int, err error) {
 // Predict answers with the target's prediction, one row at a time: X has the shape (rows, D) (or any other that starts
 // with rows and has D numbers per row), every row its own node and class; models.NoClass asks the whole mixture. Rows
 // that share a node with the row before share its tables. Errors: another shape, an unknown class, prompts or prepared
-// inputs, a node where alpha and sigma are both 0, negative or not finite, an infinite velocity.
+// inputs, a node where alpha and sigma are both 0, negative or not finite, an infinite velocity. A row that is not
+// finite, or beyond about 1e150 standard deviations, is answered with NaN.
 func (m *Mixture) Predict(ctx context.Context, q *models.Query, p *models.Pred) error {
 	return m.rows(ctx, q, p, nil, nil)
 }
