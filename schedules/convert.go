@@ -52,6 +52,9 @@ func ParseKind(s string) (Kind, error) {
 // (Every pair of predictions is affine at fixed (x, t), with cx independent of the condition.) It fails where the
 // map is singular: data from noise or score at alpha = 0, noise or score from data at sigma = 0.
 func Convert(p Gaussian, from, to Kind, n Node) (cx, co float64, err error) {
+	if from < Eps || from > Score || to < Eps || to > Score {
+		return 0, 0, fmt.Errorf("schedules: no conversion from %v to %v", from, to)
+	}
 	if from == to {
 		return 0, 1, nil
 	}
@@ -74,8 +77,6 @@ func Convert(p Gaussian, from, to Kind, n Node) (cx, co float64, err error) {
 		cx, co = zmul(da, xx)+zmul(ds, ex), zmul(da, xo)+zmul(ds, eo)
 	case Score: // -eps/s
 		cx, co = -ex/s, -eo/s
-	default:
-		return 0, 0, fmt.Errorf("schedules: unknown prediction %v", to)
 	}
 	if math.IsNaN(cx) || math.IsInf(cx, 0) || math.IsNaN(co) || math.IsInf(co, 0) {
 		return 0, 0, fmt.Errorf("schedules: %v cannot be had from %v at t=%g (alpha=%g, sigma=%g)", to, from, n.T, a, s)

@@ -12,8 +12,9 @@ import (
 
 // goldens is schedules.json: grids and tables of the executed references.
 type goldens struct {
-	Abar      map[string][]float64 `json:"abar"`
-	Processes map[string]struct {
+	Abar       map[string][]float64 `json:"abar"`
+	AbarStride int                  `json:"abar_stride"` // 0 in the whole file
+	Processes  map[string]struct {
 		T, Alpha, Sigma, Lambda []float64
 	} `json:"processes"`
 	FluxMu    map[string]float64 `json:"flux_mu"`

@@ -9,9 +9,9 @@ import (
 // Betas describes a table of noise variances as diffusers' scheduler files do. The zero value is diffusers' own
 // default: linear from 0.0001 to 0.02 in 1000 steps.
 type Betas struct {
-	// Schedule is linear (or empty), scaled_linear (linear in sqrt(beta), Stable Diffusion), squaredcos_cap_v2 or
-	// cosine (Nichol and Dhariwal 2021, beta <= 0.999), sigmoid (GeoDiff), laplace, or exp. The last three names and
-	// squaredcos_cap_v2 take no Start and End, except sigmoid, which does.
+	// Schedule is linear (or empty), scaled_linear (linear in sqrt(beta), Stable Diffusion), sigmoid (GeoDiff), or one
+	// of those that take no Start and End: squaredcos_cap_v2, also called cosine (Nichol and Dhariwal 2021), laplace,
+	// exp; the last three keep beta <= 0.999.
 	Schedule   string
 	Start, End float64 // both 0: 0.0001 and 0.02
 	Steps      int     // 0: 1000, or len(Trained)
@@ -22,8 +22,11 @@ type Betas struct {
 }
 
 func (b Betas) withDefaults() Betas {
-	if b.Schedule == "" {
+	switch b.Schedule {
+	case "":
 		b.Schedule = "linear"
+	case "cosine":
+		b.Schedule = "squaredcos_cap_v2"
 	}
 	if b.Start == 0 && b.End == 0 {
 		b.Start, b.End = 0.0001, 0.02
@@ -64,7 +67,7 @@ func (b Betas) Table() ([]float64, error) {
 			out[i] = r * r
 		case "sigmoid":
 			out[i] = b.Start + (b.End-b.Start)/(1+math.Exp(-line(i, -6, 6)))
-		case "squaredcos_cap_v2", "cosine":
+		case "squaredcos_cap_v2":
 			out[i] = betaFromBar(i, b.Steps, func(t float64) float64 {
 				c := math.Cos((t + 0.008) * cosineRate)
 				return c * c

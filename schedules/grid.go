@@ -48,9 +48,16 @@ func FromTimes(p Gaussian, t []float64) (Grid, error) {
 
 // nodeAt is p.At with a refusal of times that p does not have.
 func nodeAt(p Gaussian, t float64) (Node, error) {
+	noise, data := p.Ends()
+	lo, hi := min(noise, data), max(noise, data)
+	switch p.(type) {
+	case VE, EDM: // the time is sigma; the noise end is where runs start, not a limit
+		hi = math.Inf(1)
+	case GeometricVE:
+		lo, hi = math.Inf(-1), math.Inf(1)
+	}
 	n := p.At(t)
-	if math.IsNaN(t) || math.IsInf(t, 0) || n.T != t || !n.valid() {
-		noise, data := p.Ends()
+	if !(t >= lo && t <= hi) || n.T != t || !n.valid() {
 		return n, fmt.Errorf("%g is not a time of %s, which runs from %g (noise) to %g (data)", t, p.Name(), noise, data)
 	}
 	return n, nil

@@ -71,7 +71,7 @@ func (g gridGolden) asked(t *testing.T, sd *VPDiscrete) (goldenCase, error) {
 }
 
 func TestNamedGoldens(t *testing.T) {
-	sd := mustDiscrete(t, Betas{Schedule: "scaled_linear", Start: 0.00085, End: 0.012})
+	sd := mustDiscrete(t, sd)
 	compared := map[string]int{}
 	for _, g := range loadGoldens(t).Grids {
 		at := fmt.Sprintf("%s (%s, %v, n=%d)", g.Key, g.Reference, g.Params, g.N)
@@ -111,7 +111,7 @@ func TestNamedGoldens(t *testing.T) {
 
 // The whole-timestep schedules have their goldens in the diffusers entries of the classes that use them plainly.
 func TestTimestepGoldens(t *testing.T) {
-	sd := mustDiscrete(t, Betas{Schedule: "scaled_linear", Start: 0.00085, End: 0.012})
+	sd := mustDiscrete(t, sd)
 	compared := 0
 	for _, g := range loadGoldens(t).Diffusers {
 		name := g.Key
