@@ -210,9 +210,10 @@ func readConfig(t testing.TB, path string) diffusers.UNet2DConfig {
 // DRIFT_FIXTURES says.
 func fixture(t testing.TB, elem ...string) string {
 	t.Helper()
-	p := filepath.Join(append([]string{"testdata"}, elem[len(elem)-1])...)
-	if _, err := os.Stat(p); err == nil {
-		return p
+	if p := filepath.Join("testdata", elem[len(elem)-1]); elem[0] == "models" {
+		if _, err := os.Stat(p); err == nil {
+			return p
+		}
 	}
 	root := os.Getenv("DRIFT_FIXTURES")
 	if root == "" {
