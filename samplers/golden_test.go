@@ -16,7 +16,7 @@ import (
 	"gorgonia.org/tensor"
 
 	"drift/internal/npz"
-	"drift/internal/zzmix"
+	"drift/models/analytic"
 	"drift/models"
 	"drift/samplers"
 	"drift/schedules"
