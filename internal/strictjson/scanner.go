@@ -26,6 +26,10 @@ type Limits struct {
 	Depth  int // nesting of arrays and objects, default 64
 	Keys   int // keys of one object and elements of one array, default 200,000
 	String int // bytes of one string or number after unescaping, default 1 MiB
+
+	// Infinity accepts Infinity and -Infinity as numbers. They are not JSON,
+	// but Python writes them.
+	Infinity bool
 }
 
 func (l Limits) withDefaults() Limits {
@@ -57,7 +61,8 @@ func (n Number) Int() (int64, bool) {
 	return int64(f), true
 }
 
-// Float returns the nearest float64; false when it overflows.
+// Float returns the nearest float64; false when it overflows. Infinity is a
+// Number only where Limits allow it.
 func (n Number) Float() (float64, bool) {
 	f, err := strconv.ParseFloat(string(n), 64)
 	return f, err == nil
@@ -387,6 +392,9 @@ func (s *Scanner) Number() (Number, error) {
 	if err != nil {
 		return "", err
 	}
+	if c == 'I' && s.limits.Infinity {
+		return "Infinity", s.word("Infinity")
+	}
 	if c != '-' && (c < '0' || c > '9') {
 		return "", s.unexpected(c, "a number")
 	}
@@ -409,6 +417,9 @@ func (s *Scanner) Number() (Number, error) {
 			return "", s.errorf("a number is longer than %d digits", len(s.buf))
 		}
 		s.buf = append(s.buf, c)
+	}
+	if string(s.buf) == "-" && s.limits.Infinity {
+		return "-Infinity", s.word("Infinity")
 	}
 	if !isNumber(s.buf) {
 		return "", s.errorf("%q is not a JSON number", s.buf)
@@ -491,7 +502,7 @@ func (s *Scanner) Value() (any, error) {
 	case 'n':
 		return nil, s.word("null")
 	}
-	if c == '-' || c >= '0' && c <= '9' {
+	if c == '-' || c >= '0' && c <= '9' || c == 'I' && s.limits.Infinity {
 		return s.Number()
 	}
 	return nil, s.unexpected(c, "a value")

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -106,6 +107,26 @@ func TestNumber(t *testing.T) {
 	}
 	if _, ok := Number("1e999").Float(); ok {
 		t.Error("1e999 fits")
+	}
+}
+
+func TestInfinity(t *testing.T) {
+	o, err := Parse("", []byte(`{"a": -Infinity, "b": [Infinity,-1]}`), Limits{Infinity: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, _ := o.Get("a")
+	b, _ := o.Get("b")
+	if f, ok := a.(Number).Float(); !ok || !math.IsInf(f, -1) {
+		t.Error(a)
+	}
+	if f, ok := b.([]any)[0].(Number).Float(); !ok || !math.IsInf(f, 1) {
+		t.Error(b)
+	}
+	for _, text := range []string{`{"a":NaN}`, `{"a":-Inf}`, `{"a":Infinite}`, `{"a":--Infinity}`} {
+		if _, err := Parse("", []byte(text), Limits{Infinity: true}); err == nil {
+			t.Errorf("%s: accepted", text)
+		}
 	}
 }
 

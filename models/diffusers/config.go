@@ -1,12 +1,27 @@
 package diffusers
 
-// A Config is the typed configuration of one network class.
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"drift/internal/refuse"
+	"drift/internal/strictjson"
+)
+
+// A Config is the typed configuration of one network class: a pointer to
+// UNet2DConfig, UNet2DConditionConfig, AutoencoderKLConfig or DiTConfig.
 type Config interface {
 	// ClassName is the name of the class in diffusers, e.g. "UNet2DModel".
 	ClassName() string
-	// Tensors lists every tensor of the network, in module order: what a
-	// weights file must hold, no more and no less.
+	// Validate says what is wrong or not supported, naming the key.
+	Validate() error
+	// Tensors lists every tensor of a valid configuration in module order:
+	// what a weights file must hold, no more and no less.
 	Tensors() []Tensor
+	// FileInfo says how the configuration was read.
+	FileInfo() *Info
 }
 
 // A Tensor is a name and a shape that a configuration asks for.
@@ -15,51 +30,134 @@ type Tensor struct {
 	Shape []int
 }
 
+// Parameters counts the elements of all tensors of a configuration.
+func Parameters(c Config) int64 {
+	var n int64
+	for _, t := range c.Tensors() {
+		n += count(t.Shape)
+	}
+	return n
+}
+
+func count(shape []int) int64 {
+	n := int64(1)
+	for _, d := range shape {
+		n *= int64(d)
+	}
+	return n
+}
+
 // Info says how a configuration file was read.
 type Info struct {
 	Class     string   // _class_name as the file has it (legacy names included)
 	Version   string   // _diffusers_version, empty when absent
 	Defaulted []string // keys absent from the file: the class default was taken
-	Ignored   []string // unknown keys whose value is null or false
+	Ignored   []string // keys that mean nothing to the class, and ask for nothing it would have to know
 	Renamed   []string // legacy names that were translated, as "old -> new"
 	Warnings  []string // legal but unusual settings
 }
 
-// UNet2DConfig is the configuration of UNet2DModel. Absent keys have the
-// defaults of diffusers 0.42. Zero stands for JSON null where a comment says
-// so; a 0 written in the file is refused there.
-type UNet2DConfig struct {
-	SampleSize           Size     `json:"sample_size,null"` // zero: null, any size
-	InChannels           int      `json:"in_channels"`
-	OutChannels          int      `json:"out_channels"`
-	CenterInputSample    bool     `json:"center_input_sample"`
-	TimeEmbeddingType    string   `json:"time_embedding_type"`     // "positional", "fourier" or "learned"
-	TimeEmbeddingDim     int      `json:"time_embedding_dim,null"` // 0: null, 4 BlockOutChannels[0]
-	FreqShift            float64  `json:"freq_shift"`
-	FlipSinToCos         bool     `json:"flip_sin_to_cos"`
-	DownBlockTypes       []string `json:"down_block_types"`
-	MidBlockType         string   `json:"mid_block_type,null"` // "": null, no middle block
-	UpBlockTypes         []string `json:"up_block_types"`
-	BlockOutChannels     []int    `json:"block_out_channels"`
-	LayersPerBlock       int      `json:"layers_per_block"`
-	MidBlockScaleFactor  float64  `json:"mid_block_scale_factor"`
-	DownsamplePadding    int      `json:"downsample_padding"`
-	DownsampleType       string   `json:"downsample_type"` // "conv" or "resnet", Attn blocks only
-	UpsampleType         string   `json:"upsample_type"`   // "conv" or "resnet", Attn blocks only
-	Dropout              float64  `json:"dropout"`
-	ActFn                string   `json:"act_fn"`
-	AttentionHeadDim     int      `json:"attention_head_dim,null"` // 0: null, one head as wide as the block
-	NormNumGroups        int      `json:"norm_num_groups,null"`    // 0: null, only for Skip blocks (NCSN++)
-	AttnNormNumGroups    int      `json:"attn_norm_num_groups,null"`
-	NormEps              float64  `json:"norm_eps"`
-	ResnetTimeScaleShift string   `json:"resnet_time_scale_shift"` // "default" or "scale_shift"
-	AddAttention         bool     `json:"add_attention"`
-	ClassEmbedType       string   `json:"class_embed_type,null"`    // "": null; "timestep" or "identity"
-	NumClassEmbeds       int      `json:"num_class_embeds,null"`    // 0: null
-	NumTrainTimesteps    int      `json:"num_train_timesteps,null"` // 0: null; rows of the learned time embedding
-
-	Info Info `json:"-"`
-}
+// FileInfo returns the Info itself; configurations embed it.
+func (i *Info) FileInfo() *Info { return i }
 
 // A Size is a height and a width; a single number in the file means both.
 type Size struct{ H, W int }
+
+// maxConfig is the most bytes of a configuration or model_index.json.
+const maxConfig = 256 << 10
+
+// networks makes a configuration with the defaults of each class.
+var networks = map[string]func() Config{
+	"UNet2DModel":           func() Config { return newUNet2D() },
+	"UNet2DConditionModel":  func() Config { return newUNet2DCondition() },
+	"AutoencoderKL":         func() Config { return newAutoencoderKL() },
+	"DiTTransformer2DModel": func() Config { return newDiT() },
+}
+
+// currentName maps class names of the first releases to today's.
+var currentName = map[string]string{
+	"UNetModel":              "UNet2DModel",
+	"UNetUnconditionalModel": "UNet2DModel",
+}
+
+// Classes lists the network classes that ReadConfig knows.
+func Classes() []string { return slices.Sorted(maps.Keys(networks)) }
+
+// ReadConfig reads and validates a config.json. Absent keys take the defaults
+// of diffusers 0.42, legacy names of classes, keys and blocks are translated,
+// and unknown keys are refused unless their value is null or false.
+func ReadConfig(path string) (Config, error) {
+	o, err := strictjson.ReadFile(path, maxConfig, strictjson.Limits{})
+	if err != nil {
+		return nil, fmt.Errorf("reading a network configuration: %w", err)
+	}
+	return parseConfig(path, o)
+}
+
+func parseConfig(path string, o *strictjson.Object) (Config, error) {
+	written, err := className(path, o)
+	if err != nil {
+		return nil, err
+	}
+	name := written
+	if now, ok := currentName[name]; ok {
+		name = now
+	}
+	if norm, _ := o.Get("norm_type"); name == "Transformer2DModel" && norm == "ada_norm_zero" {
+		name = "DiTTransformer2DModel"
+	}
+	make, ok := networks[name]
+	if !ok {
+		return nil, refuse.Errorf(path, "network class %q is not supported; supported: %s", written, strings.Join(Classes(), ", "))
+	}
+	c := make()
+	d := decoder{path: path, object: o, dst: c, info: c.FileInfo()}
+	if name == "UNet2DModel" {
+		d.legacy = legacyUNet2D
+	}
+	d.unknown = func(key string, value any) error {
+		if value != nil && value != false {
+			return refuse.Errorf(path, "unknown key %q of %s with the value %v", key, name, show(value))
+		}
+		c.FileInfo().Ignored = append(c.FileInfo().Ignored, key)
+		return nil
+	}
+	if err := d.decode(); err != nil {
+		return nil, err
+	}
+	if written != name {
+		c.FileInfo().Renamed = append(c.FileInfo().Renamed, written+" -> "+name)
+	}
+	if f, ok := c.(interface{ finish() }); ok {
+		f.finish()
+	}
+	if err := c.Validate(); err != nil {
+		return nil, refuse.Errorf(path, "%v", err)
+	}
+	return c, nil
+}
+
+// className returns _class_name, which must be there.
+func className(path string, o *strictjson.Object) (string, error) {
+	v, ok := o.Get("_class_name")
+	if !ok {
+		return "", refuse.Errorf(path, "has no _class_name: not a configuration of diffusers")
+	}
+	name, ok := v.(string)
+	if !ok {
+		return "", refuse.Errorf(path, "_class_name is %v, not a name", show(v))
+	}
+	return name, nil
+}
+
+// renameBlocks strips the prefix that block types had in the first releases.
+func renameBlocks(info *Info, blocks []string) {
+	for i, b := range blocks {
+		if short, old := strings.CutPrefix(b, "UNetRes"); old {
+			blocks[i] = short
+			if note := b + " -> " + short; !slices.Contains(info.Renamed, note) {
+				info.Renamed = append(info.Renamed, note)
+			}
+		}
+	}
+}
