@@ -105,9 +105,13 @@ func DiffusersClasses() []string {
 
 // DiffusersDefaults returns what a scheduler_config.json of that class means when it says nothing else.
 func DiffusersDefaults(class string) (DiffusersConfig, error) {
+	return prefixed(diffusersDefaults(class))
+}
+
+func diffusersDefaults(class string) (DiffusersConfig, error) {
 	known, ok := diffusersClasses[class]
 	if !ok {
-		return DiffusersConfig{}, fmt.Errorf("schedules: unknown diffusers scheduler %q%s", class, spec.Suggest(class, DiffusersClasses()))
+		return DiffusersConfig{}, fmt.Errorf("unknown diffusers scheduler %q%s", class, spec.Suggest(class, DiffusersClasses()))
 	}
 	c := DiffusersConfig{
 		ClassName: class, NumTrainTimesteps: 1000, BetaStart: 0.0001, BetaEnd: 0.02, BetaSchedule: "linear",
@@ -135,8 +139,10 @@ func DiffusersDefaults(class string) (DiffusersConfig, error) {
 func (c DiffusersConfig) class() diffusersClass { return diffusersClasses[c.ClassName] }
 
 // Process returns the process of the configuration: EDM, Flow, or the table of betas.
-func (c DiffusersConfig) Process() (Gaussian, error) {
-	if _, err := DiffusersDefaults(c.ClassName); err != nil {
+func (c DiffusersConfig) Process() (Gaussian, error) { return prefixed(c.process()) }
+
+func (c DiffusersConfig) process() (Gaussian, error) {
+	if _, err := diffusersDefaults(c.ClassName); err != nil {
 		return nil, err
 	}
 	switch {
@@ -150,7 +156,7 @@ func (c DiffusersConfig) Process() (Gaussian, error) {
 }
 
 func (c DiffusersConfig) table() (*VPDiscrete, error) {
-	return NewVPDiscrete(Betas{
+	return newVPDiscrete(Betas{
 		Schedule: c.BetaSchedule, Start: c.BetaStart, End: c.BetaEnd, Steps: c.NumTrainTimesteps,
 		Trained: c.TrainedBetas, ZeroSNR: c.RescaleBetasZeroSNR,
 	})
@@ -165,7 +171,7 @@ func (c DiffusersConfig) table() (*VPDiscrete, error) {
 func (c DiffusersConfig) Grid(run DiffusersRun) (Grid, []float64, error) {
 	g, timesteps, err := c.grid(run)
 	if err == nil {
-		err = g.Check()
+		err = g.check()
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("schedules: %s: %w", c.ClassName, err)
@@ -186,7 +192,7 @@ func (c DiffusersConfig) grid(run DiffusersRun) (Grid, []float64, error) {
 			count++
 		}
 	}
-	p, err := c.Process()
+	p, err := c.process()
 	switch {
 	case err != nil:
 		return nil, nil, err
@@ -343,10 +349,10 @@ func (c DiffusersConfig) timesteps(p *VPDiscrete, n int) ([]float64, error) {
 		for i := count - 1; i >= 0; i-- {
 			out = append(out, float64(end/count*i+c.StepsOffset))
 		}
-	case "trailing": // numpy's arange(end, 0, -T/n) takes as stride what is left of it beside the start
+	case "trailing": // numpy's arange(end, 0, -T/n), which takes as stride what is left of it beside the start
 		ratio := float64(T) / float64(n)
 		stride := float64(float64(end)-ratio) - float64(end)
-		for i := range int(math.Ceil(float64(end) / ratio)) {
+		for i := range min(int(math.Ceil(float64(end)/ratio)), n) { // for some n, 61 of 1000 say, arange gives a -1 too many
 			out = append(out, math.RoundToEven(float64(float64(i)*stride)+float64(end))-1)
 		}
 		return out, nil
@@ -444,7 +450,7 @@ func (c DiffusersConfig) edmGrid(n int) (Grid, []float64, error) {
 			final = sigmas[n-1]
 		}
 	}
-	g, err := FromRatios(EDM{}, append(sigmas, final))
+	g, err := fromRatios(EDM{}, append(sigmas, final))
 	return g, timesteps, err
 }
 
@@ -574,7 +580,7 @@ func flowNodes(sigmas []float64, final, T float64, whole bool) (Grid, []float64,
 			timesteps[i] = math.Trunc(timesteps[i])
 		}
 	}
-	g, err := FromTimes(Flow{}, append(sigmas, final))
+	g, err := fromTimes(Flow{}, append(sigmas, final))
 	return g, timesteps, err
 }
 

@@ -44,15 +44,17 @@ func (b Betas) withDefaults() Betas {
 const MaxTableSteps = 1 << 20
 
 // Table returns the betas. Errors: an unknown schedule, fewer than 2 or too many steps, a beta outside (0, 1).
-func (b Betas) Table() ([]float64, error) {
+func (b Betas) Table() ([]float64, error) { return prefixed(b.table()) }
+
+func (b Betas) table() ([]float64, error) {
 	b = b.withDefaults()
 	if b.Steps < 2 || b.Steps > MaxTableSteps {
-		return nil, fmt.Errorf("schedules: a beta table of %d steps; want 2 to %d", b.Steps, MaxTableSteps)
+		return nil, fmt.Errorf("a beta table of %d steps; want 2 to %d", b.Steps, MaxTableSteps)
 	}
 	out := make([]float64, b.Steps)
 	if len(b.Trained) > 0 {
 		if len(b.Trained) != b.Steps {
-			return nil, fmt.Errorf("schedules: %d trained betas for %d steps", len(b.Trained), b.Steps)
+			return nil, fmt.Errorf("%d trained betas for %d steps", len(b.Trained), b.Steps)
 		}
 		copy(out, b.Trained)
 		return out, checkBetas(out)
@@ -80,7 +82,7 @@ func (b Betas) Table() ([]float64, error) {
 		case "exp":
 			out[i] = betaFromBar(i, b.Steps, func(t float64) float64 { return math.Exp(-12 * t) })
 		default:
-			return nil, fmt.Errorf("schedules: unknown beta schedule %q; known: linear, scaled_linear, squaredcos_cap_v2, cosine, sigmoid, laplace, exp", b.Schedule)
+			return nil, fmt.Errorf("unknown beta schedule %q; known: linear, scaled_linear, squaredcos_cap_v2, cosine, sigmoid, laplace, exp", b.Schedule)
 		}
 	}
 	return out, checkBetas(out)
@@ -94,7 +96,7 @@ func betaFromBar(i, n int, bar func(t float64) float64) float64 {
 func checkBetas(betas []float64) error {
 	for i, b := range betas {
 		if !(b > 0 && b < 1) {
-			return fmt.Errorf("schedules: beta %d is %g; want a number between 0 and 1", i, b)
+			return fmt.Errorf("beta %d is %g; want a number between 0 and 1", i, b)
 		}
 	}
 	return nil
@@ -111,8 +113,10 @@ type VPDiscrete struct {
 }
 
 // NewVPDiscrete makes the process of a table of betas.
-func NewVPDiscrete(b Betas) (*VPDiscrete, error) {
-	betas, err := b.Table()
+func NewVPDiscrete(b Betas) (*VPDiscrete, error) { return prefixed(newVPDiscrete(b)) }
+
+func newVPDiscrete(b Betas) (*VPDiscrete, error) {
+	betas, err := b.table()
 	if err != nil {
 		return nil, err
 	}

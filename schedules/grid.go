@@ -22,28 +22,41 @@ type Ranger interface {
 }
 
 // FromRatios returns the grid with the given values of sigma/alpha, noise to data. They may repeat and rise.
-func FromRatios(p Gaussian, sb []float64) (Grid, error) {
+func FromRatios(p Gaussian, sb []float64) (Grid, error) { return prefixed(fromRatios(p, sb)) }
+
+// FromTimes returns the grid with the given times of p, noise to data. They may repeat and rise.
+func FromTimes(p Gaussian, t []float64) (Grid, error) { return prefixed(fromTimes(p, t)) }
+
+// prefixed adds the name of the package to an error; inside the package errors go without it.
+func prefixed[T any](v T, err error) (T, error) {
+	if err != nil {
+		var none T
+		return none, fmt.Errorf("schedules: %w", err)
+	}
+	return v, nil
+}
+
+func fromRatios(p Gaussian, sb []float64) (Grid, error) {
 	g := make(Grid, len(sb))
 	for i, v := range sb {
 		if math.IsNaN(v) || v < 0 {
-			return nil, fmt.Errorf("schedules: sigma %d is %g; want 0 or more", i, v)
+			return nil, fmt.Errorf("sigma %d is %g; want 0 or more", i, v)
 		}
 		g[i] = p.AtRatio(v)
 	}
-	return g, g.Check()
+	return g, g.check()
 }
 
-// FromTimes returns the grid with the given times of p, noise to data. They may repeat and rise.
-func FromTimes(p Gaussian, t []float64) (Grid, error) {
+func fromTimes(p Gaussian, t []float64) (Grid, error) {
 	g := make(Grid, len(t))
 	for i, v := range t {
 		n, err := nodeAt(p, v)
 		if err != nil {
-			return nil, fmt.Errorf("schedules: time %d: %w", i, err)
+			return nil, fmt.Errorf("time %d: %w", i, err)
 		}
 		g[i] = n
 	}
-	return g, g.Check()
+	return g, g.check()
 }
 
 // nodeAt is p.At with a refusal of times that p does not have.
@@ -71,12 +84,17 @@ func (n Node) valid() bool {
 // Check returns an error unless g has at least two nodes, each with a finite time and finite coefficients alpha and
 // sigma of 0 or more that are not both 0. Repeated and rising nodes are legal.
 func (g Grid) Check() error {
+	_, err := prefixed(g, g.check())
+	return err
+}
+
+func (g Grid) check() error {
 	if len(g) < 2 {
-		return fmt.Errorf("schedules: a grid of %d nodes; want at least 2", len(g))
+		return fmt.Errorf("a grid of %d nodes; want at least 2", len(g))
 	}
 	for i, n := range g {
 		if !n.valid() {
-			return fmt.Errorf("schedules: node %d is not usable: t=%g alpha=%g sigma=%g", i, n.T, n.Alpha, n.Sigma)
+			return fmt.Errorf("node %d is not usable: t=%g alpha=%g sigma=%g", i, n.T, n.Alpha, n.Sigma)
 		}
 	}
 	return nil
@@ -159,7 +177,7 @@ func (s span) close(g Grid) (Grid, error) {
 	if s.zero && g[len(g)-1].Sigma > 0 {
 		g = append(g, s.p.AtRatio(0))
 	}
-	return g, g.Check()
+	return g, g.check()
 }
 
 // unit returns i/(m-1), 0 when m is 1.

@@ -163,9 +163,9 @@ func (r *fields) vpDiscrete() Gaussian {
 	if r.err != nil {
 		return nil
 	}
-	p, err := NewVPDiscrete(b)
+	p, err := newVPDiscrete(b)
 	if err != nil {
-		r.fail("%s", strings.TrimPrefix(err.Error(), "schedules: "))
+		r.fail("%v", err)
 		return nil
 	}
 	return p

@@ -13,29 +13,33 @@ import (
 // NewGrid returns the grid of n steps (n+1 nodes) that a named schedule makes for process p. name is a name or alias
 // from Schedules with its options, as in "karras:rho=5" or "flow:shift=3". Errors name the schedule and the option.
 func NewGrid(p Gaussian, name string, n int, e Ends) (Grid, error) {
+	return prefixed(newGrid(p, name, n, e))
+}
+
+func newGrid(p Gaussian, name string, n int, e Ends) (Grid, error) {
 	in, err := spec.Parse(name)
 	if err != nil {
-		return nil, fmt.Errorf("schedules: %w", err)
+		return nil, err
 	}
-	s, err := Lookup(in.Name)
+	s, err := lookup(in.Name)
 	if err != nil {
 		return nil, err
 	}
 	if n < 1 || n > MaxSteps {
-		return nil, fmt.Errorf("schedules: %s: %d steps; want 1 to %d", s.Name, n, MaxSteps)
+		return nil, fmt.Errorf("%s: %d steps; want 1 to %d", s.Name, n, MaxSteps)
 	}
 	span, err := newSpan(p, n, e, s.final)
 	if err != nil {
-		return nil, fmt.Errorf("schedules: %s: %w", s.Name, err)
+		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
 	in.Name = s.Name
 	o := in.Options()
 	g, err := s.build(span, o)
 	if bad := o.Err(); bad != nil {
-		return nil, fmt.Errorf("schedules: %w", bad)
+		return nil, bad
 	}
 	if err != nil {
-		return nil, fmt.Errorf("schedules: %s: %w", s.Name, err)
+		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
 	return g, nil
 }
@@ -223,7 +227,7 @@ func alignYourSteps(table [11]float64) func(span, *spec.Options) (Grid, error) {
 		if s.zero {
 			sb[s.n] = 0
 		}
-		return FromRatios(s.p, sb)
+		return fromRatios(s.p, sb)
 	}
 }
 
@@ -280,5 +284,5 @@ func (s span) shifted(shift, terminal float64) (Grid, error) {
 		t := first - (first-flowTime(noisy[i]))*(first-terminal)/(first-last)
 		noisy[i] = s.p.AtRatio(t / (1 - t))
 	}
-	return g, g.Check()
+	return g, g.check()
 }

@@ -140,7 +140,9 @@ func Schedules() []Schedule { return append([]Schedule(nil), registry...) }
 
 // Lookup returns the schedule with the given name or alias; case, spaces and underscores do not matter. The error
 // names the nearest ones.
-func Lookup(name string) (Schedule, error) {
+func Lookup(name string) (Schedule, error) { return prefixed(lookup(name)) }
+
+func lookup(name string) (Schedule, error) {
 	want := canonical(name)
 	var names []string
 	for _, s := range registry {
@@ -154,7 +156,7 @@ func Lookup(name string) (Schedule, error) {
 			}
 		}
 	}
-	return Schedule{}, fmt.Errorf("schedules: unknown schedule %q%s", name, spec.Suggest(want, names))
+	return Schedule{}, fmt.Errorf("unknown schedule %q%s", name, spec.Suggest(want, names))
 }
 
 func canonical(name string) string {
