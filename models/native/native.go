@@ -22,8 +22,9 @@ type UNet2D struct {
 	// TimeScale multiplies the process's time to give the network's (1000 for a flow in [0, 1]); 0 = 1.
 	TimeScale float64
 	// NullClass is the label of unconditional rows of a class-conditional network, or NoClass where there is none.
-	NullClass int
-	About     models.Info
+	NullClass   int
+	Conditional bool // the network takes labels
+	About       models.Info
 
 	classes []int
 	times   []float64
@@ -56,7 +57,7 @@ func (m *UNet2D) batch(q *models.Query) (*unet2d.Batch, error) {
 		m.times = append(m.times, t*scale)
 	}
 	b.T = m.times
-	if m.About.Classes > 0 {
+	if m.Conditional {
 		m.classes = m.classes[:0]
 		for i := range q.At {
 			c := q.Cond.Class(i)
