@@ -138,3 +138,65 @@ func BenchmarkSyrk(b *testing.B) {
 	d := best(b, func() { Syrk(p, c, x, m, n, scratch) })
 	report(b, float64(m)*n*n, d, 2, 0)
 }
+
+// BenchmarkMethods compares the ways to compute one 3 by 3 layer.
+func BenchmarkMethods(b *testing.B) {
+	tier := Detect()
+	peak := peakRate(tier)
+	for _, workers := range []int{1, 2} {
+		p := NewPool(tier, workers)
+		defer p.Close()
+		for _, s := range []struct{ n, cin, cout, h int }{
+			{1, 128, 128, 32}, {16, 128, 128, 32}, {16, 384, 128, 32}, {1, 256, 256, 16}, {16, 256, 256, 16}, {16, 512, 256, 16},
+			{1, 256, 256, 8}, {16, 256, 256, 8}, {16, 512, 256, 8}, {1, 256, 256, 4}, {16, 256, 256, 4},
+			{16, 32, 32, 28}, {16, 64, 64, 14}, {16, 96, 96, 7}, {1, 320, 320, 64}, {1, 640, 640, 32}, {1, 1280, 1280, 16}, {1, 1280, 1280, 8},
+		} {
+			for how, name := range []string{"direct", "F2", "F4"} {
+				b.Run(fmt.Sprintf("w%d/n%d_%dx%d_%d/%s", workers, s.n, s.cin, s.cout, s.h, name), func(b *testing.B) {
+					r := rng(1)
+					spec := ConvSpec{Cin: s.cin, Cout: s.cout, KH: 3, KW: 3, Pad: Same(1)}
+					c := newConv(tier, F32, spec.normal(), randoms(r, s.cin*s.cout*9), randoms(r, s.cout), method(how))
+					x := randoms(r, s.n*s.h*s.h*s.cin)
+					dst := make([]float32, s.n*s.h*s.h*s.cout)
+					scratch := make([]float32, c.Scratch(workers, s.n, s.h, s.h, false))
+					d := best(b, func() {
+						c.Run(p, dst, Input{X: x, C: s.cin}, s.n, s.h, s.h, scratch, Epilogue{})
+					})
+					report(b, 2*float64(c.MACs(s.n, s.h, s.h)), d, workers, peak)
+				})
+			}
+		}
+	}
+}
+
+// BenchmarkCold runs layers of one image in turn, together larger than any
+// cache, as a network does: weights come from memory.
+func BenchmarkCold(b *testing.B) {
+	tier := Detect()
+	for _, workers := range []int{1, 2} {
+		p := NewPool(tier, workers)
+		defer p.Close()
+		for _, s := range []struct{ n, c, h int }{{1, 128, 32}, {1, 256, 16}, {1, 256, 8}, {16, 256, 8}, {1, 256, 4}, {4, 256, 4}, {16, 256, 4}} {
+			for how, name := range []string{"direct", "F2", "F4"} {
+				b.Run(fmt.Sprintf("w%d/n%d_%d_%d/%s", workers, s.n, s.c, s.h, name), func(b *testing.B) {
+					r := rng(1)
+					spec := ConvSpec{Cin: s.c, Cout: s.c, KH: 3, KW: 3, Pad: Same(1)}
+					weight := randoms(r, s.c*s.c*9)
+					layers := make([]*Conv, 24*256*256/s.c/s.c)
+					for i := range layers {
+						layers[i] = newConv(tier, F32, spec.normal(), weight, nil, method(how))
+					}
+					x := randoms(r, s.n*s.h*s.h*s.c)
+					dst := make([]float32, len(x))
+					scratch := make([]float32, layers[0].Scratch(workers, s.n, s.h, s.h, false))
+					d := best(b, func() {
+						for _, c := range layers {
+							c.Run(p, dst, Input{X: x, C: s.c}, s.n, s.h, s.h, scratch, Epilogue{})
+						}
+					})
+					report(b, 2*float64(layers[0].MACs(s.n, s.h, s.h)), d/time.Duration(len(layers)), workers, 0)
+				})
+			}
+		}
+	}
+}

@@ -30,6 +30,7 @@ type gemmArgs struct {
 	bias  *float32       // nr values added at the end, or nil
 	res   unsafe.Pointer // added at the end, laid out like c, or nil
 	acc   int64          // 1: the sums start from c
+	ahead int64          // bytes from b to the panel that the next call reads
 }
 
 // ops holds the primitives of a tier. Everything above them is shared.
@@ -135,6 +136,9 @@ func (o *ops) gemmRows(g *gemmArgs, m int) {
 	small := m / n
 	large := m - small*n // tiles of small+1 rows
 	t := *g
+	for _, s := range unsafe.Slice(g.segs, int(g.nseg)) {
+		t.ahead += s.len * int64(o.nr) * 4
+	}
 	if large > 0 {
 		t.tiles = int64(large)
 		gemmTiles(o.tier, small+1, &t)

@@ -27,21 +27,22 @@ const (
 )
 
 // methodOf chooses by shape, type and tier, never by batch or workers. Larger
-// tiles mean fewer multiply-adds but 16/9 and 4 times the weights, which cost
-// more than they save when a picture has few tiles to share them.
+// tiles mean fewer multiply-adds but 16/9 (F(2x2)) and 4 times (F(4x4)) the
+// weights, which have to come from memory for every forward pass: that costs
+// more than it saves when a picture has few tiles to share them.
 func methodOf(tier Tier, dtype DType, s ConvSpec) method {
 	if s.KH != 3 || s.KW != 3 || s.Stride != 1 || s.Dilation != 1 || s.Cin%8 != 0 || s.Cout%8 != 0 ||
 		s.Cin < 16 || s.Cout < 16 || dtype == BF16 && tier >= AVX512BF16 {
 		return direct
 	}
-	px := s.H * s.W
-	if s.H == 0 || s.W == 0 {
+	px, weights := s.H*s.W, s.Cin*s.Cout
+	if px == 0 {
 		px = 1 << 20
 	}
 	switch {
-	case px > 100:
+	case px > 100 && weights <= 1<<20, px >= 36 && weights <= 1<<14:
 		return wino4
-	case px > 16:
+	case px >= 9:
 		return wino2
 	}
 	return direct

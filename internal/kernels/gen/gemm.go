@@ -30,6 +30,7 @@ const (
 	argBias
 	argRes
 	argAcc
+	argAhead
 )
 
 // Stack slots of the kernels.
@@ -113,6 +114,11 @@ func (v *isa) kernel(a *asm, m int) {
 	a.op("MOVQ BX, %d(SP)", slotRows)
 	a.op("MOVQ %d(CX), BX", argB)
 
+	ahead := m <= len(rowRegs)-2
+	if ahead {
+		a.op("MOVQ args+0(FP), DX")
+		a.op("MOVQ %d(DX), DX", argAhead)
+	}
 	a.label("segment")
 	a.op("MOVQ %d(SP), CX", slotSeg)
 	a.op("MOVQ (CX), AX")
@@ -134,6 +140,11 @@ func (v *isa) kernel(a *asm, m int) {
 	a.op("PCALIGN $32")
 	a.label("loop4")
 	for u := range 4 {
+		if ahead {
+			for l := range v.vecs * bytes / 64 {
+				a.op("PREFETCHT1 %d(BX)(DX*1)", (u*v.vecs*bytes/64+l)*64)
+			}
+		}
 		step(u)
 	}
 	a.op("ADDQ $%d, BX", 4*v.vecs*bytes)
