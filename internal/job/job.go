@@ -38,7 +38,8 @@ func Items(sets int, seeds []uint64, offset int) []Item {
 
 // Plan is everything that a run needs, opened and checked.
 type Plan struct {
-	Model   models.Denoiser // guided
+	Model   models.Denoiser // a leaf model
+	Wrap    Wrap            // puts the guiders around it, anew for every batch (they may remember); nil: none
 	Shape   []int           // of one row
 	Sampler samplers.Sampler
 	Grid    schedules.Grid
@@ -83,7 +84,7 @@ var ErrStopped = errors.New("interrupted")
 func (p *Plan) Run(ctx context.Context, stop <-chan struct{}, items []Item, size int, h Hooks) (samplers.Stats, error) {
 	var all samplers.Stats
 	if size <= 0 {
-		size = p.batch()
+		size = p.Batch()
 	}
 	weight := 0
 	for from := 0; from < len(items); from += size {
@@ -101,8 +102,8 @@ func (p *Plan) Run(ctx context.Context, stop <-chan struct{}, items []Item, size
 	return all, nil
 }
 
-// batch suits the model: about a million numbers in the state, 16 to 1024 rows (networks have large rows).
-func (p *Plan) batch() int {
+// Batch is a number of rows that suits the model: about a million numbers in the state, 16 to 1024 rows (networks have large rows).
+func (p *Plan) Batch() int {
 	dim := tensor.Shape(p.Shape).TotalSize()
 	return min(max(16*runtime.GOMAXPROCS(0), 1<<14/max(dim, 1)), 1024)
 }
@@ -191,7 +192,14 @@ func notFinite(x *tensor.Dense) int {
 
 // Problem makes the Problem of some items.
 func (p *Plan) Problem(items []Item) (*samplers.Problem, error) {
-	problem := &samplers.Problem{Model: p.Model, Grid: p.Grid, Shape: p.Shape, First: p.First, Last: p.Last, Codec: p.Codec, Meter: &models.Meter{}}
+	model := p.Model
+	if p.Wrap != nil {
+		var err error
+		if model, err = p.Wrap(model); err != nil {
+			return nil, err
+		}
+	}
+	problem := &samplers.Problem{Model: model, Grid: p.Grid, Shape: p.Shape, First: p.First, Last: p.Last, Codec: p.Codec, Meter: &models.Meter{}}
 	classes, prompts := false, false
 	for _, s := range p.Sets {
 		classes = classes || len(s.Classes) > 0

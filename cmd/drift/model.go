@@ -1,0 +1,16 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+)
+
+func modelVerb(a *app) *cli.Command {
+	return &cli.Command{
+		Name: "model", Usage: "look into, check, run and time models",
+		Subcommands: []*cli.Command{},
+	}
+}
+
+func (a *app) models() []entry { return nil }
+
+const defaultModel = "fashion-flow"

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"drift/internal/job"
+	"drift/internal/manifest"
+	"drift/schedules"
+)
+
+func sampleVerb(a *app) *cli.Command {
+	return &cli.Command{
+		Name: "sample", Usage: "draw images (or arrays) from a model",
+		Description: "With no flag at all it draws a sheet of 64 images from the embedded model. Image k of a run with --seed N uses stream N+k: the start is torch's CPU generator, the same on every machine. " +
+			"A folder gets DIR/000000/000123.png by seed and a manifest.json; running the same line again makes what is missing, a folder with another manifest is refused. A .png gets one sheet, a .npz the arrays.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "model", Usage: "name from drift list models, a diffusers folder, or a .json analytic target (`X`)"},
+			&cli.StringFlag{Name: "out", Usage: "`PATH`: folder of PNGs, .png (one sheet) or .npz"},
+			&cli.StringFlag{Name: "sheet", Usage: "`CxR`: columns and rows of a .png sheet (8x8)"},
+			&cli.Uint64Flag{Name: "seed", Usage: "stream of the first image; image k uses stream `N`+k"},
+			&cli.StringFlag{Name: "seeds", Usage: "streams as a `LIST`, 0-49,60 (excludes --seed and --count)"},
+			&cli.IntFlag{Name: "count", Usage: "`N`umber of images"},
+			&cli.IntFlag{Name: "batch", Usage: "images at a time, `B`; never changes a result"},
+			&cli.StringFlag{Name: "dtype", Usage: "arithmetic of the network: f32, bf16, f64 (`T`)"},
+			&cli.StringFlag{Name: "tier", Usage: "kernel `TIER` (default: the best this CPU has)"},
+			&cli.StringFlag{Name: "sampler", Usage: "`S`, name:key=value,...; see drift list samplers"},
+			&cli.StringFlag{Name: "schedule", Usage: "`G`, name:key=value,...; see drift list schedules"},
+			&cli.IntFlag{Name: "steps", Usage: "`N`umber of steps (20)"},
+			&cli.IntFlag{Name: "nfe", Usage: "budget instead of --steps: the most steps whose model evaluations per image do not exceed `N`, guidance counted"},
+			&cli.Float64Flag{Name: "eta", Usage: "option eta of the sampler (`X`)"},
+			&cli.Float64Flag{Name: "s-churn", Usage: "option churn of the edm sampler (`X`)"},
+			&cli.Float64Flag{Name: "s-min", Usage: "option s-tmin (`X`)"},
+			&cli.Float64Flag{Name: "s-max", Usage: "option s-tmax (`X`)"},
+			&cli.Float64Flag{Name: "s-noise", Usage: "option s-noise (`X`)"},
+			&cli.Float64Flag{Name: "rho", Usage: "option rho of the schedule (`X`)"},
+			&cli.Float64Flag{Name: "t-start", Usage: "noise end of the grid, in the process's own time (`T`)"},
+			&cli.Float64Flag{Name: "t-end", Usage: "data end (`T`)"},
+			&cli.Float64Flag{Name: "sigma-max", Usage: "noise end as sigma/alpha (`S`)"},
+			&cli.Float64Flag{Name: "sigma-min", Usage: "data end as sigma/alpha (`S`)"},
+			&cli.StringFlag{Name: "final", Usage: "`zero`: go on to the clean end; min: stop at the last noise level"},
+			&cli.StringFlag{Name: "grid", Usage: "explicit nodes from `FILE.json`: {\"sigmas\":[...]} or {\"times\":[...]}"},
+			&cli.StringFlag{Name: "sigmas", Usage: "explicit sigma/alpha, noise to data (`a,b,c`)"},
+			&cli.StringFlag{Name: "timesteps", Usage: "explicit times of the process (`a,b,c`)"},
+			&cli.StringFlag{Name: "class", Usage: "class `K` by number or name, or none"},
+			&cli.StringFlag{Name: "classes", Usage: "classes of the images in turn (`0,3,5`)"},
+			&cli.StringFlag{Name: "prompt", Usage: "text `P`"},
+			&cli.StringFlag{Name: "negative-prompt", Usage: "text `P` to move away from"},
+			&cli.StringFlag{Name: "prompts", Usage: "`FILE` with one prompt or class per line: one image set each"},
+			&cli.Float64Flag{Name: "cfg-scale", Usage: "classifier-free guidance, --guider cfg:w=`W`; 1 = off"},
+			&cli.StringSliceFlag{Name: "guider", Usage: "`name:key=value,...`; repeatable, chained left to right; see drift list guiders"},
+			&cli.StringFlag{Name: "init-image", Usage: "start from picture `IMG` with noise on it (SDEdit)"},
+			&cli.Float64Flag{Name: "strength", Usage: "part of the run that --init-image goes through, 0 to 1 (0.75) (`S`)"},
+			&cli.StringFlag{Name: "init", Usage: "start from array x of `FILE.npz`, scaled to the first node"},
+			&cli.IntFlag{Name: "start-step", Usage: "first step to run (`K`)"},
+			&cli.IntFlag{Name: "end-step", Usage: "stop at node `K`, with the noise left in"},
+			&cli.StringFlag{Name: "noise", Usage: "step noise: philox, torch, brownian, zero, or array noise (steps, batch, ...) of `FILE.npz`"},
+			&cli.StringFlag{Name: "rounding", Usage: "to 8 bit: floor = clamp(floor(127.5 x + 128)), or `diffusers` = round half to even"},
+			&cli.BoolFlag{Name: "float", Usage: "store the unrounded array x in a .npz of images too"},
+			&cli.StringFlag{Name: "trajectory", Usage: "write x, t, sigma, alpha, x0 of every step to `FILE.npz`"},
+			&cli.BoolFlag{Name: "print-schedule", Usage: "print t, alpha, sigma, lambda of every node, and stop"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "print what the run would cost, and stop"},
+			&cli.StringFlag{Name: "log", Usage: "one row per (seed, step) to `FILE`, .csv or .jsonl"},
+			&cli.StringFlag{Name: "columns", Usage: "columns of --log (`a,b,c`)"},
+			&cli.StringFlag{Name: "preview", Usage: "draw the predicted pictures in the terminal every `N` steps; or sixel, kitty, iterm, block, ascii, auto, MODE:N"},
+			&cli.StringFlag{Name: "from", Usage: "rerun what the metadata of `IMG.png` say; other flags override"},
+			&cli.BoolFlag{Name: "resume", Usage: "go on with the run in --out, with its settings"},
+			&cli.BoolFlag{Name: "no-metadata", Usage: "write no text into PNG files"},
+		},
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			s := &sampling{app: a, c: c}
+			if err := s.resolve(c.Context); err != nil {
+				return err
+			}
+			switch {
+			case c.Bool("print-schedule"):
+				s.printSchedule()
+				return nil
+			case c.Bool("dry-run"):
+				return s.dryRun(c.Context)
+			}
+			return s.run(c.Context)
+		},
+	}
+}
+
+// printSchedule prints every node, 17 digits, so that they can be fed back.
+func (s *sampling) printSchedule() {
+	if !s.json {
+		fmt.Fprintf(s.out, "# %s, %s, %d steps, %s evaluations per image\n", s.run_.Sampler, s.gridName(), len(s.plan.Grid)-1, s.nfeText())
+		fmt.Fprintf(s.out, "%5s %24s %24s %24s %24s\n", "i", "t", "alpha", "sigma", "lambda")
+	}
+	for i, n := range s.plan.Grid {
+		if s.json {
+			s.emit(struct {
+				I      int `json:"i"`
+				T      any `json:"t"`
+				Alpha  any `json:"alpha"`
+				Sigma  any `json:"sigma"`
+				Ratio  any `json:"ratio"`
+				Lambda any `json:"lambda"`
+			}{i, finite(n.T), finite(n.Alpha), finite(n.Sigma), finite(n.Ratio()), finite(n.Lambda())})
+			continue
+		}
+		fmt.Fprintf(s.out, "%5d %24.17g %24.17g %24.17g %24.17g\n", i, n.T, n.Alpha, n.Sigma, n.Lambda())
+	}
+}
+
+// finite makes a number that JSON can hold: infinities become "inf" and "-inf".
+func finite(x float64) any {
+	switch {
+	case math.IsNaN(x):
+		return "nan"
+	case math.IsInf(x, 1):
+		return "inf"
+	case math.IsInf(x, -1):
+		return "-inf"
+	}
+	return x
+}
+
+func (s *sampling) gridName() string {
+	if s.run_.Schedule == "" {
+		return "explicit nodes"
+	}
+	return s.run_.Schedule
+}
+
+func (s *sampling) nfeText() string {
+	if s.run_.NFE == 0 {
+		return "an unknown number of"
+	}
+	return strconv.Itoa(s.run_.NFE)
+}
+
+// dryRun prints what the run would cost. The time is that of one step on one batch, multiplied.
+func (s *sampling) dryRun(ctx context.Context) error {
+	n := len(s.items)
+	rows := min(n, s.batch())
+	per, err := s.plan.Rate(ctx, s.items[:rows])
+	if err != nil {
+		return err
+	}
+	dim := 1
+	for _, d := range s.info.Shape {
+		dim *= d
+	}
+	decodes := 0
+	if s.plan.Codec != nil {
+		decodes = n
+	}
+	state := int64(8 * dim * rows * 12) // state, stages, history and predictions of a run, about
+	total := time.Duration(float64(per) * float64(s.run_.NFE) * float64(n))
+	cost := struct {
+		Event   string  `json:"event"`
+		Images  int     `json:"images"`
+		Steps   int     `json:"steps"`
+		NFE     int     `json:"nfe_per_image"`
+		Evals   int     `json:"evaluations"`
+		VJPs    float64 `json:"vjps"`
+		Decodes int     `json:"decodes"`
+		Rewards int     `json:"rewards"`
+		State   int64   `json:"state_bytes"`
+		Params  int64   `json:"parameters"`
+		Seconds float64 `json:"seconds"`
+	}{"estimate", n, s.steps(), s.run_.NFE, n * s.run_.NFE, float64(n) * s.cost.VJPs, decodes, 0, state, s.info.Params, total.Seconds()}
+	if s.json {
+		s.emit(cost)
+		return nil
+	}
+	fmt.Fprintf(s.out, "images        %d in batches of %d\nsteps         %d\nNFE per image %s\nevaluations   %d\nVJPs          %g\ndecoder calls %d\nreward calls  0\n",
+		n, rows, cost.Steps, s.nfeText(), cost.Evals, cost.VJPs, decodes)
+	fmt.Fprintf(s.out, "memory        about %.1f MB of state; %d parameters\n", float64(state)/1e6, s.info.Params)
+	if s.run_.NFE > 0 {
+		fmt.Fprintf(s.out, "time          about %v (measured on one step)\n", total.Round(time.Millisecond))
+	} else {
+		fmt.Fprintf(s.out, "time          %v per evaluation; the sampler decides how many\n", per)
+	}
+	return nil
+}
+
+// steps is the number of steps that run.
+func (s *sampling) steps() int {
+	last := s.plan.Last
+	if last == 0 {
+		last = len(s.plan.Grid) - 1
+	}
+	return last - s.plan.First
+}
+
+// batch is the number of images at a time.
+func (s *sampling) batch() int {
+	if n := s.c.Int("batch"); n > 0 {
+		return n
+	}
+	return s.plan.Batch()
+}
+
+// gridFile reads {"sigmas": [...]} or {"times": [...]}; a sigma may be "inf".
+func parseGrid(p schedules.Gaussian, text []byte) (schedules.Grid, error) {
+	var f struct {
+		Sigmas []looseFloat `json:"sigmas"`
+		Times  []looseFloat `json:"times"`
+	}
+	if err := json.Unmarshal(text, &f); err != nil {
+		return nil, err
+	}
+	switch {
+	case len(f.Sigmas) > 0 && len(f.Times) == 0:
+		return schedules.FromRatios(p, floats(f.Sigmas))
+	case len(f.Times) > 0 && len(f.Sigmas) == 0:
+		return schedules.FromTimes(p, floats(f.Times))
+	}
+	return nil, fmt.Errorf(`want {"sigmas": [...]} or {"times": [...]}`)
+}
+
+type looseFloat float64
+
+func (f *looseFloat) UnmarshalJSON(b []byte) error {
+	var v float64
+	if err := json.Unmarshal(b, &v); err == nil {
+		*f = looseFloat(v)
+		return nil
+	}
+	var s string
+	if err := json.Unmarshal(b, &s); err != nil || s != "inf" {
+		return fmt.Errorf("%s is not a number", b)
+	}
+	*f = looseFloat(math.Inf(1))
+	return nil
+}
+
+func floats(v []looseFloat) []float64 {
+	out := make([]float64, len(v))
+	for i, x := range v {
+		out[i] = float64(x)
+	}
+	return out
+}
+
+// sampling is one run of the verb.
+type sampling struct {
+	*app
+	c *cli.Context
+
+	model  *opened
+	info   modelInfo
+	plan   *job.Plan
+	cost   job.Cost
+	run_   manifest.Run
+	seeds  []uint64
+	items  []job.Item
+	out_   string
+	cols   int
+	rows   int
+	labels []string
+}

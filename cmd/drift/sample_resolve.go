@@ -1,0 +1,917 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"image"
+	_ "image/jpeg" // for --init-image
+	_ "image/png"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"drift/guidance"
+	"drift/internal/job"
+	"drift/internal/manifest"
+	"drift/internal/npz"
+	"drift/internal/output"
+	"drift/internal/pixels"
+	"drift/internal/pngmeta"
+	"drift/internal/refuse"
+	"drift/internal/spec"
+	"drift/models"
+	"drift/samplers"
+	"drift/schedules"
+)
+
+const (
+	defaultSampler  = "dpmpp-2m"
+	defaultSteps    = 20
+	defaultStrength = 0.75
+	mostSteps       = 1 << 20
+)
+
+// resolve turns the flags, and the earlier run that --from or --resume names, into a plan and its description. Nothing
+// is written.
+func (s *sampling) resolve(ctx context.Context) error {
+	base, err := s.base()
+	if err != nil {
+		return err
+	}
+	s.run_ = manifest.Run{Format: manifest.Format, Version: release, Verb: "sample"}
+	s.plan = &job.Plan{}
+	for _, step := range []func(context.Context, *manifest.Run) error{
+		s.resolveModel, s.resolveSeeds, s.resolveOut, s.resolveSets, s.resolveGuiders, s.resolveGrid, s.resolveStart, s.resolveNoise, s.count,
+	} {
+		if err := step(ctx, base); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// exclude refuses flags that cannot stand together.
+func (s *sampling) exclude(flags ...string) error {
+	var set []string
+	for _, f := range flags {
+		if s.c.IsSet(f) {
+			set = append(set, "--"+f)
+		}
+	}
+	if len(set) > 1 {
+		return usagef("%s exclude each other", strings.Join(set, " and "))
+	}
+	return nil
+}
+
+// base is the earlier run to start from, or nil.
+func (s *sampling) base() (*manifest.Run, error) {
+	for _, group := range [][]string{
+		{"seed", "seeds"}, {"count", "seeds"}, {"steps", "nfe"}, {"steps", "grid", "sigmas", "timesteps"}, {"nfe", "grid", "sigmas", "timesteps"},
+		{"schedule", "grid", "sigmas", "timesteps"}, {"class", "classes", "prompts"}, {"cfg-scale", "guider"}, {"init", "init-image"},
+		{"t-start", "sigma-max", "grid", "sigmas", "timesteps"}, {"t-end", "sigma-min", "grid", "sigmas", "timesteps"},
+		{"final", "grid", "sigmas", "timesteps"}, {"prompt", "prompts"}, {"strength", "start-step"}, {"from", "resume"},
+	} {
+		if err := s.exclude(group...); err != nil {
+			return nil, err
+		}
+	}
+	if name := s.c.String("from"); s.c.IsSet("from") {
+		texts, err := readTexts(name)
+		if err != nil {
+			return nil, err
+		}
+		text, ok := pngmeta.Find(texts, ownKeyword)
+		if !ok {
+			return nil, refuse.Errorf(name, "has no description by drift to rerun")
+		}
+		r, err := manifest.Parse(name, []byte(text))
+		return &r, err
+	}
+	if !s.c.Bool("resume") {
+		return nil, nil
+	}
+	if !s.c.IsSet("out") {
+		return nil, usagef("--resume needs --out, the run to go on with")
+	}
+	dir := s.c.String("out")
+	if output.Kind(dir) != "folder" {
+		dir += ".part"
+	}
+	r, err := manifest.Load(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // nothing there yet: begin
+	}
+	return &r, err
+}
+
+// text is a flag's value, or else that of the earlier run, or else a default.
+func (s *sampling) text(flag string, base *manifest.Run, of func(*manifest.Run) string, def string) string {
+	if s.c.IsSet(flag) {
+		return s.c.String(flag)
+	}
+	if base != nil {
+		if v := of(base); v != "" {
+			return v
+		}
+	}
+	return def
+}
+
+func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
+	name := s.text("model", base, func(r *manifest.Run) string { return r.Model.Path }, defaultModel)
+	other := base == nil || s.c.IsSet("model")
+	dtype, tier := s.c.String("dtype"), s.c.String("tier")
+	if !other && dtype == "" && tier == "" {
+		dtype, tier = base.Model.DType, base.Model.Tier
+	}
+	if dtype != "" && !slices.Contains([]string{"f32", "bf16", "f64"}, dtype) {
+		return usagef("--dtype %s: want f32, bf16 or f64", dtype)
+	}
+	m, err := s.openModel(ctx, name, dtype, tier)
+	if err != nil {
+		return err
+	}
+	if !other && base.Model.Hash != m.info.Hash {
+		s.warn("the model %s is not the one of that run any more", name)
+	}
+	s.model, s.info = m, m.info
+	s.plan.Model, s.plan.Shape = m, m.info.Shape
+	s.run_.Model = manifest.Model{Path: name, Hash: m.info.Hash, DType: m.info.DType, Tier: m.info.Tier, Shape: m.info.Shape}
+	return nil
+}
+
+func (s *sampling) resolveSeeds(_ context.Context, base *manifest.Run) error {
+	if s.c.IsSet("batch") && s.c.Int("batch") < 1 {
+		return usagef("--batch %d: want 1 or more", s.c.Int("batch"))
+	}
+	count := s.c.Int("count")
+	if s.c.IsSet("count") && (count < 1 || count > manifest.MaxImages) {
+		return usagef("--count %d: want 1 to %d", count, manifest.MaxImages)
+	}
+	switch {
+	case s.c.IsSet("seeds"):
+		seeds, err := manifest.ParseSeeds(s.c.String("seeds"))
+		if err != nil {
+			return badUse("seeds", err)
+		}
+		s.seeds = seeds
+	case base != nil && !s.c.IsSet("seed") && !s.c.IsSet("count"):
+		seeds, err := manifest.ParseSeeds(base.Seeds)
+		if err != nil {
+			return refuse.Errorf("the earlier run", "%v", err)
+		}
+		s.seeds, s.plan.Offset = seeds, base.Offset
+	default:
+		first := s.c.Uint64("seed")
+		if base != nil && !s.c.IsSet("seed") {
+			old, err := manifest.ParseSeeds(base.Seeds)
+			if err != nil {
+				return refuse.Errorf("the earlier run", "%v", err)
+			}
+			first = old[0]
+		}
+		if count == 0 {
+			n, err := s.defaultCount(base)
+			if err != nil {
+				return err
+			}
+			count = n
+		}
+		if first > math.MaxUint64-uint64(count-1) {
+			return usagef("--seed %d: %d images need streams beyond the last", first, count)
+		}
+		for k := range count {
+			s.seeds = append(s.seeds, first+uint64(k))
+		}
+	}
+	s.run_.Seeds, s.run_.Offset = manifest.FormatSeeds(s.seeds), s.plan.Offset
+	return nil
+}
+
+// defaultCount is the number of images when nothing says it: the rows of --init, the cells of a sheet, 1 with a seed.
+func (s *sampling) defaultCount(base *manifest.Run) (int, error) {
+	if name := s.c.String("init"); s.c.IsSet("init") {
+		a, err := npz.Read(name)
+		if err != nil {
+			return 0, err
+		}
+		defer a.Close()
+		if x, ok := a.Info("x"); ok && len(x.Shape) > 0 && x.Shape[0] > 0 {
+			return x.Shape[0], nil
+		}
+		return 0, refuse.Errorf(name, "has no array x with rows")
+	}
+	if s.c.IsSet("sheet") {
+		cols, rows, err := parseSheet(s.c.String("sheet"))
+		return cols * rows, err
+	}
+	kind := "png"
+	if s.c.IsSet("out") {
+		kind = output.Kind(s.c.String("out"))
+	}
+	if kind == "png" && !s.c.IsSet("seed") && base == nil && pixels.Picture(s.info.Shape) {
+		return 64, nil
+	}
+	if kind == "folder" {
+		return 16, nil
+	}
+	return 1, nil
+}
+
+func parseSheet(v string) (cols, rows int, err error) {
+	a, b, ok := strings.Cut(strings.ToLower(v), "x")
+	cols, e1 := strconv.Atoi(a)
+	rows, e2 := strconv.Atoi(b)
+	if !ok || e1 != nil || e2 != nil || cols < 1 || rows < 1 || cols > 1000 || rows > 1000 {
+		return 0, 0, usagef("--sheet %s: want columns x rows, such as 8x8", v)
+	}
+	return cols, rows, nil
+}
+
+// resolveOut finds where results go: samples.png, or samples.npz where the model gives no pictures, when not said.
+func (s *sampling) resolveOut(_ context.Context, _ *manifest.Run) error {
+	picture := pixels.Picture(s.info.Shape)
+	s.out_ = s.c.String("out")
+	if s.c.IsSet("out") && s.out_ == "" {
+		return usagef("--out needs a name")
+	}
+	if s.out_ == "" {
+		ext := ".npz"
+		if picture {
+			ext = ".png"
+		}
+		s.out_ = "samples" + ext
+		for k := 2; exists(s.out_); k++ {
+			s.out_ = fmt.Sprintf("samples-%d%s", k, ext)
+		}
+	}
+	kind := output.Kind(s.out_)
+	if !picture && kind != "npz" && !s.c.Bool("print-schedule") && !s.c.Bool("dry-run") {
+		return usagef("--out %s: the model gives arrays of shape %v, not pictures: use a name that ends in .npz", s.out_, s.info.Shape)
+	}
+	if s.c.IsSet("sheet") {
+		if kind != "png" {
+			return usagef("--sheet is for an --out that ends in .png")
+		}
+		var err error
+		if s.cols, s.rows, err = parseSheet(s.c.String("sheet")); err != nil {
+			return err
+		}
+	}
+	if picture {
+		r, err := pixels.ParseRounding(s.c.String("rounding"))
+		if err != nil {
+			return badUse("rounding", err)
+		}
+		s.run_.Rounding = string(r)
+	} else if s.c.IsSet("rounding") {
+		return usagef("--rounding is for pictures")
+	}
+	for _, in := range []string{"init", "init-image", "noise", "grid", "from", "prompts", "model"} {
+		for _, out := range []string{s.out_, s.c.String("trajectory"), s.c.String("log")} {
+			if out != "" && in != "from" && sameFile(out, s.c.String(in)) {
+				return usagef("%s is the input of --%s: it would be overwritten", out, in)
+			}
+		}
+	}
+	return nil
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
+
+func sameFile(a, b string) bool {
+	x, e1 := os.Stat(a)
+	y, e2 := os.Stat(b)
+	return e1 == nil && e2 == nil && os.SameFile(x, y)
+}
+
+// resolveSets finds the condition of every image.
+func (s *sampling) resolveSets(_ context.Context, base *manifest.Run) error {
+	var sets []manifest.Set
+	switch {
+	case s.c.IsSet("prompts"):
+		lines, err := readLines(s.c.String("prompts"))
+		if err != nil {
+			return err
+		}
+		for i, line := range lines {
+			set, err := s.set(line)
+			if err != nil {
+				return usagef("--prompts: line %d of %s: %w", i+1, s.c.String("prompts"), err)
+			}
+			sets = append(sets, set)
+		}
+	case s.c.IsSet("class"), s.c.IsSet("classes"):
+		var set manifest.Set
+		flag := "class"
+		if s.c.IsSet("classes") {
+			flag = "classes"
+		}
+		for part := range strings.SplitSeq(s.c.String(flag), ",") {
+			k, err := s.class(part)
+			if err != nil {
+				return badUse(flag, err)
+			}
+			set.Classes = append(set.Classes, k)
+		}
+		if flag == "class" && len(set.Classes) > 1 {
+			return usagef("--class takes one class; --classes takes a list")
+		}
+		sets = append(sets, set)
+	case s.c.IsSet("prompt"):
+		set, err := s.set(s.c.String("prompt"))
+		if err != nil {
+			return badUse("prompt", err)
+		}
+		sets = append(sets, set)
+	case base != nil && !(s.c.IsSet("model") && base.Model.Hash != s.info.Hash):
+		sets = base.Sets
+	default:
+		var set manifest.Set
+		if s.info.Classes > 0 && !s.model.analytic {
+			for k := range s.info.Classes {
+				set.Classes = append(set.Classes, k)
+			}
+		}
+		sets = append(sets, set)
+	}
+	if s.c.IsSet("negative-prompt") {
+		return usagef("--negative-prompt: %s takes no text", s.run_.Model.Path)
+	}
+	s.run_.Sets, s.plan.Sets = sets, sets
+	s.items = job.Items(len(sets), s.seeds, s.plan.Offset)
+	if len(s.items) > manifest.MaxImages {
+		return usagef("%d sets of %d images are more than %d", len(sets), len(s.seeds), manifest.MaxImages)
+	}
+	if output.Kind(s.out_) == "png" && s.cols == 0 {
+		n := len(s.items)
+		s.cols = int(math.Ceil(math.Sqrt(float64(n))))
+		s.rows = (n + s.cols - 1) / s.cols
+	}
+	if output.Kind(s.out_) == "png" && s.cols*s.rows < len(s.items) {
+		return usagef("%d images do not fit on a sheet of %dx%d", len(s.items), s.cols, s.rows)
+	}
+	return nil
+}
+
+// set is the condition that a word names: for class models a class.
+func (s *sampling) set(word string) (manifest.Set, error) {
+	if s.info.Classes == 0 {
+		return manifest.Set{}, fmt.Errorf("%s has no classes and takes no text", s.run_.Model.Path)
+	}
+	k, err := s.class(word)
+	return manifest.Set{Classes: []int{k}}, err
+}
+
+// class reads a class by number or name.
+func (s *sampling) class(word string) (int, error) {
+	word = strings.TrimSpace(word)
+	if word == "none" {
+		return models.NoClass, nil
+	}
+	if s.info.Classes == 0 {
+		return 0, fmt.Errorf("%s has no classes", s.run_.Model.Path)
+	}
+	if k, err := strconv.Atoi(word); err == nil {
+		if k < 0 || k >= s.info.Classes {
+			return 0, fmt.Errorf("class %d: the model has 0 to %d", k, s.info.Classes-1)
+		}
+		return k, nil
+	}
+	for k, label := range s.info.Labels {
+		if strings.EqualFold(label, word) {
+			return k, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown class %q%s", word, spec.Suggest(word, s.info.Labels))
+}
+
+// readLines reads the lines of a text file that are not blank.
+func readLines(name string) ([]string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var out []string
+	sc := bufio.NewScanner(f)
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		if t := strings.TrimSpace(sc.Text()); t != "" {
+			out = append(out, t)
+		}
+	}
+	if err := sc.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return nil, refuse.Errorf(name, "a line of more than 1 MiB")
+	} else if err != nil {
+		return nil, err
+	}
+	if len(out) == 0 {
+		return nil, refuse.Errorf(name, "has no line")
+	}
+	return out, nil
+}
+
+func (s *sampling) resolveGuiders(_ context.Context, base *manifest.Run) error {
+	var specs []string
+	switch {
+	case s.c.IsSet("guider"):
+		specs = s.c.StringSlice("guider")
+	case s.c.IsSet("cfg-scale"):
+		w := s.c.Float64("cfg-scale")
+		if math.IsNaN(w) || math.IsInf(w, 0) {
+			return usagef("--cfg-scale %g: want a finite number", w)
+		}
+		if w != 1 {
+			specs = []string{"cfg:w=" + strconv.FormatFloat(w, 'g', -1, 64)}
+		}
+	case base != nil:
+		specs = base.Guiders
+	}
+	if len(specs) == 0 {
+		return nil
+	}
+	if _, err := guide(s.model, specs); err != nil {
+		return badUse("guider", err)
+	}
+	s.run_.Guiders = specs
+	s.plan.Wrap = func(d models.Denoiser) (models.Denoiser, error) { return guide(d, specs) }
+	if !slices.ContainsFunc(s.run_.Sets, func(set manifest.Set) bool {
+		return set.Prompt != "" || slices.ContainsFunc(set.Classes, func(k int) bool { return k != models.NoClass })
+	}) && slices.ContainsFunc(specs, func(g string) bool { return strings.HasPrefix(g, "cfg") }) {
+		s.warn("classifier-free guidance does nothing without a class")
+	}
+	return nil
+}
+
+// guide chains guiders around a model, left to right.
+func guide(d models.Denoiser, specs []string) (models.Denoiser, error) {
+	for _, text := range specs {
+		g, err := guidance.Parse(text)
+		if err != nil {
+			return nil, err
+		}
+		d = g.Guide(d)
+	}
+	return d, nil
+}
+
+// resolveGrid finds the sampler and the nodes.
+func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
+	name := s.text("sampler", base, func(r *manifest.Run) string { return r.Sampler }, defaultSampler)
+	canonical, implied, err := samplers.Resolve(name)
+	if err != nil {
+		return badUse("sampler", err)
+	}
+	for _, o := range []struct{ flag, option string }{{"eta", "eta"}, {"s-churn", "churn"}, {"s-min", "s-tmin"}, {"s-max", "s-tmax"}, {"s-noise", "s-noise"}} {
+		if s.c.IsSet(o.flag) {
+			if canonical, err = withOption(canonical, o.option, s.c.Float64(o.flag)); err != nil {
+				return badUse(o.flag, err)
+			}
+		}
+	}
+	p, ok := s.model.Process().(schedules.Gaussian)
+	if !ok {
+		return fmt.Errorf("%s: the process %s is not Gaussian: no solver here runs on it", s.run_.Model.Path, s.model.Process().Name())
+	}
+	if s.c.IsSet("nfe") && s.c.Int("nfe") < 1 {
+		return usagef("--nfe %d: want 1 or more", s.c.Int("nfe"))
+	}
+	if n := s.c.Int("steps"); s.c.IsSet("steps") && (n < 1 || n > mostSteps) {
+		return usagef("--steps %d: want 1 to %d", n, mostSteps)
+	}
+	smp, err := samplers.Parse(canonical)
+	if err != nil {
+		return badUse("sampler", err)
+	}
+	own := smp.Needs().OwnGrid
+	if own && s.c.IsSet("nfe") { // such a sampler takes a budget itself, or none
+		if canonical, err = withOption(canonical, "nfe", float64(s.c.Int("nfe"))); err == nil {
+			smp, err = samplers.Parse(canonical)
+		}
+		if err != nil {
+			return usagef("--nfe: %s places its own steps and takes no budget: %w", canonical, err)
+		}
+	}
+	s.plan.Sampler, s.run_.Sampler = smp, canonical
+
+	given := false // does a flag ask for another grid than the earlier run had?
+	for _, f := range []string{"schedule", "steps", "nfe", "rho", "t-start", "t-end", "sigma-min", "sigma-max", "final", "grid", "sigmas", "timesteps", "model"} {
+		given = given || s.c.IsSet(f)
+	}
+	given = given || implied != ""
+	g, err := s.explicit(p)
+	switch {
+	case err != nil:
+		return err
+	case g != nil:
+	case base != nil && !given:
+		g = base.Grid.Nodes()
+		s.run_.Schedule, s.run_.Ends = base.Schedule, base.Ends
+	default:
+		if g, err = s.named(ctx, p, base, smp, implied, own); err != nil {
+			return err
+		}
+	}
+	if own && len(g) > 2 {
+		g = schedules.Grid{g[0], g[len(g)-1]}
+	}
+	if err := g.Check(); err != nil {
+		return badUse("schedule", err)
+	}
+	s.plan.Grid, s.run_.Grid = g, manifest.NewGrid(g)
+	return nil
+}
+
+// withOption adds an option to a sampler's or schedule's string.
+func withOption(text, key string, value float64) (string, error) {
+	sp, err := spec.Parse(text)
+	if err != nil {
+		return "", err
+	}
+	v := strconv.FormatFloat(value, 'g', -1, 64)
+	for _, a := range sp.Args {
+		if a.Key == key && a.Value != v {
+			return "", fmt.Errorf("%s is given in %q already", key, text)
+		} else if a.Key == key {
+			return text, nil
+		}
+	}
+	sp.Args = append(sp.Args, spec.Arg{Key: key, Value: v})
+	return sp.String(), nil
+}
+
+// explicit returns the nodes that flags spell out, or nil.
+func (s *sampling) explicit(p schedules.Gaussian) (schedules.Grid, error) {
+	switch {
+	case s.c.IsSet("grid"):
+		name := s.c.String("grid")
+		text, err := readSmall(name)
+		if err != nil {
+			return nil, err
+		}
+		g, err := parseGrid(p, text)
+		if err != nil {
+			return nil, refuse.Errorf(name, "%s", trimPackage(err.Error()))
+		}
+		return g, nil
+	case s.c.IsSet("sigmas"), s.c.IsSet("timesteps"):
+		flag, make := "sigmas", schedules.FromRatios
+		if s.c.IsSet("timesteps") {
+			flag, make = "timesteps", schedules.FromTimes
+		}
+		var v []float64
+		for part := range strings.SplitSeq(s.c.String(flag), ",") {
+			x, err := strconv.ParseFloat(strings.TrimSpace(part), 64)
+			if err != nil {
+				return nil, usagef("--%s: %q is not a number", flag, part)
+			}
+			v = append(v, x)
+		}
+		g, err := make(p, v)
+		return g, badUse(flag, err)
+	}
+	return nil, nil
+}
+
+// readSmall reads a text file of at most 16 MiB.
+func readSmall(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	const most = 16 << 20
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && len(b) > most {
+		err = refuse.Errorf(name, "more than %d bytes", most)
+	}
+	return b, err
+}
+
+// named makes the grid of a named schedule.
+func (s *sampling) named(ctx context.Context, p schedules.Gaussian, base *manifest.Run, smp samplers.Sampler, implied string, own bool) (schedules.Grid, error) {
+	def := implied
+	if def == "" {
+		def = schedules.DefaultGrid(p)
+	}
+	name := s.text("schedule", base, func(r *manifest.Run) string {
+		if s.c.IsSet("model") || implied != "" {
+			return ""
+		}
+		return r.Schedule
+	}, def)
+	if path, ok := strings.CutPrefix(name, "@"); ok {
+		return s.fileGrid(p, path)
+	}
+	if s.c.IsSet("rho") {
+		var err error
+		if name, err = withOption(name, "rho", s.c.Float64("rho")); err != nil {
+			return nil, badUse("rho", err)
+		}
+	}
+	ends, asked := s.ends(base)
+	if own && ends.Final == "" {
+		ends.Final = "min"
+	}
+	sp, err := spec.Parse(name)
+	if err != nil {
+		return nil, badUse("schedule", err)
+	}
+	info, err := schedules.Lookup(sp.Name)
+	if err != nil {
+		if _, _, e := samplers.Resolve(sp.Name); e == nil {
+			return nil, &hint{badUse("schedule", err), sp.Name + " is a sampler here: what diffusers calls a scheduler goes to --sampler"}
+		}
+		return nil, badUse("schedule", err)
+	}
+	sp.Name = info.Name
+	name = sp.String()
+	make := func(n int) (schedules.Grid, error) { return schedules.NewGrid(p, name, n, ends) }
+	s.run_.Schedule, s.run_.Ends = name, asked
+	if s.c.IsSet("nfe") && !own {
+		g, err := job.Fit(s.c.Int("nfe"), make, func(g schedules.Grid) (float64, error) {
+			if s.plan.Wrap == nil {
+				return float64(samplers.NFE(smp, len(g)-1, g[len(g)-1].Sigma == 0)), nil
+			}
+			c, err := s.costOf(ctx, smp, g)
+			return c.NFE, err
+		})
+		return g, badUse("nfe", err)
+	}
+	steps := defaultSteps
+	if base != nil && !own {
+		steps = len(base.Grid.T) - 1
+	}
+	if s.c.IsSet("steps") {
+		steps = s.c.Int("steps")
+	}
+	g, err := make(steps)
+	return g, badUse("schedule", err)
+}
+
+// fileGrid reads a grid that drift search wrote.
+func (s *sampling) fileGrid(p schedules.Gaussian, path string) (schedules.Grid, error) {
+	for _, f := range []string{"steps", "nfe", "rho", "t-start", "t-end", "sigma-min", "sigma-max", "final"} {
+		if s.c.IsSet(f) {
+			return nil, usagef("--schedule @%s and --%s exclude each other: the file has the nodes", path, f)
+		}
+	}
+	text, err := readSmall(path)
+	if err != nil {
+		return nil, err
+	}
+	g, err := parseGrid(p, text)
+	if err != nil {
+		return nil, refuse.Errorf(path, "%s", trimPackage(err.Error()))
+	}
+	return g, nil
+}
+
+// ends are the ends of the grid that flags ask for, or else the earlier run.
+func (s *sampling) ends(base *manifest.Run) (schedules.Ends, *manifest.Ends) {
+	var m manifest.Ends
+	if base != nil && base.Ends != nil && !s.c.IsSet("model") && !s.c.IsSet("schedule") {
+		m = *base.Ends
+	}
+	set := func(flag string, dst, other **float64) {
+		if s.c.IsSet(flag) {
+			v := s.c.Float64(flag)
+			*dst, *other = &v, nil
+		}
+	}
+	set("t-start", &m.TStart, &m.SigmaMax)
+	set("sigma-max", &m.SigmaMax, &m.TStart)
+	set("t-end", &m.TEnd, &m.SigmaMin)
+	set("sigma-min", &m.SigmaMin, &m.TEnd)
+	if s.c.IsSet("final") {
+		m.Final = s.c.String("final")
+	}
+	e := schedules.Ends{TStart: m.TStart, TEnd: m.TEnd, SigmaMin: m.SigmaMin, SigmaMax: m.SigmaMax, Final: m.Final}
+	if m == (manifest.Ends{}) {
+		return e, nil
+	}
+	return e, &m
+}
+
+// resolveStart finds where the run starts and ends, and from what.
+func (s *sampling) resolveStart(_ context.Context, base *manifest.Run) error {
+	n := len(s.plan.Grid) - 1
+	own := s.plan.Sampler.Needs().OwnGrid
+	first, last := s.c.Int("start-step"), s.c.Int("end-step")
+	initFile, initImage, strength := s.c.String("init"), s.c.String("init-image"), defaultStrength
+	if base != nil {
+		if !s.c.IsSet("start-step") && !s.c.IsSet("strength") {
+			first = min(base.First, n-1)
+		}
+		if !s.c.IsSet("end-step") {
+			last = base.Last
+		}
+		if initFile == "" && initImage == "" {
+			initFile, initImage = base.Init, base.InitImage
+			if base.Strength > 0 {
+				strength = base.Strength
+			}
+		}
+	}
+	if s.c.IsSet("strength") {
+		if initImage == "" {
+			return usagef("--strength needs --init-image")
+		}
+		strength = s.c.Float64("strength")
+		if !(strength > 0 && strength <= 1) {
+			return usagef("--strength %g: want more than 0, at most 1", strength)
+		}
+	}
+	if initImage != "" && !s.c.IsSet("start-step") {
+		if own {
+			return usagef("--strength: %s places its own steps: name a start by --sigma-max or --t-start and use --start-step 0", s.run_.Sampler)
+		}
+		first = job.StartAt(n, strength)
+		if first >= n {
+			return usagef("--strength %g leaves no step of %d", strength, n)
+		}
+		s.run_.Strength = strength
+	}
+	if s.c.IsSet("start-step") && (first < 0 || first >= n) {
+		return usagef("--start-step %d: want 0 to %d", first, n-1)
+	}
+	if s.c.IsSet("end-step") && (last <= first || last > n) {
+		return usagef("--end-step %d: want %d to %d", last, first+1, n)
+	}
+	if last == n {
+		last = 0
+	}
+	s.plan.First, s.plan.Last = first, last
+	s.run_.First, s.run_.Last = first, last
+	if initFile != "" {
+		if err := s.readInit(initFile); err != nil {
+			return err
+		}
+	}
+	if initImage != "" {
+		if err := s.readImage(initImage); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hashFile is the SHA-256 of a file, hex.
+func hashFile(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func (s *sampling) readInit(name string) error {
+	arrays, err := npz.ReadAll(name, "x")
+	if err != nil {
+		return err
+	}
+	x := arrays["x"]
+	d, err := x.Float64()
+	if err != nil {
+		return refuse.Errorf(name, "%v", err)
+	}
+	if len(x.Shape) != len(s.info.Shape)+1 || !slices.Equal(x.Shape[1:], s.info.Shape) {
+		return refuse.Errorf(name, "x has shape %v, the model wants rows of shape %v", x.Shape, s.info.Shape)
+	}
+	if have, want := x.Shape[0], s.plan.Offset+len(s.seeds); have < want {
+		return usagef("--init %s has %d rows for %d images", name, have, want)
+	}
+	for i, v := range d {
+		if v-v != 0 {
+			return refuse.Errorf(name, "x is not finite at element %d", i)
+		}
+	}
+	s.plan.Start = models.Wrap(d, x.Shape...)
+	s.run_.Init = name
+	s.run_.InitID, err = hashFile(name)
+	return err
+}
+
+func (s *sampling) readImage(name string) error {
+	if !pixels.Picture(s.info.Shape) {
+		return usagef("--init-image: the model gives arrays of shape %v, not pictures", s.info.Shape)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	cfg, _, err := image.DecodeConfig(bufio.NewReader(f))
+	if err != nil {
+		return refuse.Errorf(name, "not a picture that can be read: %v", err)
+	}
+	if cfg.Width > 1<<14 || cfg.Height > 1<<14 {
+		return refuse.Errorf(name, "%dx%d pixels are more than are read", cfg.Width, cfg.Height)
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	m, _, err := image.Decode(bufio.NewReader(f))
+	if err != nil {
+		return refuse.Errorf(name, "not a picture that can be read: %v", err)
+	}
+	x, resized := pixels.Array(m, s.info.Shape)
+	if resized {
+		s.say("drift: %s is resized to %dx%d", name, s.info.Shape[2], s.info.Shape[1])
+	}
+	s.plan.Image, s.run_.InitImage = x, name
+	s.run_.InitID, err = hashFile(name)
+	return err
+}
+
+func (s *sampling) resolveNoise(_ context.Context, base *manifest.Run) error {
+	name := s.text("noise", base, func(r *manifest.Run) string { return r.Noise }, "")
+	switch name {
+	case "", "philox":
+		return nil
+	case "torch":
+		s.plan.NewNoise = func() samplers.Noise { return &samplers.Torch{} }
+	case "brownian":
+		s.plan.NewNoise = func() samplers.Noise { return samplers.Streams{Brownian: true} }
+	case "zero":
+		s.plan.NewNoise = func() samplers.Noise { return job.StepsZero{} }
+	default:
+		if !strings.EqualFold(filepath.Ext(name), ".npz") {
+			return usagef("--noise %s: want zero, torch, philox, brownian or a .npz file", name)
+		}
+		arrays, err := npz.ReadAll(name, "noise")
+		if err != nil {
+			return err
+		}
+		d, err := arrays["noise"].Float64()
+		if err != nil {
+			return refuse.Errorf(name, "%v", err)
+		}
+		shape := arrays["noise"].Shape
+		n := len(s.plan.Grid) - 1
+		if s.plan.Sampler.Needs().OwnGrid && len(shape) > 0 {
+			n = shape[0]
+		}
+		dim := 1
+		for _, k := range s.info.Shape {
+			dim *= k
+		}
+		if len(shape) < 2 || slices.Min(shape) < 1 {
+			return refuse.Errorf(name, "noise has shape %v, want (steps, batch, ...)", shape)
+		}
+		rec, err := samplers.NewRecorded(models.Wrap(d, shape...), n)
+		if err != nil {
+			return refuse.Errorf(name, "%s", trimPackage(err.Error()))
+		}
+		if !rec.Fits(s.plan.Offset+len(s.seeds), dim) {
+			return refuse.Errorf(name, "noise of shape %v does not fit %d images of shape %v", shape, s.plan.Offset+len(s.seeds), s.info.Shape)
+		}
+		s.plan.NewNoise = func() samplers.Noise { return rec }
+		if s.run_.NoiseID, err = hashFile(name); err != nil {
+			return err
+		}
+	}
+	s.run_.Noise = name
+	return nil
+}
+
+// costOf counts the evaluations of a run on this plan's model, guidance included.
+func (s *sampling) costOf(ctx context.Context, smp samplers.Sampler, g schedules.Grid) (job.Cost, error) {
+	first, last := s.plan.First, s.plan.Last
+	classed := slices.ContainsFunc(s.run_.Sets, func(set manifest.Set) bool {
+		return slices.ContainsFunc(set.Classes, func(k int) bool { return k != models.NoClass })
+	})
+	return job.CountNFE(ctx, smp, s.plan.Wrap, s.model, s.info.Shape, classed, g, first, last)
+}
+
+// count finds the evaluations per image, where they can be known before the run.
+func (s *sampling) count(ctx context.Context, _ *manifest.Run) error {
+	if s.plan.Sampler.Needs().OwnGrid {
+		return nil
+	}
+	cost, err := s.costOf(ctx, s.plan.Sampler, s.plan.Grid)
+	if err != nil { // what a blank model cannot show, the run itself will
+		return badUse("sampler", err)
+	}
+	s.cost, s.run_.NFE = cost, int(math.Round(cost.NFE))
+	return nil
+}

@@ -1,0 +1,394 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"gorgonia.org/tensor"
+
+	"drift/internal/job"
+	"drift/internal/manifest"
+	"drift/internal/output"
+	"drift/internal/pixels"
+	"drift/internal/pngmeta"
+	"drift/internal/preview"
+	"drift/models"
+	"drift/samplers"
+)
+
+// ownKeyword is the keyword of drift's description in a PNG.
+const ownKeyword = "drift"
+
+// run makes the images and stores them.
+func (s *sampling) run(ctx context.Context) error {
+	hash := s.run_.Hash()
+	o := output.Options{
+		Path: s.out_, Run: s.run_, Items: s.items, Shape: s.info.Shape, Rounding: pixels.Rounding(s.run_.Rounding),
+		KeepX: s.c.Bool("float") || s.plan.Last != 0, Cols: s.cols, Rows: s.rows,
+	}
+	if pixels.Picture(s.info.Shape) {
+		o.Picture = s.info.Shape
+	}
+	if !s.c.Bool("no-metadata") {
+		o.Texts = func(it *job.Item) []pngmeta.Text { return s.texts(it, hash) }
+	}
+	var observers []observer
+	if name := s.c.String("trajectory"); name != "" {
+		if err := output.Check(name); err != nil {
+			return err
+		}
+		if output.Kind(name) != "npz" {
+			return usagef("--trajectory %s: want a name that ends in .npz", name)
+		}
+		observers = append(observers, newTrajectory(name))
+	}
+	if name := s.c.String("log"); name != "" {
+		l, err := newStepLog(name, s.c.String("columns"), s)
+		if err != nil {
+			return err
+		}
+		observers = append(observers, l)
+	} else if s.c.IsSet("columns") {
+		return usagef("--columns needs --log")
+	}
+	if s.c.IsSet("preview") {
+		p, err := s.newPreview()
+		if err != nil {
+			return err
+		}
+		if p != nil {
+			observers = append(observers, p)
+		}
+	}
+	whole := slices.ContainsFunc(observers, func(o observer) bool { return o.whole() })
+	target, err := output.Open(o)
+	var d *manifest.Different
+	if errors.As(err, &d) {
+		return &hint{err, "choose another --out, or remove " + d.Dir}
+	}
+	if err != nil {
+		return err
+	}
+	missing := target.Missing()
+	stored := len(s.items) - len(missing)
+	if whole {
+		missing, stored = s.items, 0
+	}
+	if s.json {
+		s.emit(map[string]any{"event": "start", "hash": hash, "model": s.run_.Model.Path, "sampler": s.run_.Sampler, "schedule": s.run_.Schedule,
+			"steps": s.steps(), "nfe": s.run_.NFE, "images": len(s.items), "stored": stored, "out": s.out_})
+	}
+	if stored > 0 {
+		s.say("drift: %d of %d images are there already", stored, len(s.items))
+	}
+	began := time.Now()
+	bar := s.start("drift")
+	stats, err := s.plan.Run(ctx, s.stop, missing, s.batch(), s.hooks(target, observers, len(missing), stored, whole))
+	bar.Close()
+	s.bar = nil
+	if err == nil {
+		err = s.finish(target)
+	}
+	for _, o := range observers {
+		err = errors.Join(err, o.close(err == nil))
+	}
+	if err != nil {
+		return s.stopped(err, target, whole)
+	}
+	s.summary(stats, len(missing), time.Since(began))
+	return nil
+}
+
+// finish completes the output.
+func (s *sampling) finish(target output.Target) error {
+	files, err := target.Close()
+	if err != nil {
+		return err
+	}
+	s.stored(files)
+	return nil
+}
+
+func (s *sampling) stored(files []string) {
+	if s.json {
+		for _, f := range files {
+			s.emit(map[string]any{"event": "file", "path": f})
+		}
+	}
+}
+
+func (s *sampling) summary(stats samplers.Stats, made int, wall time.Duration) {
+	if s.json {
+		s.emit(map[string]any{"event": "done", "out": s.out_, "images": len(s.items), "made": made, "steps": stats.Steps, "nfe": stats.NFE, "vjps": stats.VJPs,
+			"seconds": wall.Seconds(), "model_seconds": stats.Model.Seconds(), "hash": s.run_.Hash()})
+	}
+	if made == 0 {
+		s.say("drift: nothing to do, %s is complete", s.out_)
+		return
+	}
+	what := "images"
+	if !pixels.Picture(s.info.Shape) {
+		what = "samples"
+	}
+	s.say("drift: %d %s by %s, %d steps (%g evaluations each) in %v: %s", made, what, s.run_.Sampler, stats.Steps, stats.NFE, wall.Round(time.Millisecond), s.out_)
+}
+
+// stopped words an error of the run: what is kept, and how to go on.
+func (s *sampling) stopped(err error, target output.Target, whole bool) error {
+	missing := len(target.Missing())
+	kept := len(s.items) - missing
+	if whole && output.Kind(s.out_) != "folder" {
+		kept = 0
+	}
+	var n *samplers.NotFinite
+	switch {
+	case exitCode(err) == exitInterrupted:
+		err = fmt.Errorf("%w: %d of %d images are finished and kept", job.ErrStopped, kept, len(s.items))
+		return &hint{err, "go on with: " + s.again()}
+	case errors.As(err, &n):
+		text := "try more steps, a lower guidance scale, or --dtype f32"
+		if kept > 0 {
+			text += fmt.Sprintf("; %d finished images are kept", kept)
+		}
+		return &hint{err, text}
+	case kept > 0:
+		return &hint{err, fmt.Sprintf("%d of %d images are finished and kept; go on with: %s", kept, len(s.items), s.again())}
+	}
+	return err
+}
+
+// again is the command line that goes on with this run.
+func (s *sampling) again() string {
+	words := []string{"drift"}
+	resume, out := false, false
+	for _, w := range s.args {
+		resume = resume || w == "--resume"
+		words = append(words, quote(w))
+	}
+	out = s.c.IsSet("out")
+	if !out {
+		words = append(words, "--out", quote(s.out_))
+	}
+	if !resume {
+		words = append(words, "--resume")
+	}
+	return strings.Join(words, " ")
+}
+
+// quote writes a word so that a shell reads it back.
+func quote(w string) string {
+	if w != "" && strings.IndexFunc(w, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=,+@%", r))
+	}) < 0 {
+		return w
+	}
+	return "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+}
+
+// observer follows a run.
+type observer interface {
+	step(b job.Batch, st *samplers.State) error
+	done(b job.Batch, stats samplers.Stats) error
+	// whole tells that it needs every step of every image: nothing that is stored may be left out.
+	whole() bool
+	// close ends it; ok tells that the run is complete.
+	close(ok bool) error
+}
+
+func (s *sampling) hooks(target output.Target, observers []observer, todo, stored int, whole bool) job.Hooks {
+	h := job.Hooks{
+		Step: func(b job.Batch, st *samplers.State) error {
+			done := (float64(b.Index) + st.Done*float64(len(b.Items))) / float64(todo)
+			where := fmt.Sprintf("step %d", st.I)
+			if st.N > 0 && !s.plan.Sampler.Needs().OwnGrid {
+				where += fmt.Sprintf("/%d", st.N)
+			}
+			if todo > len(b.Items) {
+				where += fmt.Sprintf(", %d/%d images", stored+b.Index, stored+todo)
+			}
+			s.bar.Set(done, where)
+			if s.json {
+				s.emit(map[string]any{"event": "step", "image": b.Index, "images": len(b.Items), "step": st.I, "steps": st.N, "t": finite(st.At.T), "sigma": finite(st.At.Sigma), "alpha": finite(st.At.Alpha), "progress": done})
+			}
+			for _, o := range observers {
+				if err := o.step(b, st); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		Done: func(b job.Batch, x, pictures *tensor.Dense, stats samplers.Stats) error {
+			files, err := target.Put(b.Items, models.Data(x), models.Data(pictures))
+			s.stored(files)
+			if err != nil {
+				return err
+			}
+			for _, o := range observers {
+				if err := o.done(b, stats); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	if _, torch := s.noise().(*samplers.Torch); !whole && !torch { // torch's generator cannot go on in the middle
+		h.Save = func(b job.Batch, r samplers.Saver) error {
+			return output.SaveState(target, s.run_, b.Items, r.Save)
+		}
+		h.Resume = func(b job.Batch) (io.ReadCloser, error) { return output.LoadState(target, b.Items) }
+	}
+	return h
+}
+
+func (s *sampling) noise() samplers.Noise {
+	if s.plan.NewNoise == nil {
+		return samplers.Streams{}
+	}
+	return s.plan.NewNoise()
+}
+
+// texts describes one picture, or the sheet of all (it nil), for other tools and for drift itself.
+func (s *sampling) texts(it *job.Item, hash string) []pngmeta.Text {
+	p := manifest.Picture{Run: s.run_, Of: hash, Seed: s.seeds[0]}
+	set := s.run_.Sets[0]
+	if it != nil {
+		set = s.run_.Sets[it.Set]
+		if k := set.Class(it.Place - s.plan.Offset); len(set.Classes) > 0 {
+			set.Classes = []int{k}
+		}
+		p.Seed = it.Seed
+		p.Run.Seeds, p.Run.Offset, p.Run.Sets = strconv.FormatUint(it.Seed, 10), it.Place, []manifest.Set{set}
+		if s.run_.InitID == "" && s.run_.NoiseID == "" {
+			p.Run.Offset = 0
+		}
+	}
+	own, err := json.Marshal(p)
+	if err != nil {
+		panic("sample: " + err.Error()) // only numbers that are not finite fail, and grids are checked
+	}
+	return []pngmeta.Text{{Keyword: "parameters", Text: s.infotext(set, p.Seed)}, {Keyword: ownKeyword, Text: string(own)}}
+}
+
+// infotext is the line that A1111 and its kin read.
+func (s *sampling) infotext(set manifest.Set, seed uint64) string {
+	var b strings.Builder
+	if set.Prompt != "" {
+		b.WriteString(set.Prompt + "\n")
+	}
+	if set.Negative != "" {
+		b.WriteString("Negative prompt: " + set.Negative + "\n")
+	}
+	sampler := s.run_.Sampler
+	if s.run_.Schedule != "" {
+		sampler += " " + s.run_.Schedule
+	}
+	fmt.Fprintf(&b, "Steps: %d, Sampler: %s, ", s.steps(), quoteText(sampler))
+	for _, g := range s.run_.Guiders {
+		if w, ok := strings.CutPrefix(g, "cfg:w="); ok {
+			fmt.Fprintf(&b, "CFG scale: %s, ", quoteText(w))
+		}
+	}
+	fmt.Fprintf(&b, "Seed: %d, ", seed)
+	if len(set.Classes) == 1 {
+		fmt.Fprintf(&b, "Class: %s, ", quoteText(s.className(set.Classes[0])))
+	}
+	if pixels.Picture(s.info.Shape) {
+		fmt.Fprintf(&b, "Size: %dx%d, ", s.info.Shape[2], s.info.Shape[1])
+	}
+	fmt.Fprintf(&b, "Model hash: %.10s, Model: %s, RNG: CPU, NFE: %d, Version: drift %s", s.info.Hash, quoteText(s.run_.Model.Path), s.run_.NFE, release)
+	return b.String()
+}
+
+func (s *sampling) className(k int) string {
+	if k >= 0 && k < len(s.info.Labels) {
+		return s.info.Labels[k]
+	}
+	if k < 0 {
+		return "none"
+	}
+	return strconv.Itoa(k)
+}
+
+// quoteText quotes a value that has a comma or a colon in it, as A1111 does.
+func quoteText(v string) string {
+	if strings.ContainsAny(v, ",:\n\"") {
+		b, err := json.Marshal(v)
+		if err == nil {
+			return string(b)
+		}
+	}
+	return v
+}
+
+// drawing is --preview: the predicted data of a batch's first pictures, in the terminal.
+type drawing struct {
+	s     *sampling
+	mode  string
+	every int
+	x0    *tensor.Dense
+}
+
+func (s *sampling) newPreview() (*drawing, error) {
+	d := &drawing{s: s, mode: "auto", every: 1}
+	v := s.c.String("preview")
+	mode, n, both := strings.Cut(v, ":")
+	if k, err := strconv.Atoi(v); err == nil {
+		d.every = k
+	} else {
+		d.mode = mode
+		if both {
+			if d.every, err = strconv.Atoi(n); err != nil {
+				return nil, usagef("--preview %s: want MODE:N", v)
+			}
+		}
+	}
+	if d.mode == "none" || d.every == 0 {
+		return nil, nil
+	}
+	if d.mode == "auto" {
+		d.mode = preview.Detect(s.getenv)
+	}
+	if !slices.Contains(preview.Modes(), d.mode) || d.every < 0 {
+		return nil, usagef("--preview %s: want a number of steps, or one of auto, none, %s", v, strings.Join(preview.Modes(), ", "))
+	}
+	if !pixels.Picture(s.info.Shape) {
+		return nil, usagef("--preview: the model gives arrays of shape %v, not pictures", s.info.Shape)
+	}
+	return d, nil
+}
+
+func (d *drawing) step(b job.Batch, st *samplers.State) error {
+	if st.I == 0 || st.I%d.every != 0 && st.I != st.N || st.Pred == nil {
+		return nil
+	}
+	x0, err := st.X0(d.x0)
+	if err != nil {
+		return nil // the data cannot be had from this prediction (alpha = 0)
+	}
+	d.x0 = x0
+	shape := d.s.info.Shape
+	w := shape[0] * shape[1] * shape[2]
+	var pictures [][]byte
+	for k := range min(len(b.Items), 8) {
+		p := make([]byte, w)
+		pixels.Bytes(p, models.Data(x0)[k*w:(k+1)*w], shape, pixels.Floor)
+		pictures = append(pictures, p)
+	}
+	sheet := pixels.Sheet(pictures, shape, len(pictures), 1)
+	draw := func(w io.Writer) error { return preview.Draw(w, sheet, d.mode, d.s.columns()) }
+	if d.s.bar == nil {
+		return draw(d.s.err)
+	}
+	return d.s.bar.Draw(draw)
+}
+
+func (d *drawing) done(job.Batch, samplers.Stats) error { return nil }
+func (d *drawing) whole() bool                          { return false }
+func (d *drawing) close(bool) error                     { return nil }
