@@ -145,7 +145,11 @@ func newVPDiscrete(b Betas) (*VPDiscrete, error) {
 }
 
 // Betas returns the description of the table, with its defaults filled in.
-func (p *VPDiscrete) Betas() Betas { return p.betas }
+func (p *VPDiscrete) Betas() Betas {
+	b := p.betas
+	b.Trained = append([]float64(nil), b.Trained...)
+	return b
+}
 
 // Len returns T, the number of entries.
 func (p *VPDiscrete) Len() int { return len(p.alpha) }

@@ -131,6 +131,9 @@ func newSpan(p Gaussian, n int, e Ends, habit func(endGiven bool) (final string)
 		return s, fmt.Errorf("final %q; want zero or min", final)
 	}
 	s.zero = final == "zero"
+	if s.zero && !s.endGiven && !(s.noise.Ratio() > s.last.Ratio()) {
+		s.last = p.AtRatio(0) // a start below the usual last noisy node
+	}
 	if !(s.noise.Ratio() > s.last.Ratio()) {
 		return s, fmt.Errorf("the start (t=%g, sigma %g) must be noisier than the end (t=%g, sigma %g)", s.noise.T, s.noise.Ratio(), s.last.T, s.last.Ratio())
 	}
@@ -234,6 +237,9 @@ func (s span) timesteps(m int, whole bool, f func(i, m, T int) (float64, error))
 	if s.last.Sigma == 0 { // a named clean end: timestep 0 is the usual last noisy node
 		_, data := usualRange(s.p)
 		s.last, s.zero, m = s.p.At(data), true, s.n
+		if s.last.Ratio() > s.noise.Ratio() {
+			return nil, fmt.Errorf("the start (t=%g) lies below timestep 0 (t=%g)", s.noise.T, s.last.T)
+		}
 	}
 	T := 1000
 	if _, ok := s.p.(*VPDiscrete); ok {

@@ -122,6 +122,12 @@ func TestPrintedGrids(t *testing.T) {
 		{EDM{}, "karras:rho=1", Ends{TStart: ptr(3), SigmaMin: ptr(1)}, false, []float64{3, 2, 1, 0}},
 		{EDM{}, "karras:rho=1", Ends{SigmaMax: ptr(3), SigmaMin: ptr(0)}, false, []float64{3, 2, 1, 0}},
 		{EDM{}, "beta:alpha=1,beta=1", Ends{SigmaMax: ptr(3), SigmaMin: ptr(1)}, false, []float64{3, 2, 1, 0}},
+		{VPLinear{}, "time", Ends{TStart: ptr(0.0004)}, true, []float64{0.0004, 0.0002, 0}}, // below the usual last noisy node
+		{EDM{}, "karras", Ends{SigmaMax: ptr(0.001)}, false, []float64{0.001, 0}},
+		{d, "trailing", Ends{TEnd: ptr(-1)}, true, []float64{999, 499, -1}}, // the clean end named
+		{d, "linspace", Ends{TEnd: ptr(-1)}, true, []float64{999, 500, 0, -1}},
+		{d, "trailing", Ends{TStart: ptr(499), TEnd: ptr(100)}, true, []float64{499, 299, -1}},
+		{d, "trailing", Ends{TStart: ptr(0)}, true, []float64{0, -1}},
 		{d, "beta:alpha=1,beta=1,in=time", Ends{}, true, []float64{999, 666, 333, -1}},
 	} {
 		n := len(c.want) - 1
@@ -168,7 +174,7 @@ func TestNewGridRefuses(t *testing.T) {
 		{EDM{}, "karras", 5, Ends{SigmaMax: &nan}, "sigma is NaN"},
 		{EDM{}, "karras", 5, Ends{SigmaMin: ptr(-1)}, "sigma is -1"},
 		{EDM{}, "karras", 5, Ends{SigmaMax: ptr(math.Inf(1))}, "no node at sigma +Inf"},
-		{EDM{}, "karras", 5, Ends{SigmaMax: ptr(0.001)}, "must be noisier than the end"},
+		{EDM{}, "karras", 5, Ends{SigmaMax: ptr(1), SigmaMin: ptr(1)}, "must be noisier than the end"},
 		{EDM{}, "lambda", 5, Ends{SigmaMin: ptr(0)}, "the end must have sigma > 0"},
 		{Flow{}, "time", 5, Ends{TStart: ptr(1.5)}, "1.5 is not a time of flow, which runs from 1 (noise) to 0 (data)"},
 		{Flow{}, "time", 5, Ends{TEnd: ptr(-0.5)}, "-0.5 is not a time of flow"},
@@ -177,6 +183,8 @@ func TestNewGridRefuses(t *testing.T) {
 		{d, "trailing", 1001, Ends{}, "1001 whole timesteps where there are only 1000"},
 		{d, "leading:offset=500", 2, Ends{}, "offset 500 leads beyond the last of 1000 timesteps"},
 		{d, "ays-sd15", 10, Ends{SigmaMax: ptr(10)}, "a fixed table"},
+		{EDM{}, "trailing", 5, Ends{TStart: ptr(0.001)}, "the start (t=0.001) lies below timestep 0 (t=0.002)"},
+		{EDM{}, "karras", 5, Ends{SigmaMax: ptr(0.001), Final: "min"}, "must be noisier than the end"},
 		{Flow{}, "flow:shift=0", 5, Ends{}, "shift=0"},
 		{Flow{}, "flow:shift=3,terminal=0.9", 5, Ends{TStart: ptr(0.5)}, "terminal=0.9 is not below the start"},
 		{Flow{}, "flow-dynamic:mu=1,tokens=4096", 5, Ends{}, "mu or tokens, not both"},

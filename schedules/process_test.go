@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -232,6 +233,41 @@ func TestRates(t *testing.T) {
 	}
 }
 
+func TestRatesAtTheEnds(t *testing.T) {
+	up := math.Inf(1)
+	own := Interpolant{Alpha: func(t float64) float64 { return math.Cos(t) }, Sigma: func(t float64) float64 { return math.Exp(t) - 1 }}
+	for _, c := range []struct {
+		p          Gaussian
+		t, da, ds  float64
+		withinHere float64
+	}{
+		{VPLinear{}, 0, -0.05, up, 1e-15},
+		{VPLinear{BetaMin: 0, BetaMax: 10}, 0, 0, math.Sqrt(5), 1e-15},
+		{SubVP{}, 0, -0.05, 0.1, 1e-15},
+		{Flow{}, 0, -1, 1, 0},
+		{Trig{}, 1, -math.Pi / 2, 0, 1e-15},
+		{EDM{}, 0, 0, 1, 0},
+		{own, 0, 0, 1, 1e-9},
+		{own, 1, -math.Sin(1), math.E, 1e-9},
+		{mustDiscrete(t, sd), -1, 0, 0, 0},
+		{mustDiscrete(t, sd), 5000, 0, 0, 0},
+	} {
+		da, ds := c.p.Rates(c.t)
+		if math.Abs(da-c.da) > c.withinHere || ds != c.ds && math.Abs(ds-c.ds) > c.withinHere {
+			t.Errorf("%s at %g: rates %v %v, want %v %v", c.p.Name(), c.t, da, ds, c.da, c.ds)
+		}
+	}
+	if _, ds := (Cosine{}).Rates(0); ds != up {
+		t.Errorf("cosine at 0: %v", ds)
+	}
+	// At an entry of a table: the piece towards noise.
+	d := mustDiscrete(t, sd)
+	_, ds := d.Rates(500)
+	if want := (d.At(500.001).Sigma - d.At(500).Sigma) / 0.001; !near(ds, want, 1e-5) {
+		t.Errorf("table at 500: %v, want %v", ds, want)
+	}
+}
+
 func TestDiscreteTable(t *testing.T) {
 	p := mustDiscrete(t, sd)
 	if p.Len() != 1000 {
@@ -286,6 +322,9 @@ func TestBetas(t *testing.T) {
 		t.Fatal(err)
 	}
 	trained := mustDiscrete(t, Betas{Trained: table})
+	if b := trained.Betas(); b.Steps != 10 || !slices.Equal(b.Trained, table) || b.Schedule != "linear" {
+		t.Errorf("%+v", b)
+	}
 	for i, a := range plain.AlphasCumprod() {
 		if trained.AlphasCumprod()[i] != a {
 			t.Errorf("trained table differs at %d", i)
@@ -443,4 +482,44 @@ func npy(t *testing.T, path, name string) []float64 {
 		out[i] = math.Float64frombits(binary.LittleEndian.Uint64(text[body+8*i:]))
 	}
 	return out
+}
+
+// Every node of every recorded run: alpha, sigma and time at its sigma/alpha.
+func TestTrajectoryNodes(t *testing.T) {
+	dir := os.Getenv("DRIFT_FIXTURES")
+	if dir == "" {
+		t.Skip("DRIFT_FIXTURES is not set")
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "solvers", "trajectories", "index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var index struct {
+		Runs []struct {
+			File    string
+			Process json.RawMessage
+		}
+	}
+	if err := json.Unmarshal(text, &index); err != nil {
+		t.Fatal(err)
+	}
+	nodes := 0
+	for _, r := range index.Runs {
+		p, err := ParseProcess(r.Process)
+		if err != nil {
+			t.Fatalf("%s: %v", r.File, err)
+		}
+		path := filepath.Join(dir, "solvers", "trajectories", r.File)
+		sb, at, alpha, sigma := npy(t, path, "sigmas"), npy(t, path, "t"), npy(t, path, "alpha"), npy(t, path, "sigma")
+		for i := range sb {
+			n := p.AtRatio(sb[i])
+			if !near(n.Alpha, alpha[i], 1e-12) || !near(n.Sigma, sigma[i], 1e-12) || math.Abs(n.T-at[i]) > 1e-12*max(1, math.Abs(at[i])) {
+				t.Errorf("%s: node %d at sigma/alpha %v is %v, recorded t %v alpha %v sigma %v", r.File, i, sb[i], n, at[i], alpha[i], sigma[i])
+			}
+			nodes++
+		}
+	}
+	if nodes < 1000 {
+		t.Errorf("%d nodes", nodes)
+	}
 }
