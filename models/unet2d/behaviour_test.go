@@ -139,6 +139,18 @@ func TestNoAllocations(t *testing.T) {
 			}); got != 0 {
 				t.Errorf("%v allocations per Forward", got)
 			}
+			b.Save = true
+			grad := make([]float64, len(x))
+			if got := testing.AllocsPerRun(10, func() {
+				if err := n.Forward(ctx, out, x, b); err != nil {
+					t.Fatal(err)
+				}
+				if err := n.VJP(ctx, grad, out); err != nil {
+					t.Fatal(err)
+				}
+			}); got != 0 {
+				t.Errorf("%v allocations per Forward and VJP", got)
+			}
 		})
 	}
 }

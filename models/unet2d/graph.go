@@ -328,17 +328,7 @@ func (g *graph) softmaxAttention(l *attention, qkv tensor) tensor {
 		if !ok {
 			return
 		}
-		d := g.tensor(qkv.h, qkv.w, 3*inner)
-		g.add(node{
-			name: l.name, kind: "attention gradient", out: d, macs: 4 * tokens * tokens * inner,
-			reads: []ref{dy.r, qkv.r}, writes: []ref{d.r},
-			scratch: func(n int) int { return kernels.AttentionVJPScratch(g.net.pool, spec(n)) },
-			run: func(e *env) {
-				b, db := e.at(qkv.r), e.at(d.r)
-				kernels.AttentionVJP(e.pool, db, db[inner:], db[2*inner:], e.at(dy.r), b, b[inner:], b[2*inner:], spec(e.n), e.scratch)
-			},
-		})
-		g.addGrad(qkv, d)
+		g.addGrad(qkv, g.attentionGrad(l, qkv, dy, spec))
 	})
 	return out
 }
@@ -469,6 +459,9 @@ func (g *graph) normGrad(in source, dy tensor) tensor {
 			run: func(e *env) { kernels.Apply(e.pool, e.at(joined.r), both.input(e), e.n, x.h, x.w) },
 		})
 		x = joined
+	}
+	if in.act == kernels.Identity || in.act == kernels.SiLU {
+		return g.normGradNodes(m, x, dy, in.act)
 	}
 	dx := g.tensor(x.h, x.w, x.c)
 	g.add(node{
