@@ -39,13 +39,19 @@ const (
 	attnTiles = 4 // tiles of queries per item
 )
 
+var negInf = float32(math.Inf(-1))
+
+// hidden is the score of a key that is not seen. It is finite, so that the
+// distance of two of them is no NaN, and far below every true score.
+const hidden = -1e30
+
 type attnSizes struct{ kStep, vStep, dPad, qRows, perWorker int }
 
 func attnSizesOf(o *ops, s *AttentionSpec) attnSizes {
 	z := attnSizes{dPad: roundUp(s.D, o.nr), qRows: attnTiles * o.mr}
 	z.kStep = roundUp(s.Tk, o.nr) * s.D
 	z.vStep = z.dPad * s.Tk
-	z.perWorker = roundUp(z.qRows*attnPitch, 16) + roundUp(z.qRows*z.dPad, 16) + roundUp(2*z.qRows, 16) + 16
+	z.perWorker = roundUp(z.qRows*attnPitch, 16) + roundUp(z.qRows*z.dPad, 16) + roundUp(4*z.qRows, 16) + 16
 	return z
 }
 
@@ -89,6 +95,9 @@ func Attention(p *Pool, dst, q, k, v []float32, spec AttentionSpec, scratch []fl
 }
 
 func (s *AttentionSpec) check(dst, q, k, v []float32) {
+	if s.Scale < 0 {
+		panic("kernels: negative attention scale")
+	}
 	if s.D < 1 || s.Tk < 1 {
 		panic(fmt.Sprintf("kernels: attention over %d keys of %d values", s.Tk, s.D))
 	}
@@ -130,12 +139,12 @@ func (j *attnJob) pack(bh, t0 int) {
 	k := j.k[(b*s.Tk)*s.LdK+h*s.D:]
 	kp := j.kp[bh*j.z.kStep:]
 	for t := t0; t < t1; t += nr {
-		packPanel(kp[t*s.D:], k, s.D, s.Tk, nr, t, s.LdK, true)
+		packPanel(j.o, kp[t*s.D:], k, s.D, s.Tk, t, s.LdK, true)
 	}
 	vp := j.vp[bh*j.z.vStep:]
 	for d0 := 0; d0 < s.D; d0 += nr {
 		v := j.v[(b*s.Tk+t0)*s.LdV+h*s.D:]
-		packPanel(vp[d0*s.Tk+t0*nr:], v, t1-t0, s.D, nr, d0, s.LdV, false)
+		packPanel(j.o, vp[d0*s.Tk+t0*nr:], v, t1-t0, s.D, d0, s.LdV, false)
 	}
 }
 
@@ -148,11 +157,12 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 	cv := carver{s: j.work[worker*z.perWorker : (worker+1)*z.perWorker]}
 	scores := cv.take(z.qRows * attnPitch)
 	out := cv.take(z.qRows * z.dPad)
-	stat := cv.take(2 * z.qRows)
+	stat := cv.take(4 * z.qRows)
 	segs := int64s(cv.take(4), 2)
 	top, sum := stat[:m], stat[z.qRows:z.qRows+m]
+	old, part := stat[2*z.qRows:2*z.qRows+m], stat[3*z.qRows:3*z.qRows+m]
 	for i := range top {
-		top[i], sum[i] = float32(math.Inf(-1)), 0
+		top[i], sum[i] = hidden, 0
 	}
 	q := unsafe.Pointer(&j.q[(b*s.Tq+t0)*s.LdQ+h*s.D])
 	kp, vp := j.kp[bh*z.kStep:], j.vp[bh*z.vStep:]
@@ -168,39 +178,48 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 		t := tilePass{o: o, m: m, base: q, rows: &j.qRows[0], segs: segs, blocks: one[:],
 			w: kp[k0*s.D:], k: s.D, cols: attnPitch, dst: scores}
 		t.run(0, ceilDiv(kn, nr))
+		scale := s.Scale
+		if s.KeyBias != nil || s.Causal {
+			for i := range m {
+				row := scores[i*attnPitch : i*attnPitch+kn]
+				o.scale(row, scale)
+				if s.KeyBias != nil {
+					for c, v := range s.KeyBias[b*s.Tk+k0 : b*s.Tk+k0+kn] {
+						row[c] += v
+					}
+				}
+				if s.Causal {
+					for c := max(t0+i+1-k0, 0); c < kn; c++ {
+						row[c] = negInf
+					}
+				}
+				for c, v := range row {
+					row[c] = max(v, hidden)
+				}
+			}
+			scale = 1
+		}
+		n8 := roundUp(kn, 8)
+		if n8 > kn {
+			for i := range m {
+				for c := kn; c < n8; c++ {
+					scores[i*attnPitch+c] = hidden
+				}
+			}
+		}
+		copy(old, top)
+		o.softmaxRows(&scores[0], attnPitch*4, m, n8, scale, &top[0], &part[0])
 		for i := range m {
-			row := scores[i*attnPitch : i*attnPitch+kn]
-			scale := s.Scale
-			if s.KeyBias != nil {
-				for c, v := range s.KeyBias[b*s.Tk+k0 : b*s.Tk+k0+kn] {
-					row[c] = float32(row[c]*scale) + v
-				}
-				scale = 1
+			if top[i] == hidden { // no key yet
+				clear(scores[i*attnPitch : i*attnPitch+kn])
+				part[i] = 0
 			}
-			if s.Causal {
-				for c := max(t0+i+1-k0, 0); c < kn; c++ {
-					row[c] = float32(math.Inf(-1))
-				}
-			}
-			mx := max(top[i], o.maxRow(row)*scale)
-			if scale < 0 {
-				panic("kernels: negative attention scale")
-			}
-			if math.IsInf(float64(mx), -1) {
-				clear(row)
-				if k0 == 0 {
-					continue
-				}
-				continue
-			}
-			part := o.expRow(row, scale, mx)
-			if k0 > 0 && mx != top[i] {
-				f := float32(math.Exp(float64(top[i] - mx)))
+			if k0 > 0 && top[i] != old[i] {
+				f := float32(math.Exp(float64(old[i] - top[i])))
 				sum[i] *= f
 				o.scale(out[i*z.dPad:(i+1)*z.dPad], f)
 			}
-			sum[i] += part
-			top[i] = mx
+			sum[i] += part[i]
 		}
 		segs[0], segs[1] = 0, int64(kn)
 		one[0] = kblock{n: 1}

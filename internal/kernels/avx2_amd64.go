@@ -56,6 +56,12 @@ func chanSumsAVX2(sum, sq, src, shift *float32, stride, n, c int)
 func expRowAVX2(x *float32, n int, scale, m float32) float32
 
 //go:noescape
+func softmaxRowsAVX2(x *float32, pitch, rows, n int, scale float32, top, sum *float32)
+
+//go:noescape
+func transpose8AVX2(dst, src *float32, dstStride, srcStride, n int)
+
+//go:noescape
 func maxRowAVX2(x *float32, n int) float32
 
 //go:noescape
@@ -127,20 +133,22 @@ func fmaPeakAVX2(n int)
 var avx2Ops = ops{
 	tier: AVX2, mr: 6, nr: 16, kc: 384,
 
-	affineRows: affineRowsSIMD,
-	act:        actSIMD,
-	chanSums:   chanSumsAVX2,
-	expRow:     expRowSIMD,
-	maxRow:     maxRowSIMD,
-	add:        addSIMD,
-	scale:      scaleSIMD,
-	geglu:      gegluSIMD,
-	moments:    momentsSIMD,
-	sumSq:      sumSqSIMD,
-	normRow:    normRowSIMD,
-	winoIn:     winoInSIMD,
-	winoOut:    winoOutSIMD,
-	dgemm:      dgemmAVX2,
+	affineRows:  affineRowsSIMD,
+	act:         actSIMD,
+	chanSums:    chanSumsAVX2,
+	expRow:      expRowSIMD,
+	maxRow:      maxRowSIMD,
+	softmaxRows: softmaxRowsAVX2,
+	transpose8:  transpose8AVX2,
+	add:         addSIMD,
+	scale:       scaleSIMD,
+	geglu:       gegluSIMD,
+	moments:     momentsSIMD,
+	sumSq:       sumSqSIMD,
+	normRow:     normRowSIMD,
+	winoIn:      winoInSIMD,
+	winoOut:     winoOutSIMD,
+	dgemm:       dgemmAVX2,
 }
 
 // A tail of fewer than 8 values goes through the same instructions in a

@@ -53,6 +53,13 @@ type ops struct {
 	expRow func(x []float32, scale, m float32) float32
 	// maxRow gives the largest of x, -Inf for none.
 	maxRow func(x []float32) float32
+	// softmaxRows treats rows of n values, a multiple of 8 and pitch bytes
+	// apart: top = max(top, largest*scale), x = exp(x*scale - top) and sum =
+	// the sum of x. The new top must be finite.
+	softmaxRows func(x *float32, pitch, rows, n int, scale float32, top, sum *float32)
+	// transpose8 writes 8 rows of n values, a multiple of 8, as n rows of 8.
+	// Strides are in bytes.
+	transpose8 func(dst, src *float32, dstStride, srcStride, n int)
 	// add is dst = (a + b) * scale.
 	add func(dst, a, b []float32, scale float32)
 	// scale is dst *= s.

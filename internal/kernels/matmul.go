@@ -129,13 +129,13 @@ func (j *matmulJob) do(worker, item int) {
 		bt, i := item/per, item%per
 		if s.TransA {
 			if i == 0 {
-				transpose(j.at[bt*j.aStep:], j.a[bt*s.StepA:], s.K, s.M, s.LdA, s.K)
+				transpose(o, j.at[bt*j.aStep:], j.a[bt*s.StepA:], s.K, s.M, s.LdA, s.K)
 				return
 			}
 			i--
 		}
 		for pn := i * matmulPanels; pn < min((i+1)*matmulPanels, ceilDiv(s.N, o.nr)); pn++ {
-			packPanel(j.packed[bt*j.bStep+pn*s.K*o.nr:], j.b[bt*s.StepB:], s.K, s.N, o.nr, pn*o.nr, s.LdB, s.TransB)
+			packPanel(o, j.packed[bt*j.bStep+pn*s.K*o.nr:], j.b[bt*s.StepB:], s.K, s.N, pn*o.nr, s.LdB, s.TransB)
 		}
 		return
 	}
@@ -198,7 +198,8 @@ func (t *strided) run() {
 
 // packPanel packs columns j0.. of the k-by-n matrix b (row length ld, or
 // n-by-k when trans) into one panel of nr columns.
-func packPanel(dst, b []float32, k, n, nr, j0, ld int, trans bool) {
+func packPanel(o *ops, dst, b []float32, k, n, j0, ld int, trans bool) {
+	nr := o.nr
 	cols := min(nr, n-j0)
 	if !trans {
 		for i := range k {
@@ -207,33 +208,46 @@ func packPanel(dst, b []float32, k, n, nr, j0, ld int, trans bool) {
 		}
 		return
 	}
-	const step = 16
-	for i0 := 0; i0 < k; i0 += step {
-		i1 := min(i0+step, k)
-		for j := range cols {
-			src := b[(j0+j)*ld : (j0+j)*ld+k]
-			for i := i0; i < i1; i++ {
-				dst[i*nr+j] = src[i]
-			}
+	k8, c8 := k&^7, cols&^7
+	if k8 > 0 {
+		for j := 0; j < c8; j += 8 {
+			_ = b[(j0+j+7)*ld+k8-1]
+			o.transpose8(&dst[j], &b[(j0+j)*ld], nr*4, ld*4, k8)
 		}
-		for j := cols; j < nr; j++ {
-			for i := i0; i < i1; i++ {
+	}
+	for j := range nr {
+		from := 0
+		if j < c8 {
+			from = k8
+		}
+		if j >= cols {
+			for i := range k {
 				dst[i*nr+j] = 0
 			}
+			continue
+		}
+		for i, v := range b[(j0+j)*ld+from : (j0+j)*ld+k] {
+			dst[(from+i)*nr+j] = v
 		}
 	}
 }
 
 // transpose writes the rows-by-cols matrix src to dst as cols-by-rows.
-func transpose(dst, src []float32, rows, cols, ldSrc, ldDst int) {
-	const step = 16
-	for i0 := 0; i0 < rows; i0 += step {
-		i1 := min(i0+step, rows)
-		for j := range cols {
-			d := dst[j*ldDst : j*ldDst+rows]
-			for i := i0; i < i1; i++ {
-				d[i] = src[i*ldSrc+j]
-			}
+func transpose(o *ops, dst, src []float32, rows, cols, ldSrc, ldDst int) {
+	r8, c8 := rows&^7, cols&^7
+	if c8 > 0 {
+		for i := 0; i < r8; i += 8 {
+			_, _ = src[(i+7)*ldSrc+c8-1], dst[(c8-1)*ldDst+i+7]
+			o.transpose8(&dst[i], &src[i*ldSrc], ldDst*4, ldSrc*4, c8)
+		}
+	}
+	for i := range rows {
+		from := 0
+		if i < r8 {
+			from = c8
+		}
+		for j, v := range src[i*ldSrc+from : i*ldSrc+cols] {
+			dst[(from+j)*ldDst+i] = v
 		}
 	}
 }

@@ -12,20 +12,22 @@ const (
 
 var portableOps = ops{
 	tier: Portable, mr: portableMR, nr: portableNR, kc: 384,
-	affineRows: affineRowsGo,
-	act:        actGo,
-	chanSums:   chanSumsGo,
-	expRow:     expRowGo,
-	maxRow:     maxRowGo,
-	add:        addGo,
-	scale:      scaleGo,
-	geglu:      gegluGo,
-	moments:    momentsGo,
-	sumSq:      sumSqGo,
-	normRow:    normRowGo,
-	winoIn:     winoInGo,
-	winoOut:    winoOutGo,
-	dgemm:      dgemmGo,
+	affineRows:  affineRowsGo,
+	act:         actGo,
+	chanSums:    chanSumsGo,
+	expRow:      expRowGo,
+	maxRow:      maxRowGo,
+	softmaxRows: softmaxRowsGo,
+	transpose8:  transpose8Go,
+	add:         addGo,
+	scale:       scaleGo,
+	geglu:       gegluGo,
+	moments:     momentsGo,
+	sumSq:       sumSqGo,
+	normRow:     normRowGo,
+	winoIn:      winoInGo,
+	winoOut:     winoOutGo,
+	dgemm:       dgemmGo,
 }
 
 func affineRowsGo(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation) {
@@ -159,6 +161,23 @@ func dgemmGo(c *float64, ldc int, a *float64, lda int, b *float64, k int) {
 		row := unsafe.Slice((*float64)(unsafe.Add(unsafe.Pointer(c), i*ldc*8)), dgemmNR)
 		for j := range row {
 			row[j] += s[i*dgemmNR+j]
+		}
+	}
+}
+
+func softmaxRowsGo(x *float32, pitch, rows, n int, scale float32, top, sum *float32) {
+	t, s := unsafe.Slice(top, rows), unsafe.Slice(sum, rows)
+	for i := range rows {
+		row := f32At(unsafe.Add(unsafe.Pointer(x), i*pitch), n)
+		t[i] = max(t[i], maxRowGo(row)*scale)
+		s[i] = expRowGo(row, scale, t[i])
+	}
+}
+
+func transpose8Go(dst, src *float32, dstStride, srcStride, n int) {
+	for i := range 8 {
+		for j, v := range f32At(unsafe.Add(unsafe.Pointer(src), i*srcStride), n) {
+			*(*float32)(unsafe.Add(unsafe.Pointer(dst), j*dstStride+i*4)) = v
 		}
 	}
 }

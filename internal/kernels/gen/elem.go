@@ -75,6 +75,8 @@ func elemFile() []byte {
 	chanSums(a)
 	expRow(a)
 	maxRow(a)
+	softmaxRows(a)
+	transpose8(a)
 	binary(a)
 	geglu(a)
 	moments(a)
@@ -83,30 +85,37 @@ func elemFile() []byte {
 	return a.Bytes()
 }
 
+// expConsts loads what exp keeps in registers: Y5 to Y14.
+func expConsts(a *asm) {
+	for i, c := range []string{"log2e", "ln2hi", "ln2lo", "exp0", "exp1", "exp2", "exp3", "exp4", "exp5", "one"} {
+		a.op("VMOVUPS %s, Y%d", cst(c), 5+i)
+	}
+}
+
 // exp writes Y[x] = exp(Y[x]) using two free registers; the argument must be
 // at most 88. Below -87.3 the result is about 1e-38, not 0.
 // Cody-Waite reduction and the polynomial of Cephes' expf, 1e-7 relative.
 func exp(a *asm, x, n, p int) {
 	a.op("VMAXPS %s, Y%d, Y%d", cst("expBottom"), x, x)
-	a.op("VMULPS %s, Y%d, Y%d", cst("log2e"), x, n)
+	a.op("VMULPS Y5, Y%d, Y%d", x, n)
 	a.op("VROUNDPS $0, Y%d, Y%d", n, n)
-	a.op("VFNMADD231PS %s, Y%d, Y%d", cst("ln2hi"), n, x)
-	a.op("VFNMADD231PS %s, Y%d, Y%d", cst("ln2lo"), n, x)
-	a.op("VMOVUPS %s, Y%d", cst("exp0"), p)
+	a.op("VFNMADD231PS Y6, Y%d, Y%d", n, x)
+	a.op("VFNMADD231PS Y7, Y%d, Y%d", n, x)
+	a.op("VMOVAPS Y8, Y%d", p)
 	for i := 1; i < 6; i++ {
-		a.op("VFMADD213PS %s, Y%d, Y%d", cst(fmt.Sprint("exp", i)), x, p)
+		a.op("VFMADD213PS Y%d, Y%d, Y%d", 8+i, x, p)
 	}
 	// p*x*x + x + 1
 	a.op("VMULPS Y%d, Y%d, Y%d", x, p, p)
 	a.op("VFMADD213PS Y%d, Y%d, Y%d", x, p, x) // x = p*x + x
-	a.op("VADDPS %s, Y%d, Y%d", cst("one"), x, x)
+	a.op("VADDPS Y14, Y%d, Y%d", x, x)
 	a.op("VCVTPS2DQ Y%d, Y%d", n, n)
 	a.op("VPADDD elem_bias127<>+0(SB), Y%d, Y%d", n, n)
 	a.op("VPSLLD $23, Y%d, Y%d", n, n)
 	a.op("VMULPS Y%d, Y%d, Y%d", n, x, x)
 }
 
-// activate writes Y0 = f(Y0); Y1 to Y4 are used.
+// activate writes Y0 = f(Y0); Y1 to Y4 are used and expConsts needed.
 func activate(a *asm, f string) {
 	switch f {
 	case "SiLU", "QuickGELU", "GELUTanh":
@@ -123,7 +132,7 @@ func activate(a *asm, f string) {
 		}
 		a.op("VMINPS %s, Y1, Y1", cst("expTop"))
 		exp(a, 1, 2, 3)
-		a.op("VADDPS %s, Y1, Y1", cst("one"))
+		a.op("VADDPS Y14, Y1, Y1")
 		a.op("VDIVPS Y1, Y0, Y0")
 	case "GELU":
 		a.op("VMULPS %s, Y0, Y1", cst("rsqrt2"))
@@ -154,6 +163,7 @@ func actFunc(a *asm, f string) {
 	a.op("MOVQ dst+0(FP), DI")
 	a.op("MOVQ src+8(FP), SI")
 	a.op("MOVQ n+16(FP), CX")
+	expConsts(a)
 	a.label("loop")
 	a.op("VMOVUPS (SI), Y0")
 	activate(a, f)
@@ -187,6 +197,7 @@ func affineFunc(a *asm, name string, affine, silu bool) {
 		a.op("MOVQ scale+48(FP), R12")
 		a.op("MOVQ shift+56(FP), R13")
 	}
+	expConsts(a)
 	a.op("SHLQ $2, R8")
 	a.op("SHLQ $2, R9")
 	a.op("MOVQ R11, DX")
@@ -204,8 +215,8 @@ func affineFunc(a *asm, name string, affine, silu bool) {
 	a.label("loop")
 	compute := func() {
 		if affine {
-			a.op("VMOVUPS (R12)(AX*1), Y5")
-			a.op("VFMADD213PS (R13)(AX*1), Y5, Y0")
+			a.op("VMOVUPS (R12)(AX*1), Y4")
+			a.op("VFMADD213PS (R13)(AX*1), Y4, Y0")
 		}
 		if silu {
 			activate(a, "SiLU")
@@ -222,9 +233,9 @@ func affineFunc(a *asm, name string, affine, silu bool) {
 	a.op("JEQ next")
 	a.op("VMASKMOVPS (SI)(AX*1), Y15, Y0")
 	if affine {
-		a.op("VMASKMOVPS (R12)(AX*1), Y15, Y5")
-		a.op("VMASKMOVPS (R13)(AX*1), Y15, Y6")
-		a.op("VFMADD213PS Y6, Y5, Y0")
+		a.op("VMASKMOVPS (R12)(AX*1), Y15, Y4")
+		a.op("VMASKMOVPS (R13)(AX*1), Y15, Y3")
+		a.op("VFMADD213PS Y3, Y4, Y0")
 	}
 	if silu {
 		activate(a, "SiLU")
@@ -319,30 +330,138 @@ func sumLanes(a *asm, r, t int) {
 	a.op("VADDSS X%d, X%d, X%d", t, r, r)
 }
 
+// expBody writes Y1 = exp(Y1*scale - m), 0 below -87.3, with scale in Y4 and
+// m in Y15, and adds it to Y0.
+func expBody(a *asm) {
+	a.op("VFMSUB213PS Y15, Y4, Y1")
+	a.op("VMINPS %s, Y1, Y1", cst("expTop"))
+	a.op("VMOVUPS %s, Y2", cst("expBottom"))
+	a.op("VCMPPS $1, Y1, Y2, Y2") // bottom < x
+	a.op("VMOVUPS Y2, (SP)")
+	exp(a, 1, 2, 3)
+	a.op("VANDPS (SP), Y1, Y1")
+	a.op("VADDPS Y1, Y0, Y0")
+}
+
 // expRow writes x = exp(x*scale - m) over a multiple of 8 values and gives
 // the sum. Arguments below -87.3 give 0.
 func expRow(a *asm) {
-	a.text("expRowAVX2", "(x *float32, n int, scale, m float32) float32", 0, 28)
+	a.text("expRowAVX2", "(x *float32, n int, scale, m float32) float32", 32, 28)
 	a.op("MOVQ x+0(FP), DI")
 	a.op("MOVQ n+8(FP), CX")
-	a.op("VBROADCASTSS scale+16(FP), Y10")
-	a.op("VBROADCASTSS m+20(FP), Y11")
-	a.op("VXORPS Y12, Y12, Y12")
+	a.op("VBROADCASTSS scale+16(FP), Y4")
+	a.op("VBROADCASTSS m+20(FP), Y15")
+	expConsts(a)
+	a.op("VXORPS Y0, Y0, Y0")
 	a.label("loop")
 	a.op("VMOVUPS (DI), Y1")
-	a.op("VFMSUB213PS Y11, Y10, Y1") // x*scale - m
-	a.op("VMINPS %s, Y1, Y1", cst("expTop"))
-	a.op("VMOVUPS %s, Y4", cst("expBottom"))
-	a.op("VCMPPS $1, Y1, Y4, Y4") // bottom < x
-	exp(a, 1, 2, 3)
-	a.op("VANDPS Y4, Y1, Y1")
+	expBody(a)
 	a.op("VMOVUPS Y1, (DI)")
-	a.op("VADDPS Y1, Y12, Y12")
 	a.op("ADDQ $32, DI")
 	a.op("SUBQ $8, CX")
 	a.op("JNE loop")
-	sumLanes(a, 12, 1)
-	a.op("VMOVSS X12, ret+24(FP)")
+	sumLanes(a, 0, 1)
+	a.op("VMOVSS X0, ret+24(FP)")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+func maxLanes(a *asm) {
+	a.op("VEXTRACTF128 $1, Y0, X1")
+	a.op("VMAXPS X1, X0, X0")
+	a.op("VMOVHLPS X0, X0, X1")
+	a.op("VMAXPS X1, X0, X0")
+	a.op("VMOVSHDUP X0, X1")
+	a.op("VMAXSS X1, X0, X0")
+}
+
+// softmaxRows treats rows of n values, a multiple of 8 and pitch bytes apart:
+// m = max(top, largest*scale), x = exp(x*scale - m), sum of x. m goes to top,
+// the sum to sum. Every row must have a finite m.
+func softmaxRows(a *asm) {
+	a.text("softmaxRowsAVX2", "(x *float32, pitch, rows, n int, scale float32, top, sum *float32)", 32, 56)
+	a.op("MOVQ x+0(FP), DI")
+	a.op("MOVQ pitch+8(FP), R8")
+	a.op("MOVQ rows+16(FP), R9")
+	a.op("MOVQ top+40(FP), R10")
+	a.op("MOVQ sum+48(FP), R11")
+	a.op("VBROADCASTSS scale+32(FP), Y4")
+	expConsts(a)
+	a.label("row")
+	a.op("MOVQ n+24(FP), CX")
+	a.op("MOVQ DI, SI")
+	a.op("VMOVUPS (SI), Y0")
+	a.label("max")
+	a.op("VMAXPS (SI), Y0, Y0")
+	a.op("ADDQ $32, SI")
+	a.op("SUBQ $8, CX")
+	a.op("JNE max")
+	maxLanes(a)
+	a.op("VMULSS X4, X0, X0")
+	a.op("VMAXSS (R10), X0, X0")
+	a.op("VMOVSS X0, (R10)")
+	a.op("VBROADCASTSS X0, Y15")
+	a.op("MOVQ n+24(FP), CX")
+	a.op("MOVQ DI, SI")
+	a.op("VXORPS Y0, Y0, Y0")
+	a.label("exp")
+	a.op("VMOVUPS (SI), Y1")
+	expBody(a)
+	a.op("VMOVUPS Y1, (SI)")
+	a.op("ADDQ $32, SI")
+	a.op("SUBQ $8, CX")
+	a.op("JNE exp")
+	sumLanes(a, 0, 1)
+	a.op("VMOVSS X0, (R11)")
+	a.op("ADDQ $4, R10")
+	a.op("ADDQ $4, R11")
+	a.op("ADDQ R8, DI")
+	a.op("SUBQ $1, R9")
+	a.op("JNE row")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// transpose8 writes the 8 rows of n values at src, a multiple of 8 and
+// srcStride bytes apart, as n rows of 8 at dst, dstStride bytes apart.
+func transpose8(a *asm) {
+	a.text("transpose8AVX2", "(dst, src *float32, dstStride, srcStride, n int)", 0, 40)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ src+8(FP), SI")
+	a.op("MOVQ dstStride+16(FP), R8")
+	a.op("MOVQ srcStride+24(FP), R9")
+	a.op("MOVQ n+32(FP), CX")
+	a.op("LEAQ (R9)(R9*2), R10")
+	a.op("LEAQ (R8)(R8*2), R11")
+	a.label("loop")
+	a.op("LEAQ (SI)(R9*4), AX")
+	a.op("LEAQ (DI)(R8*4), BX")
+	for i, m := range []string{"(SI)", "(SI)(R9*1)", "(SI)(R9*2)", "(SI)(R10*1)", "(AX)", "(AX)(R9*1)", "(AX)(R9*2)", "(AX)(R10*1)"} {
+		a.op("VMOVUPS %s, Y%d", m, i)
+	}
+	for i := range 4 {
+		a.op("VUNPCKLPS Y%d, Y%d, Y%d", 2*i+1, 2*i, 8+2*i)
+		a.op("VUNPCKHPS Y%d, Y%d, Y%d", 2*i+1, 2*i, 9+2*i)
+	}
+	// Y8: r0r1 low, Y9: r0r1 high, Y10: r2r3 low ...
+	for h := range 2 {
+		x := 8 + 4*h
+		a.op("VUNPCKLPD Y%d, Y%d, Y%d", x+2, x, 4*h)
+		a.op("VUNPCKHPD Y%d, Y%d, Y%d", x+2, x, 4*h+1)
+		a.op("VUNPCKLPD Y%d, Y%d, Y%d", x+3, x+1, 4*h+2)
+		a.op("VUNPCKHPD Y%d, Y%d, Y%d", x+3, x+1, 4*h+3)
+	}
+	mem := []string{"(DI)", "(DI)(R8*1)", "(DI)(R8*2)", "(DI)(R11*1)", "(BX)", "(BX)(R8*1)", "(BX)(R8*2)", "(BX)(R11*1)"}
+	for i := range 4 {
+		a.op("VPERM2F128 $0x20, Y%d, Y%d, Y8", 4+i, i)
+		a.op("VPERM2F128 $0x31, Y%d, Y%d, Y9", 4+i, i)
+		a.op("VMOVUPS Y8, %s", mem[i])
+		a.op("VMOVUPS Y9, %s", mem[4+i])
+	}
+	a.op("ADDQ $32, SI")
+	a.op("LEAQ (DI)(R8*8), DI")
+	a.op("SUBQ $8, CX")
+	a.op("JNE loop")
 	a.op("VZEROUPPER")
 	a.op("RET")
 }
@@ -357,12 +476,7 @@ func maxRow(a *asm) {
 	a.op("ADDQ $32, DI")
 	a.op("SUBQ $8, CX")
 	a.op("JNE loop")
-	a.op("VEXTRACTF128 $1, Y0, X1")
-	a.op("VMAXPS X1, X0, X0")
-	a.op("VMOVHLPS X0, X0, X1")
-	a.op("VMAXPS X1, X0, X0")
-	a.op("VMOVSHDUP X0, X1")
-	a.op("VMAXSS X1, X0, X0")
+	maxLanes(a)
 	a.op("VMOVSS X0, ret+16(FP)")
 	a.op("VZEROUPPER")
 	a.op("RET")
