@@ -94,6 +94,18 @@ func ReadConfig(path string) (Config, error) {
 	return parseConfig(path, o)
 }
 
+// ParseConfig is ReadConfig for text in memory; path names it in errors.
+func ParseConfig(path string, text []byte) (Config, error) {
+	if len(text) > maxConfig {
+		return nil, refuse.Errorf(path, "%d bytes, more than the %d allowed for such a file", len(text), maxConfig)
+	}
+	o, err := strictjson.Parse(path, text, strictjson.Limits{})
+	if err != nil {
+		return nil, err
+	}
+	return parseConfig(path, o)
+}
+
 func parseConfig(path string, o *strictjson.Object) (Config, error) {
 	written, err := className(path, o)
 	if err != nil {

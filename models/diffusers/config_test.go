@@ -78,6 +78,9 @@ func checkDefaults(t *testing.T, c any, got []string, want map[string]any) {
 	values := map[string]string{}
 	for i := range v.NumField() {
 		key, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+		if key == "" || key == "-" {
+			continue
+		}
 		if s, ok := v.Field(i).Interface().(PerLevel); ok && len(s) > 0 && len(slices.Compact(slices.Clone(s))) == 1 {
 			values[key] = fmt.Sprint(s[0])
 			continue

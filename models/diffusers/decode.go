@@ -2,6 +2,7 @@ package diffusers
 
 import (
 	"fmt"
+	"math"
 	"reflect"
 	"strings"
 
@@ -11,7 +12,8 @@ import (
 
 // A decoder fills a struct from a JSON object by the json tags of its fields.
 // The option ",null" allows null, which becomes the zero value; a number 0
-// written in the file is then refused, since it would mean the same.
+// written in the file is then refused, since it would mean the same (but a
+// fraction, where 0 is as good as null). ",inf" allows an infinite number.
 type decoder struct {
 	path    string
 	object  *strictjson.Object
@@ -37,7 +39,7 @@ func (d *decoder) decode() error {
 		}
 		key, option, _ := strings.Cut(tag, ",")
 		if d.only == nil || d.only[key] {
-			fields[key] = field{v.Field(i), option == "null"}
+			fields[key] = field{v.Field(i), option == "null", option == "inf"}
 			order = append(order, key)
 		}
 	}
@@ -84,8 +86,8 @@ func getString(o *strictjson.Object, key string) (string, bool) {
 }
 
 type field struct {
-	v    reflect.Value
-	null bool
+	v         reflect.Value
+	null, inf bool
 }
 
 // set stores a JSON value, or says what should stand there.
@@ -124,14 +126,14 @@ func (f field) set(value any) string {
 		*dst = n
 	case *float64:
 		x, ok := number(value)
-		if !ok {
-			return "must be a number"
+		if !ok || math.IsInf(x, 0) && !f.inf {
+			return "must be a finite number"
 		}
 		*dst = x
 	case **float64:
 		x, ok := number(value)
-		if !ok {
-			return "must be a number"
+		if !ok || math.IsInf(x, 0) {
+			return "must be a finite number"
 		}
 		*dst = &x
 	case **int:
@@ -171,8 +173,8 @@ func (f field) set(value any) string {
 		}
 		out := make([]float64, len(list))
 		for i, v := range list {
-			if out[i], ok = number(v); !ok {
-				return "must be a list of numbers"
+			if out[i], ok = number(v); !ok || math.IsInf(out[i], 0) {
+				return "must be a list of finite numbers"
 			}
 		}
 		*dst = out
