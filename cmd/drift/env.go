@@ -19,6 +19,7 @@ var environment = []envVar{
 	{"DRIFT_PROGRESS_EVERY", "", "seconds between progress lines when not on a terminal (5)"},
 	{"HF_HUB_CACHE", "", "cache in which --model org/name looks for what diffusers downloaded"},
 	{"HF_HOME", "", "its parent, when HF_HUB_CACHE is not set"},
+	{"HOME", "", "where that cache is when neither is set"},
 	{"NO_COLOR", "", "set: no colours and no bar"},
 	{"TERM", "", "dumb: no colours and no bar; else what --preview auto draws with"},
 	{"TERM_PROGRAM", "", "what --preview auto draws with"},

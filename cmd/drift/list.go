@@ -62,7 +62,7 @@ var lists = []struct {
 		}
 		return out
 	}},
-	{"models", (*app).models},
+	{"models", (*app).modelEntries},
 	{"guiders", func(*app) []entry {
 		var out []entry
 		for _, i := range guidance.List() {

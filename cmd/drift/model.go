@@ -10,7 +10,3 @@ func modelVerb(a *app) *cli.Command {
 		Subcommands: []*cli.Command{},
 	}
 }
-
-func (a *app) models() []entry { return nil }
-
-const defaultModel = "fashion-flow"

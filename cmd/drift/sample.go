@@ -12,6 +12,7 @@ import (
 
 	"drift/internal/job"
 	"drift/internal/manifest"
+	"drift/models/open"
 	"drift/schedules"
 )
 
@@ -31,8 +32,8 @@ func sampleVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "dtype", Usage: "arithmetic of the network: f32, bf16, f64 (`T`)"},
 			&cli.StringFlag{Name: "tier", Usage: "kernel `TIER` (default: the best this CPU has)"},
 			&cli.StringFlag{Name: "sampler", Usage: "`S`, name:key=value,...; see drift list samplers"},
-			&cli.StringFlag{Name: "schedule", Usage: "`G`, name:key=value,...; see drift list schedules"},
-			&cli.IntFlag{Name: "steps", Usage: "`N`umber of steps (20)"},
+			&cli.StringFlag{Name: "schedule", Usage: "`G`, name:key=value,...; model = what its scheduler file says; see drift list schedules"},
+			&cli.IntFlag{Name: "steps", Usage: "`N`umber of steps (20, or what the model says)"},
 			&cli.IntFlag{Name: "nfe", Usage: "budget instead of --steps: the most steps whose model evaluations per image do not exceed `N`, guidance counted"},
 			&cli.Float64Flag{Name: "eta", Usage: "option eta of the sampler (`X`)"},
 			&cli.Float64Flag{Name: "s-churn", Usage: "option churn of the edm sampler (`X`)"},
@@ -53,8 +54,8 @@ func sampleVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "prompt", Usage: "text `P`"},
 			&cli.StringFlag{Name: "negative-prompt", Usage: "text `P` to move away from"},
 			&cli.StringFlag{Name: "prompts", Usage: "`FILE` with one prompt or class per line: one image set each"},
-			&cli.Float64Flag{Name: "cfg-scale", Usage: "classifier-free guidance, --guider cfg:w=`W`; 1 = off"},
-			&cli.StringSliceFlag{Name: "guider", Usage: "`name:key=value,...`; repeatable, chained left to right; see drift list guiders"},
+			&cli.Float64Flag{Name: "cfg-scale", Usage: "classifier-free guidance, --guider cfg:w=`W`; 1 = off (default 1; 2 when no --model is named)"},
+			&cli.StringSliceFlag{Name: "guider", Usage: "`name:key=value,...`; repeatable, chained left to right after those the model itself asks for (none drops them); see drift list guiders"},
 			&cli.StringFlag{Name: "init-image", Usage: "start from picture `IMG` with noise on it (SDEdit)"},
 			&cli.Float64Flag{Name: "strength", Usage: "part of the run that --init-image goes through, 0 to 1 (0.75) (`S`)"},
 			&cli.StringFlag{Name: "init", Usage: "start from array x of `FILE.npz`, scaled to the first node"},
@@ -78,6 +79,7 @@ func sampleVerb(a *app) *cli.Command {
 				return err
 			}
 			s := &sampling{app: a, c: c}
+			defer s.close()
 			if err := s.resolve(c.Context); err != nil {
 				return err
 			}
@@ -93,10 +95,17 @@ func sampleVerb(a *app) *cli.Command {
 	}
 }
 
+// close gives the model back.
+func (s *sampling) close() {
+	if s.model != nil {
+		s.model.Close()
+	}
+}
+
 // printSchedule prints every node, 17 digits, so that they can be fed back.
 func (s *sampling) printSchedule() {
 	if !s.json {
-		fmt.Fprintf(s.out, "# %s, %s, %d steps, %s evaluations per image\n", s.run_.Sampler, s.gridName(), len(s.plan.Grid)-1, s.nfeText())
+		fmt.Fprintf(s.out, "# %s, %s, %d steps, %s evaluations per image\n", s.desc.Sampler, s.gridName(), len(s.plan.Grid)-1, s.nfeText())
 		fmt.Fprintf(s.out, "%5s %24s %24s %24s %24s\n", "i", "t", "alpha", "sigma", "lambda")
 	}
 	for i, n := range s.plan.Grid {
@@ -129,17 +138,17 @@ func finite(x float64) any {
 }
 
 func (s *sampling) gridName() string {
-	if s.run_.Schedule == "" {
+	if s.desc.Schedule == "" {
 		return "explicit nodes"
 	}
-	return s.run_.Schedule
+	return s.desc.Schedule
 }
 
 func (s *sampling) nfeText() string {
-	if s.run_.NFE == 0 {
+	if s.desc.NFE == 0 {
 		return "an unknown number of"
 	}
-	return strconv.Itoa(s.run_.NFE)
+	return strconv.Itoa(s.desc.NFE)
 }
 
 // dryRun prints what the run would cost. The time is that of one step on one batch, multiplied.
@@ -159,7 +168,7 @@ func (s *sampling) dryRun(ctx context.Context) error {
 		decodes = n
 	}
 	state := int64(8 * dim * rows * 12) // state, stages, history and predictions of a run, about
-	total := time.Duration(float64(per) * float64(s.run_.NFE) * float64(n))
+	total := time.Duration(float64(per) * float64(s.desc.NFE) * float64(n))
 	cost := struct {
 		Event   string  `json:"event"`
 		Images  int     `json:"images"`
@@ -172,7 +181,7 @@ func (s *sampling) dryRun(ctx context.Context) error {
 		State   int64   `json:"state_bytes"`
 		Params  int64   `json:"parameters"`
 		Seconds float64 `json:"seconds"`
-	}{"estimate", n, s.steps(), s.run_.NFE, n * s.run_.NFE, float64(n) * s.cost.VJPs, decodes, 0, state, s.info.Params, total.Seconds()}
+	}{"estimate", n, s.steps(), s.desc.NFE, n * s.desc.NFE, float64(n) * s.cost.VJPs, decodes, 0, state, s.info.Params, total.Seconds()}
 	if s.json {
 		s.emit(cost)
 		return nil
@@ -180,7 +189,7 @@ func (s *sampling) dryRun(ctx context.Context) error {
 	fmt.Fprintf(s.out, "images        %d in batches of %d\nsteps         %d\nNFE per image %s\nevaluations   %d\nVJPs          %g\ndecoder calls %d\nreward calls  0\n",
 		n, rows, cost.Steps, s.nfeText(), cost.Evals, cost.VJPs, decodes)
 	fmt.Fprintf(s.out, "memory        about %.1f MB of state; %d parameters\n", float64(state)/1e6, s.info.Params)
-	if s.run_.NFE > 0 {
+	if s.desc.NFE > 0 {
 		fmt.Fprintf(s.out, "time          about %v (measured on one step)\n", total.Round(time.Millisecond))
 	} else {
 		fmt.Fprintf(s.out, "time          %v per evaluation; the sampler decides how many\n", per)
@@ -252,15 +261,14 @@ type sampling struct {
 	*app
 	c *cli.Context
 
-	model  *opened
-	info   modelInfo
-	plan   *job.Plan
-	cost   job.Cost
-	run_   manifest.Run
-	seeds  []uint64
-	items  []job.Item
-	out_   string
-	cols   int
-	rows   int
-	labels []string
+	model *open.Model
+	info  modelInfo
+	plan  *job.Plan
+	cost  job.Cost
+	desc  manifest.Run // the description of the run
+	seeds []uint64
+	items []job.Item
+	path  string // of the output
+	cols  int    // of a sheet
+	rows  int
 }

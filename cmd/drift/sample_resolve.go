@@ -34,8 +34,6 @@ import (
 )
 
 const (
-	defaultSampler  = "dpmpp-2m"
-	defaultSteps    = 20
 	defaultStrength = 0.75
 	mostSteps       = 1 << 20
 )
@@ -47,7 +45,7 @@ func (s *sampling) resolve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.run_ = manifest.Run{Format: manifest.Format, Version: release, Verb: "sample"}
+	s.desc = manifest.Run{Format: manifest.Format, Version: release, Verb: "sample"}
 	s.plan = &job.Plan{}
 	for _, step := range []func(context.Context, *manifest.Run) error{
 		s.resolveModel, s.resolveSeeds, s.resolveOut, s.resolveSets, s.resolveGuiders, s.resolveGrid, s.resolveStart, s.resolveNoise, s.count,
@@ -128,25 +126,22 @@ func (s *sampling) text(flag string, base *manifest.Run, of func(*manifest.Run) 
 }
 
 func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
-	name := s.text("model", base, func(r *manifest.Run) string { return r.Model.Path }, defaultModel)
+	name := s.text("model", base, func(r *manifest.Run) string { return r.Model.Path }, defaultModel())
 	other := base == nil || s.c.IsSet("model")
 	dtype, tier := s.c.String("dtype"), s.c.String("tier")
 	if !other && dtype == "" && tier == "" {
 		dtype, tier = base.Model.DType, base.Model.Tier
 	}
-	if dtype != "" && !slices.Contains([]string{"f32", "bf16", "f64"}, dtype) {
-		return usagef("--dtype %s: want f32, bf16 or f64", dtype)
-	}
 	m, err := s.openModel(ctx, name, dtype, tier)
 	if err != nil {
 		return err
 	}
-	if !other && base.Model.Hash != m.info.Hash {
+	if !other && base.Model.Hash != m.Info.Hash {
 		s.warn("the model %s is not the one of that run any more", name)
 	}
-	s.model, s.info = m, m.info
-	s.plan.Model, s.plan.Shape = m, m.info.Shape
-	s.run_.Model = manifest.Model{Path: name, Hash: m.info.Hash, DType: m.info.DType, Tier: m.info.Tier, Shape: m.info.Shape}
+	s.model, s.info = m, m.Info
+	s.plan.Model, s.plan.Shape = m.Denoiser, m.Info.Shape
+	s.desc.Model = manifest.Model{Path: name, Hash: m.Info.Hash, DType: m.Info.DType, Tier: m.Info.Tier, Shape: m.Info.Shape}
 	return nil
 }
 
@@ -194,7 +189,7 @@ func (s *sampling) resolveSeeds(_ context.Context, base *manifest.Run) error {
 			s.seeds = append(s.seeds, first+uint64(k))
 		}
 	}
-	s.run_.Seeds, s.run_.Offset = manifest.FormatSeeds(s.seeds), s.plan.Offset
+	s.desc.Seeds, s.desc.Offset = manifest.FormatSeeds(s.seeds), s.plan.Offset
 	return nil
 }
 
@@ -239,25 +234,25 @@ func parseSheet(v string) (cols, rows int, err error) {
 }
 
 // resolveOut finds where results go: samples.png, or samples.npz where the model gives no pictures, when not said.
-func (s *sampling) resolveOut(_ context.Context, _ *manifest.Run) error {
+func (s *sampling) resolveOut(_ context.Context, base *manifest.Run) error {
 	picture := pixels.Picture(s.info.Shape)
-	s.out_ = s.c.String("out")
-	if s.c.IsSet("out") && s.out_ == "" {
+	s.path = s.c.String("out")
+	if s.c.IsSet("out") && s.path == "" {
 		return usagef("--out needs a name")
 	}
-	if s.out_ == "" {
+	if s.path == "" {
 		ext := ".npz"
 		if picture {
 			ext = ".png"
 		}
-		s.out_ = "samples" + ext
-		for k := 2; exists(s.out_); k++ {
-			s.out_ = fmt.Sprintf("samples-%d%s", k, ext)
+		s.path = "samples" + ext
+		for k := 2; exists(s.path); k++ {
+			s.path = fmt.Sprintf("samples-%d%s", k, ext)
 		}
 	}
-	kind := output.Kind(s.out_)
+	kind := output.Kind(s.path)
 	if !picture && kind != "npz" && !s.c.Bool("print-schedule") && !s.c.Bool("dry-run") {
-		return usagef("--out %s: the model gives arrays of shape %v, not pictures: use a name that ends in .npz", s.out_, s.info.Shape)
+		return usagef("--out %s: the model gives arrays of shape %v, not pictures: use a name that ends in .npz", s.path, s.info.Shape)
 	}
 	if s.c.IsSet("sheet") {
 		if kind != "png" {
@@ -269,16 +264,16 @@ func (s *sampling) resolveOut(_ context.Context, _ *manifest.Run) error {
 		}
 	}
 	if picture {
-		r, err := pixels.ParseRounding(s.c.String("rounding"))
+		r, err := pixels.ParseRounding(s.text("rounding", base, func(r *manifest.Run) string { return r.Rounding }, s.model.Defaults.Rounding))
 		if err != nil {
 			return badUse("rounding", err)
 		}
-		s.run_.Rounding = string(r)
+		s.desc.Rounding = string(r)
 	} else if s.c.IsSet("rounding") {
 		return usagef("--rounding is for pictures")
 	}
 	for _, in := range []string{"init", "init-image", "noise", "grid", "from", "prompts", "model"} {
-		for _, out := range []string{s.out_, s.c.String("trajectory"), s.c.String("log")} {
+		for _, out := range []string{s.path, s.c.String("trajectory"), s.c.String("log")} {
 			if out != "" && in != "from" && sameFile(out, s.c.String(in)) {
 				return usagef("%s is the input of --%s: it would be overwritten", out, in)
 			}
@@ -341,7 +336,7 @@ func (s *sampling) resolveSets(_ context.Context, base *manifest.Run) error {
 		sets = base.Sets
 	default:
 		var set manifest.Set
-		if s.info.Classes > 0 && !s.model.analytic {
+		if s.info.Classes > 0 && s.model.Net != nil { // a row of an analytic target without a class is the whole mixture
 			for k := range s.info.Classes {
 				set.Classes = append(set.Classes, k)
 			}
@@ -349,19 +344,19 @@ func (s *sampling) resolveSets(_ context.Context, base *manifest.Run) error {
 		sets = append(sets, set)
 	}
 	if s.c.IsSet("negative-prompt") {
-		return usagef("--negative-prompt: %s takes no text", s.run_.Model.Path)
+		return usagef("--negative-prompt: %s takes no text", s.desc.Model.Path)
 	}
-	s.run_.Sets, s.plan.Sets = sets, sets
+	s.desc.Sets, s.plan.Sets = sets, sets
 	s.items = job.Items(len(sets), s.seeds, s.plan.Offset)
 	if len(s.items) > manifest.MaxImages {
 		return usagef("%d sets of %d images are more than %d", len(sets), len(s.seeds), manifest.MaxImages)
 	}
-	if output.Kind(s.out_) == "png" && s.cols == 0 {
+	if output.Kind(s.path) == "png" && s.cols == 0 {
 		n := len(s.items)
 		s.cols = int(math.Ceil(math.Sqrt(float64(n))))
 		s.rows = (n + s.cols - 1) / s.cols
 	}
-	if output.Kind(s.out_) == "png" && s.cols*s.rows < len(s.items) {
+	if output.Kind(s.path) == "png" && s.cols*s.rows < len(s.items) {
 		return usagef("%d images do not fit on a sheet of %dx%d", len(s.items), s.cols, s.rows)
 	}
 	return nil
@@ -370,7 +365,7 @@ func (s *sampling) resolveSets(_ context.Context, base *manifest.Run) error {
 // set is the condition that a word names: for class models a class.
 func (s *sampling) set(word string) (manifest.Set, error) {
 	if s.info.Classes == 0 {
-		return manifest.Set{}, fmt.Errorf("%s has no classes and takes no text", s.run_.Model.Path)
+		return manifest.Set{}, fmt.Errorf("%s has no classes and takes no text", s.desc.Model.Path)
 	}
 	k, err := s.class(word)
 	return manifest.Set{Classes: []int{k}}, err
@@ -383,7 +378,7 @@ func (s *sampling) class(word string) (int, error) {
 		return models.NoClass, nil
 	}
 	if s.info.Classes == 0 {
-		return 0, fmt.Errorf("%s has no classes", s.run_.Model.Path)
+		return 0, fmt.Errorf("%s has no classes", s.desc.Model.Path)
 	}
 	if k, err := strconv.Atoi(word); err == nil {
 		if k < 0 || k >= s.info.Classes {
@@ -426,35 +421,49 @@ func readLines(name string) ([]string, error) {
 }
 
 func (s *sampling) resolveGuiders(_ context.Context, base *manifest.Run) error {
-	var specs []string
+	specs := slices.Clone(s.model.Defaults.Guiders)
 	switch {
 	case s.c.IsSet("guider"):
-		specs = s.c.StringSlice("guider")
+		for _, g := range s.c.StringSlice("guider") {
+			if g == "none" {
+				specs = nil
+				continue
+			}
+			specs = append(specs, g)
+		}
 	case s.c.IsSet("cfg-scale"):
 		w := s.c.Float64("cfg-scale")
 		if math.IsNaN(w) || math.IsInf(w, 0) {
 			return usagef("--cfg-scale %g: want a finite number", w)
 		}
-		if w != 1 {
-			specs = []string{"cfg:w=" + strconv.FormatFloat(w, 'g', -1, 64)}
-		}
+		specs = append(specs, cfgSpec(w)...)
 	case base != nil:
 		specs = base.Guiders
+	case !s.c.IsSet("model"):
+		specs = append(specs, cfgSpec(s.model.Defaults.CFGScale)...)
 	}
 	if len(specs) == 0 {
 		return nil
 	}
-	if _, err := guide(s.model, specs); err != nil {
+	if _, err := guide(s.model.Denoiser, specs); err != nil {
 		return badUse("guider", err)
 	}
-	s.run_.Guiders = specs
+	s.desc.Guiders = specs
 	s.plan.Wrap = func(d models.Denoiser) (models.Denoiser, error) { return guide(d, specs) }
-	if !slices.ContainsFunc(s.run_.Sets, func(set manifest.Set) bool {
+	if !slices.ContainsFunc(s.desc.Sets, func(set manifest.Set) bool {
 		return set.Prompt != "" || slices.ContainsFunc(set.Classes, func(k int) bool { return k != models.NoClass })
 	}) && slices.ContainsFunc(specs, func(g string) bool { return strings.HasPrefix(g, "cfg") }) {
 		s.warn("classifier-free guidance does nothing without a class")
 	}
 	return nil
+}
+
+// cfgSpec is the guider of --cfg-scale; 1 is off.
+func cfgSpec(w float64) []string {
+	if w == 1 {
+		return nil
+	}
+	return []string{"cfg:w=" + strconv.FormatFloat(w, 'g', -1, 64)}
 }
 
 // guide chains guiders around a model, left to right.
@@ -471,7 +480,7 @@ func guide(d models.Denoiser, specs []string) (models.Denoiser, error) {
 
 // resolveGrid finds the sampler and the nodes.
 func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
-	name := s.text("sampler", base, func(r *manifest.Run) string { return r.Sampler }, defaultSampler)
+	name := s.text("sampler", base, func(r *manifest.Run) string { return r.Sampler }, s.model.Defaults.Sampler)
 	canonical, implied, err := samplers.Resolve(name)
 	if err != nil {
 		return badUse("sampler", err)
@@ -483,9 +492,9 @@ func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 			}
 		}
 	}
-	p, ok := s.model.Process().(schedules.Gaussian)
+	p, ok := s.model.Denoiser.Process().(schedules.Gaussian)
 	if !ok {
-		return fmt.Errorf("%s: the process %s is not Gaussian: no solver here runs on it", s.run_.Model.Path, s.model.Process().Name())
+		return fmt.Errorf("%s: the process %s is not Gaussian: no solver here runs on it", s.desc.Model.Path, s.model.Denoiser.Process().Name())
 	}
 	if s.c.IsSet("nfe") && s.c.Int("nfe") < 1 {
 		return usagef("--nfe %d: want 1 or more", s.c.Int("nfe"))
@@ -506,7 +515,7 @@ func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 			return usagef("--nfe: %s places its own steps and takes no budget: %w", canonical, err)
 		}
 	}
-	s.plan.Sampler, s.run_.Sampler = smp, canonical
+	s.plan.Sampler, s.desc.Sampler = smp, canonical
 
 	given := false // does a flag ask for another grid than the earlier run had?
 	for _, f := range []string{"schedule", "steps", "nfe", "rho", "t-start", "t-end", "sigma-min", "sigma-max", "final", "grid", "sigmas", "timesteps", "model"} {
@@ -520,7 +529,7 @@ func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 	case g != nil:
 	case base != nil && !given:
 		g = base.Grid.Nodes()
-		s.run_.Schedule, s.run_.Ends = base.Schedule, base.Ends
+		s.desc.Schedule, s.desc.Ends = base.Schedule, base.Ends
 	default:
 		if g, err = s.named(ctx, p, base, smp, implied, own); err != nil {
 			return err
@@ -532,7 +541,7 @@ func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 	if err := g.Check(); err != nil {
 		return badUse("schedule", err)
 	}
-	s.plan.Grid, s.run_.Grid = g, manifest.NewGrid(g)
+	s.plan.Grid, s.desc.Grid = g, manifest.NewGrid(g)
 	return nil
 }
 
@@ -606,7 +615,7 @@ func readSmall(name string) ([]byte, error) {
 func (s *sampling) named(ctx context.Context, p schedules.Gaussian, base *manifest.Run, smp samplers.Sampler, implied string, own bool) (schedules.Grid, error) {
 	def := implied
 	if def == "" {
-		def = schedules.DefaultGrid(p)
+		def = s.defaultSchedule(p)
 	}
 	name := s.text("schedule", base, func(r *manifest.Run) string {
 		if s.c.IsSet("model") || implied != "" {
@@ -627,6 +636,16 @@ func (s *sampling) named(ctx context.Context, p schedules.Gaussian, base *manife
 	if own && ends.Final == "" {
 		ends.Final = "min"
 	}
+	steps := s.model.Defaults.Steps
+	if base != nil && !own {
+		steps = len(base.Grid.T) - 1
+	}
+	if s.c.IsSet("steps") {
+		steps = s.c.Int("steps")
+	}
+	if name == modelSchedule {
+		return s.modelGrid(ctx, smp, asked, steps, own)
+	}
 	sp, err := spec.Parse(name)
 	if err != nil {
 		return nil, badUse("schedule", err)
@@ -641,26 +660,49 @@ func (s *sampling) named(ctx context.Context, p schedules.Gaussian, base *manife
 	sp.Name = info.Name
 	name = sp.String()
 	make := func(n int) (schedules.Grid, error) { return schedules.NewGrid(p, name, n, ends) }
-	s.run_.Schedule, s.run_.Ends = name, asked
-	if s.c.IsSet("nfe") && !own {
-		g, err := job.Fit(s.c.Int("nfe"), make, func(g schedules.Grid) (float64, error) {
-			if s.plan.Wrap == nil {
-				return float64(samplers.NFE(smp, len(g)-1, g[len(g)-1].Sigma == 0)), nil
-			}
-			c, err := s.costOf(ctx, smp, g)
-			return c.NFE, err
-		})
-		return g, badUse("nfe", err)
+	s.desc.Schedule, s.desc.Ends = name, asked
+	return s.fit(ctx, smp, make, steps, own)
+}
+
+// fit makes the grid of that many steps, or of as many as --nfe pays for.
+func (s *sampling) fit(ctx context.Context, smp samplers.Sampler, make func(int) (schedules.Grid, error), steps int, own bool) (schedules.Grid, error) {
+	if !s.c.IsSet("nfe") || own {
+		g, err := make(steps)
+		return g, badUse("schedule", err)
 	}
-	steps := defaultSteps
-	if base != nil && !own {
-		steps = len(base.Grid.T) - 1
+	g, err := job.Fit(s.c.Int("nfe"), make, func(g schedules.Grid) (float64, error) {
+		if s.plan.Wrap == nil {
+			return float64(samplers.NFE(smp, len(g)-1, g[len(g)-1].Sigma == 0)), nil
+		}
+		c, err := s.costOf(ctx, smp, g)
+		return c.NFE, err
+	})
+	return g, badUse("nfe", err)
+}
+
+// modelSchedule names the grid that a model's own scheduler configuration asks for.
+const modelSchedule = "model"
+
+func (s *sampling) defaultSchedule(p schedules.Gaussian) string {
+	d := s.model.Defaults
+	switch {
+	case d.Schedule != "":
+		return d.Schedule
+	case d.Grid != nil:
+		return modelSchedule
 	}
-	if s.c.IsSet("steps") {
-		steps = s.c.Int("steps")
+	return schedules.DefaultGrid(p)
+}
+
+func (s *sampling) modelGrid(ctx context.Context, smp samplers.Sampler, asked *manifest.Ends, steps int, own bool) (schedules.Grid, error) {
+	if s.model.Defaults.Grid == nil {
+		return nil, usagef("--schedule model: %s has no scheduler configuration", s.desc.Model.Path)
 	}
-	g, err := make(steps)
-	return g, badUse("schedule", err)
+	if asked != nil {
+		return nil, usagef("the ends of the grid are the model's own: name a --schedule to move them")
+	}
+	s.desc.Schedule = modelSchedule
+	return s.fit(ctx, smp, s.model.Defaults.Grid, steps, own)
 }
 
 // fileGrid reads a grid that drift search wrote.
@@ -738,13 +780,13 @@ func (s *sampling) resolveStart(_ context.Context, base *manifest.Run) error {
 	}
 	if initImage != "" && !s.c.IsSet("start-step") {
 		if own {
-			return usagef("--strength: %s places its own steps: name a start by --sigma-max or --t-start and use --start-step 0", s.run_.Sampler)
+			return usagef("--strength: %s places its own steps: name a start by --sigma-max or --t-start and use --start-step 0", s.desc.Sampler)
 		}
 		first = job.StartAt(n, strength)
 		if first >= n {
 			return usagef("--strength %g leaves no step of %d", strength, n)
 		}
-		s.run_.Strength = strength
+		s.desc.Strength = strength
 	}
 	if s.c.IsSet("start-step") && (first < 0 || first >= n) {
 		return usagef("--start-step %d: want 0 to %d", first, n-1)
@@ -756,7 +798,7 @@ func (s *sampling) resolveStart(_ context.Context, base *manifest.Run) error {
 		last = 0
 	}
 	s.plan.First, s.plan.Last = first, last
-	s.run_.First, s.run_.Last = first, last
+	s.desc.First, s.desc.Last = first, last
 	if initFile != "" {
 		if err := s.readInit(initFile); err != nil {
 			return err
@@ -806,8 +848,8 @@ func (s *sampling) readInit(name string) error {
 		}
 	}
 	s.plan.Start = models.Wrap(d, x.Shape...)
-	s.run_.Init = name
-	s.run_.InitID, err = hashFile(name)
+	s.desc.Init = name
+	s.desc.InitID, err = hashFile(name)
 	return err
 }
 
@@ -838,8 +880,8 @@ func (s *sampling) readImage(name string) error {
 	if resized {
 		s.say("drift: %s is resized to %dx%d", name, s.info.Shape[2], s.info.Shape[1])
 	}
-	s.plan.Image, s.run_.InitImage = x, name
-	s.run_.InitID, err = hashFile(name)
+	s.plan.Image, s.desc.InitImage = x, name
+	s.desc.InitID, err = hashFile(name)
 	return err
 }
 
@@ -886,21 +928,21 @@ func (s *sampling) resolveNoise(_ context.Context, base *manifest.Run) error {
 			return refuse.Errorf(name, "noise of shape %v does not fit %d images of shape %v", shape, s.plan.Offset+len(s.seeds), s.info.Shape)
 		}
 		s.plan.NewNoise = func() samplers.Noise { return rec }
-		if s.run_.NoiseID, err = hashFile(name); err != nil {
+		if s.desc.NoiseID, err = hashFile(name); err != nil {
 			return err
 		}
 	}
-	s.run_.Noise = name
+	s.desc.Noise = name
 	return nil
 }
 
 // costOf counts the evaluations of a run on this plan's model, guidance included.
 func (s *sampling) costOf(ctx context.Context, smp samplers.Sampler, g schedules.Grid) (job.Cost, error) {
 	first, last := s.plan.First, s.plan.Last
-	classed := slices.ContainsFunc(s.run_.Sets, func(set manifest.Set) bool {
+	classed := slices.ContainsFunc(s.desc.Sets, func(set manifest.Set) bool {
 		return slices.ContainsFunc(set.Classes, func(k int) bool { return k != models.NoClass })
 	})
-	return job.CountNFE(ctx, smp, s.plan.Wrap, s.model, s.info.Shape, classed, g, first, last)
+	return job.CountNFE(ctx, smp, s.plan.Wrap, s.model.Denoiser, s.info.Shape, classed, g, first, last)
 }
 
 // count finds the evaluations per image, where they can be known before the run.
@@ -912,6 +954,6 @@ func (s *sampling) count(ctx context.Context, _ *manifest.Run) error {
 	if err != nil { // what a blank model cannot show, the run itself will
 		return badUse("sampler", err)
 	}
-	s.cost, s.run_.NFE = cost, int(math.Round(cost.NFE))
+	s.cost, s.desc.NFE = cost, int(math.Round(cost.NFE))
 	return nil
 }

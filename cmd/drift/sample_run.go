@@ -28,9 +28,9 @@ const ownKeyword = "drift"
 
 // run makes the images and stores them.
 func (s *sampling) run(ctx context.Context) error {
-	hash := s.run_.Hash()
+	hash := s.desc.Hash()
 	o := output.Options{
-		Path: s.out_, Run: s.run_, Items: s.items, Shape: s.info.Shape, Rounding: pixels.Rounding(s.run_.Rounding),
+		Path: s.path, Run: s.desc, Items: s.items, Shape: s.info.Shape, Rounding: pixels.Rounding(s.desc.Rounding),
 		KeepX: s.c.Bool("float") || s.plan.Last != 0, Cols: s.cols, Rows: s.rows,
 	}
 	if pixels.Picture(s.info.Shape) {
@@ -82,8 +82,8 @@ func (s *sampling) run(ctx context.Context) error {
 		missing, stored = s.items, 0
 	}
 	if s.json {
-		s.emit(map[string]any{"event": "start", "hash": hash, "model": s.run_.Model.Path, "sampler": s.run_.Sampler, "schedule": s.run_.Schedule,
-			"steps": s.steps(), "nfe": s.run_.NFE, "images": len(s.items), "stored": stored, "out": s.out_})
+		s.emit(map[string]any{"event": "start", "hash": hash, "model": s.desc.Model.Path, "sampler": s.desc.Sampler, "schedule": s.desc.Schedule,
+			"steps": s.steps(), "nfe": s.desc.NFE, "images": len(s.items), "stored": stored, "out": s.path})
 	}
 	if stored > 0 {
 		s.say("drift: %d of %d images are there already", stored, len(s.items))
@@ -126,25 +126,25 @@ func (s *sampling) stored(files []string) {
 
 func (s *sampling) summary(stats samplers.Stats, made int, wall time.Duration) {
 	if s.json {
-		s.emit(map[string]any{"event": "done", "out": s.out_, "images": len(s.items), "made": made, "steps": stats.Steps, "nfe": stats.NFE, "vjps": stats.VJPs,
-			"seconds": wall.Seconds(), "model_seconds": stats.Model.Seconds(), "hash": s.run_.Hash()})
+		s.emit(map[string]any{"event": "done", "out": s.path, "images": len(s.items), "made": made, "steps": stats.Steps, "nfe": stats.NFE, "vjps": stats.VJPs,
+			"seconds": wall.Seconds(), "model_seconds": stats.Model.Seconds(), "hash": s.desc.Hash()})
 	}
 	if made == 0 {
-		s.say("drift: nothing to do, %s is complete", s.out_)
+		s.say("drift: nothing to do, %s is complete", s.path)
 		return
 	}
 	what := "images"
 	if !pixels.Picture(s.info.Shape) {
 		what = "samples"
 	}
-	s.say("drift: %d %s by %s, %d steps (%g evaluations each) in %v: %s", made, what, s.run_.Sampler, stats.Steps, stats.NFE, wall.Round(time.Millisecond), s.out_)
+	s.say("drift: %d %s by %s, %d steps (%g evaluations each) in %v: %s", made, what, s.desc.Sampler, stats.Steps, stats.NFE, wall.Round(time.Millisecond), s.path)
 }
 
 // stopped words an error of the run: what is kept, and how to go on.
 func (s *sampling) stopped(err error, target output.Target, whole bool) error {
 	missing := len(target.Missing())
 	kept := len(s.items) - missing
-	if whole && output.Kind(s.out_) != "folder" {
+	if whole && output.Kind(s.path) != "folder" {
 		kept = 0
 	}
 	var n *samplers.NotFinite
@@ -174,7 +174,7 @@ func (s *sampling) again() string {
 	}
 	out = s.c.IsSet("out")
 	if !out {
-		words = append(words, "--out", quote(s.out_))
+		words = append(words, "--out", quote(s.path))
 	}
 	if !resume {
 		words = append(words, "--resume")
@@ -240,7 +240,7 @@ func (s *sampling) hooks(target output.Target, observers []observer, todo, store
 	}
 	if _, torch := s.noise().(*samplers.Torch); !whole && !torch { // torch's generator cannot go on in the middle
 		h.Save = func(b job.Batch, r samplers.Saver) error {
-			return output.SaveState(target, s.run_, b.Items, r.Save)
+			return output.SaveState(target, s.desc, b.Items, r.Save)
 		}
 		h.Resume = func(b job.Batch) (io.ReadCloser, error) { return output.LoadState(target, b.Items) }
 	}
@@ -256,16 +256,16 @@ func (s *sampling) noise() samplers.Noise {
 
 // texts describes one picture, or the sheet of all (it nil), for other tools and for drift itself.
 func (s *sampling) texts(it *job.Item, hash string) []pngmeta.Text {
-	p := manifest.Picture{Run: s.run_, Of: hash, Seed: s.seeds[0]}
-	set := s.run_.Sets[0]
+	p := manifest.Picture{Run: s.desc, Of: hash, Seed: s.seeds[0]}
+	set := s.desc.Sets[0]
 	if it != nil {
-		set = s.run_.Sets[it.Set]
+		set = s.desc.Sets[it.Set]
 		if k := set.Class(it.Place - s.plan.Offset); len(set.Classes) > 0 {
 			set.Classes = []int{k}
 		}
 		p.Seed = it.Seed
 		p.Run.Seeds, p.Run.Offset, p.Run.Sets = strconv.FormatUint(it.Seed, 10), it.Place, []manifest.Set{set}
-		if s.run_.InitID == "" && s.run_.NoiseID == "" {
+		if s.desc.InitID == "" && s.desc.NoiseID == "" {
 			p.Run.Offset = 0
 		}
 	}
@@ -285,12 +285,12 @@ func (s *sampling) infotext(set manifest.Set, seed uint64) string {
 	if set.Negative != "" {
 		b.WriteString("Negative prompt: " + set.Negative + "\n")
 	}
-	sampler := s.run_.Sampler
-	if s.run_.Schedule != "" {
-		sampler += " " + s.run_.Schedule
+	sampler := s.desc.Sampler
+	if s.desc.Schedule != "" {
+		sampler += " " + s.desc.Schedule
 	}
 	fmt.Fprintf(&b, "Steps: %d, Sampler: %s, ", s.steps(), quoteText(sampler))
-	for _, g := range s.run_.Guiders {
+	for _, g := range s.desc.Guiders {
 		if w, ok := strings.CutPrefix(g, "cfg:w="); ok {
 			fmt.Fprintf(&b, "CFG scale: %s, ", quoteText(w))
 		}
@@ -302,7 +302,7 @@ func (s *sampling) infotext(set manifest.Set, seed uint64) string {
 	if pixels.Picture(s.info.Shape) {
 		fmt.Fprintf(&b, "Size: %dx%d, ", s.info.Shape[2], s.info.Shape[1])
 	}
-	fmt.Fprintf(&b, "Model hash: %.10s, Model: %s, RNG: CPU, NFE: %d, Version: drift %s", s.info.Hash, quoteText(s.run_.Model.Path), s.run_.NFE, release)
+	fmt.Fprintf(&b, "Model hash: %.10s, Model: %s, RNG: CPU, NFE: %d, Version: drift %s", s.info.Hash, quoteText(s.desc.Model.Path), s.desc.NFE, release)
 	return b.String()
 }
 

@@ -120,11 +120,11 @@ var logColumns = []string{"seed", "set", "class", "step", "t", "alpha", "sigma",
 
 // stepLog writes one row per (seed, step).
 type stepLog struct {
-	s       *sampling
-	name    string
-	columns []string
-	rows    [][]map[string]any // per image of the batch under way, per step
-	done_   []map[string]any
+	s        *sampling
+	name     string
+	columns  []string
+	rows     [][]map[string]any // per image of the batch under way, per step
+	finished []map[string]any
 }
 
 func newStepLog(name, columns string, s *sampling) (*stepLog, error) {
@@ -160,7 +160,7 @@ func (l *stepLog) step(b job.Batch, st *samplers.State) error {
 		}
 	}
 	for k, it := range b.Items {
-		set := l.s.run_.Sets[it.Set]
+		set := l.s.desc.Sets[it.Set]
 		mean, std := moments(x[k*w : (k+1)*w])
 		row := map[string]any{
 			"seed": it.Seed, "set": it.Set, "class": set.Class(it.Place - l.s.plan.Offset), "step": st.I,
@@ -189,7 +189,7 @@ func moments(v []float64) (mean, std float64) {
 
 func (l *stepLog) done(job.Batch, samplers.Stats) error {
 	for _, image := range l.rows {
-		l.done_ = append(l.done_, image...)
+		l.finished = append(l.finished, image...)
 	}
 	l.rows = nil
 	return nil
@@ -198,13 +198,13 @@ func (l *stepLog) done(job.Batch, samplers.Stats) error {
 // close writes the log, of what was done when the run was stopped.
 func (l *stepLog) close(bool) error {
 	for _, image := range l.rows {
-		l.done_ = append(l.done_, image...)
+		l.finished = append(l.finished, image...)
 	}
 	return output.Write(l.name, func(w io.Writer) error {
 		if strings.EqualFold(filepath.Ext(l.name), ".jsonl") {
 			b := bufio.NewWriter(w)
 			e := json.NewEncoder(b)
-			for _, row := range l.done_ {
+			for _, row := range l.finished {
 				kept := make(map[string]any, len(l.columns))
 				for _, c := range l.columns {
 					if v, ok := row[c]; ok {
@@ -220,10 +220,10 @@ func (l *stepLog) close(bool) error {
 		c := csv.NewWriter(w)
 		record := make([]string, len(l.columns))
 		copy(record, l.columns)
-		for i := -1; i < len(l.done_); i++ {
+		for i := -1; i < len(l.finished); i++ {
 			if i >= 0 {
 				for j, name := range l.columns {
-					record[j] = cell(l.done_[i][name])
+					record[j] = cell(l.finished[i][name])
 				}
 			}
 			if err := c.Write(record); err != nil {

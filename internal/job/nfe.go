@@ -37,7 +37,7 @@ func CountNFE(ctx context.Context, s samplers.Sampler, wrap Wrap, like models.De
 	return Cost{NFE: float64(p.Meter.Evals()), VJPs: float64(p.Meter.VJPs())}, nil
 }
 
-// blank is a model that has seen nothing: it answers a tenth of the state as noise.
+// blank is a model that has seen nothing: it answers a tenth of the state as v, which turns into anything at any node.
 type blank struct{ process schedules.Process }
 
 // Process implements models.Denoiser.
@@ -45,7 +45,7 @@ func (b blank) Process() schedules.Process { return b.process }
 
 // Predict implements models.Denoiser.
 func (b blank) Predict(_ context.Context, q *models.Query, p *models.Pred) error {
-	in, out := p.Fit(q.X, schedules.Eps)
+	in, out := p.Fit(q.X, schedules.V)
 	for j, x := range in {
 		out[j] = 0.1 * x
 	}

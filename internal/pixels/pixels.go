@@ -22,7 +22,7 @@ const (
 // ParseRounding reads the name of a rule.
 func ParseRounding(s string) (Rounding, error) {
 	switch r := Rounding(s); r {
-	case "":
+	case "", "edm":
 		return Floor, nil
 	case Floor, Diffusers:
 		return r, nil
