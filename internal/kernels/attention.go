@@ -210,7 +210,7 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 		copy(old, top)
 		o.softmaxRows(&scores[0], attnPitch*4, m, n8, scale, &top[0], &part[0])
 		for i := range m {
-			if top[i] == hidden { // no key yet
+			if top[i] == hidden && part[i] == part[i] { // no key yet
 				clear(scores[i*attnPitch : i*attnPitch+kn])
 				part[i] = 0
 			}

@@ -167,6 +167,15 @@ DATA elem_rsqrt2<>+20(SB)/4, $0x3f3504f3
 DATA elem_rsqrt2<>+24(SB)/4, $0x3f3504f3
 DATA elem_rsqrt2<>+28(SB)/4, $0x3f3504f3
 GLOBL elem_rsqrt2<>(SB), RODATA|NOPTR, $32
+DATA elem_lowest<>+0(SB)/4, $0xc2c80000
+DATA elem_lowest<>+4(SB)/4, $0xc2c80000
+DATA elem_lowest<>+8(SB)/4, $0xc2c80000
+DATA elem_lowest<>+12(SB)/4, $0xc2c80000
+DATA elem_lowest<>+16(SB)/4, $0xc2c80000
+DATA elem_lowest<>+20(SB)/4, $0xc2c80000
+DATA elem_lowest<>+24(SB)/4, $0xc2c80000
+DATA elem_lowest<>+28(SB)/4, $0xc2c80000
+GLOBL elem_lowest<>(SB), RODATA|NOPTR, $32
 DATA elem_erfTop<>+0(SB)/4, $0x40800000
 DATA elem_erfTop<>+4(SB)/4, $0x40800000
 DATA elem_erfTop<>+8(SB)/4, $0x40800000
@@ -348,7 +357,8 @@ loop:
 	VMOVUPS (SI), Y0
 	VMULPS elem_minus1<>+0(SB), Y0, Y1
 	VMINPS elem_expTop<>+0(SB), Y1, Y1
-	VMAXPS elem_expBottom<>+0(SB), Y1, Y1
+	VMOVUPS elem_expBottom<>+0(SB), Y2
+	VMAXPS Y1, Y2, Y1
 	VMULPS Y5, Y1, Y2
 	VROUNDPS $0, Y2, Y2
 	VFNMADD231PS Y6, Y2, Y1
@@ -367,6 +377,8 @@ loop:
 	VPSLLD $23, Y2, Y2
 	VMULPS Y2, Y1, Y1
 	VADDPS Y14, Y1, Y1
+	VMOVUPS elem_lowest<>+0(SB), Y2
+	VMAXPS Y0, Y2, Y0
 	VDIVPS Y1, Y0, Y0
 	VMOVUPS Y0, (DI)
 	ADDQ $32, SI
@@ -395,7 +407,8 @@ loop:
 	VMOVUPS (SI), Y0
 	VMULPS elem_minusQuick<>+0(SB), Y0, Y1
 	VMINPS elem_expTop<>+0(SB), Y1, Y1
-	VMAXPS elem_expBottom<>+0(SB), Y1, Y1
+	VMOVUPS elem_expBottom<>+0(SB), Y2
+	VMAXPS Y1, Y2, Y1
 	VMULPS Y5, Y1, Y2
 	VROUNDPS $0, Y2, Y2
 	VFNMADD231PS Y6, Y2, Y1
@@ -414,6 +427,8 @@ loop:
 	VPSLLD $23, Y2, Y2
 	VMULPS Y2, Y1, Y1
 	VADDPS Y14, Y1, Y1
+	VMOVUPS elem_lowest<>+0(SB), Y2
+	VMAXPS Y0, Y2, Y0
 	VDIVPS Y1, Y0, Y0
 	VMOVUPS Y0, (DI)
 	ADDQ $32, SI
@@ -445,7 +460,8 @@ loop:
 	VFMADD213PS elem_tanh1<>+0(SB), Y1, Y2
 	VMULPS Y2, Y0, Y1
 	VMINPS elem_expTop<>+0(SB), Y1, Y1
-	VMAXPS elem_expBottom<>+0(SB), Y1, Y1
+	VMOVUPS elem_expBottom<>+0(SB), Y2
+	VMAXPS Y1, Y2, Y1
 	VMULPS Y5, Y1, Y2
 	VROUNDPS $0, Y2, Y2
 	VFNMADD231PS Y6, Y2, Y1
@@ -464,6 +480,8 @@ loop:
 	VPSLLD $23, Y2, Y2
 	VMULPS Y2, Y1, Y1
 	VADDPS Y14, Y1, Y1
+	VMOVUPS elem_lowest<>+0(SB), Y2
+	VMAXPS Y0, Y2, Y0
 	VDIVPS Y1, Y0, Y0
 	VMOVUPS Y0, (DI)
 	ADDQ $32, SI
@@ -536,7 +554,7 @@ TEXT ·actReLUAVX2(SB), NOSPLIT, $0-24
 loop:
 	VMOVUPS (SI), Y0
 	VXORPS Y1, Y1, Y1
-	VMAXPS Y1, Y0, Y0
+	VMAXPS Y0, Y1, Y0
 	VMOVUPS Y0, (DI)
 	ADDQ $32, SI
 	ADDQ $32, DI
@@ -649,7 +667,8 @@ loop:
 	VFMADD213PS (R13)(AX*1), Y4, Y0
 	VMULPS elem_minus1<>+0(SB), Y0, Y1
 	VMINPS elem_expTop<>+0(SB), Y1, Y1
-	VMAXPS elem_expBottom<>+0(SB), Y1, Y1
+	VMOVUPS elem_expBottom<>+0(SB), Y2
+	VMAXPS Y1, Y2, Y1
 	VMULPS Y5, Y1, Y2
 	VROUNDPS $0, Y2, Y2
 	VFNMADD231PS Y6, Y2, Y1
@@ -668,6 +687,8 @@ loop:
 	VPSLLD $23, Y2, Y2
 	VMULPS Y2, Y1, Y1
 	VADDPS Y14, Y1, Y1
+	VMOVUPS elem_lowest<>+0(SB), Y2
+	VMAXPS Y0, Y2, Y0
 	VDIVPS Y1, Y0, Y0
 	VMOVUPS Y0, (DI)(AX*1)
 	ADDQ $32, AX
@@ -682,7 +703,8 @@ tail:
 	VFMADD213PS Y3, Y4, Y0
 	VMULPS elem_minus1<>+0(SB), Y0, Y1
 	VMINPS elem_expTop<>+0(SB), Y1, Y1
-	VMAXPS elem_expBottom<>+0(SB), Y1, Y1
+	VMOVUPS elem_expBottom<>+0(SB), Y2
+	VMAXPS Y1, Y2, Y1
 	VMULPS Y5, Y1, Y2
 	VROUNDPS $0, Y2, Y2
 	VFNMADD231PS Y6, Y2, Y1
@@ -701,6 +723,8 @@ tail:
 	VPSLLD $23, Y2, Y2
 	VMULPS Y2, Y1, Y1
 	VADDPS Y14, Y1, Y1
+	VMOVUPS elem_lowest<>+0(SB), Y2
+	VMAXPS Y0, Y2, Y0
 	VDIVPS Y1, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DI)(AX*1)
 next:
@@ -750,7 +774,8 @@ loop:
 	VMOVUPS (SI)(AX*1), Y0
 	VMULPS elem_minus1<>+0(SB), Y0, Y1
 	VMINPS elem_expTop<>+0(SB), Y1, Y1
-	VMAXPS elem_expBottom<>+0(SB), Y1, Y1
+	VMOVUPS elem_expBottom<>+0(SB), Y2
+	VMAXPS Y1, Y2, Y1
 	VMULPS Y5, Y1, Y2
 	VROUNDPS $0, Y2, Y2
 	VFNMADD231PS Y6, Y2, Y1
@@ -769,6 +794,8 @@ loop:
 	VPSLLD $23, Y2, Y2
 	VMULPS Y2, Y1, Y1
 	VADDPS Y14, Y1, Y1
+	VMOVUPS elem_lowest<>+0(SB), Y2
+	VMAXPS Y0, Y2, Y0
 	VDIVPS Y1, Y0, Y0
 	VMOVUPS Y0, (DI)(AX*1)
 	ADDQ $32, AX
@@ -780,7 +807,8 @@ tail:
 	VMASKMOVPS (SI)(AX*1), Y15, Y0
 	VMULPS elem_minus1<>+0(SB), Y0, Y1
 	VMINPS elem_expTop<>+0(SB), Y1, Y1
-	VMAXPS elem_expBottom<>+0(SB), Y1, Y1
+	VMOVUPS elem_expBottom<>+0(SB), Y2
+	VMAXPS Y1, Y2, Y1
 	VMULPS Y5, Y1, Y2
 	VROUNDPS $0, Y2, Y2
 	VFNMADD231PS Y6, Y2, Y1
@@ -799,6 +827,8 @@ tail:
 	VPSLLD $23, Y2, Y2
 	VMULPS Y2, Y1, Y1
 	VADDPS Y14, Y1, Y1
+	VMOVUPS elem_lowest<>+0(SB), Y2
+	VMAXPS Y0, Y2, Y0
 	VDIVPS Y1, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DI)(AX*1)
 next:
@@ -943,11 +973,13 @@ TEXT ·expRowAVX2(SB), NOSPLIT, $32-28
 loop:
 	VMOVUPS (DI), Y1
 	VFMSUB213PS Y15, Y4, Y1
-	VMINPS elem_expTop<>+0(SB), Y1, Y1
+	VMOVUPS elem_expTop<>+0(SB), Y2
+	VMINPS Y1, Y2, Y1
 	VMOVUPS elem_expBottom<>+0(SB), Y2
-	VCMPPS $1, Y1, Y2, Y2
+	VCMPPS $9, Y1, Y2, Y2
 	VMOVUPS Y2, (SP)
-	VMAXPS elem_expBottom<>+0(SB), Y1, Y1
+	VMOVUPS elem_expBottom<>+0(SB), Y2
+	VMAXPS Y1, Y2, Y1
 	VMULPS Y5, Y1, Y2
 	VROUNDPS $0, Y2, Y2
 	VFNMADD231PS Y6, Y2, Y1
@@ -1044,11 +1076,13 @@ max:
 exp:
 	VMOVUPS (SI), Y1
 	VFMSUB213PS Y15, Y4, Y1
-	VMINPS elem_expTop<>+0(SB), Y1, Y1
+	VMOVUPS elem_expTop<>+0(SB), Y2
+	VMINPS Y1, Y2, Y1
 	VMOVUPS elem_expBottom<>+0(SB), Y2
-	VCMPPS $1, Y1, Y2, Y2
+	VCMPPS $9, Y1, Y2, Y2
 	VMOVUPS Y2, (SP)
-	VMAXPS elem_expBottom<>+0(SB), Y1, Y1
+	VMOVUPS elem_expBottom<>+0(SB), Y2
+	VMAXPS Y1, Y2, Y1
 	VMULPS Y5, Y1, Y2
 	VROUNDPS $0, Y2, Y2
 	VFNMADD231PS Y6, Y2, Y1

@@ -31,6 +31,7 @@ var elemConsts = []struct {
 	{"tanh1", -2 * 0.7978845608028654},
 	{"tanh3", -2 * 0.7978845608028654 * 0.044715},
 	{"rsqrt2", math.Sqrt2 / 2},
+	{"lowest", -100},
 	{"erfTop", 4},
 	{"erfBottom", -4},
 	{"a1", -1.60960333262415e-02}, {"a3", -2.95459980854025e-03}, {"a5", -7.34990630326855e-04},
@@ -96,7 +97,8 @@ func expConsts(a *asm) {
 // at most 88. Below -87.3 the result is about 1e-38, not 0.
 // Cody-Waite reduction and the polynomial of Cephes' expf, 1e-7 relative.
 func exp(a *asm, x, n, p int) {
-	a.op("VMAXPS %s, Y%d, Y%d", cst("expBottom"), x, x)
+	a.op("VMOVUPS %s, Y%d", cst("expBottom"), n)
+	a.op("VMAXPS Y%d, Y%d, Y%d", x, n, x) // a NaN stays
 	a.op("VMULPS Y5, Y%d, Y%d", x, n)
 	a.op("VROUNDPS $0, Y%d, Y%d", n, n)
 	a.op("VFNMADD231PS Y6, Y%d, Y%d", n, x)
@@ -133,6 +135,8 @@ func activate(a *asm, f string) {
 		a.op("VMINPS %s, Y1, Y1", cst("expTop"))
 		exp(a, 1, 2, 3)
 		a.op("VADDPS Y14, Y1, Y1")
+		a.op("VMOVUPS %s, Y2", cst("lowest"))
+		a.op("VMAXPS Y0, Y2, Y0") // -1e38 is far below zero over 1 + exp(88)
 		a.op("VDIVPS Y1, Y0, Y0")
 	case "GELU":
 		a.op("VMULPS %s, Y0, Y1", cst("rsqrt2"))
@@ -153,7 +157,7 @@ func activate(a *asm, f string) {
 		a.op("VFMADD231PS Y3, Y0, Y0")
 	case "ReLU":
 		a.op("VXORPS Y1, Y1, Y1")
-		a.op("VMAXPS Y1, Y0, Y0")
+		a.op("VMAXPS Y0, Y1, Y0")
 	}
 }
 
@@ -334,9 +338,10 @@ func sumLanes(a *asm, r, t int) {
 // m in Y15, and adds it to Y0.
 func expBody(a *asm) {
 	a.op("VFMSUB213PS Y15, Y4, Y1")
-	a.op("VMINPS %s, Y1, Y1", cst("expTop"))
+	a.op("VMOVUPS %s, Y2", cst("expTop"))
+	a.op("VMINPS Y1, Y2, Y1") // a NaN stays
 	a.op("VMOVUPS %s, Y2", cst("expBottom"))
-	a.op("VCMPPS $1, Y1, Y2, Y2") // bottom < x
+	a.op("VCMPPS $9, Y1, Y2, Y2") // not bottom >= x
 	a.op("VMOVUPS Y2, (SP)")
 	exp(a, 1, 2, 3)
 	a.op("VANDPS (SP), Y1, Y1")
