@@ -138,12 +138,7 @@ func (p *Pred) Fit(x *tensor.Dense, kind schedules.Kind) (in, out []float64) {
 }
 
 // Data returns the backing of a contiguous float64 tensor.
-func Data(t *tensor.Dense) []float64 {
-	if d, ok := t.Data().([]float64); ok {
-		return d
-	}
-	return []float64{t.Data().(float64)} // gorgonia hands out a bare number for a scalar
-}
+func Data(t *tensor.Dense) []float64 { return t.Float64s() } // Data() would allocate
 
 // Reuse returns t when it is a float64 tensor of the given shape, else a new one.
 func Reuse(t *tensor.Dense, shape tensor.Shape) *tensor.Dense {

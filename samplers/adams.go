@@ -231,8 +231,13 @@ type fittedVP struct{ d, b float64 }
 
 func fitVP(g schedules.Grid) fittedVP {
 	const eps = 1e-3
-	lo := math.Log1p(sq(g[len(g)-1].Ratio()))
-	hi := math.Log1p(sq(g[0].Ratio()))
+	low, high := math.Inf(1), 0.0
+	for _, n := range g { // without the ends at 0 and infinity
+		if sb := n.Ratio(); sb > 0 && !math.IsInf(sb, 1) {
+			low, high = min(low, sb), max(high, sb)
+		}
+	}
+	lo, hi := math.Log1p(sq(low)), math.Log1p(sq(high))
 	d := 2 * (lo/eps - hi) / (eps - 1)
 	return fittedVP{d, hi - d/2}
 }

@@ -16,8 +16,8 @@ import (
 	"gorgonia.org/tensor"
 
 	"drift/internal/npz"
-	"drift/models/analytic"
 	"drift/models"
+	"drift/models/analytic"
 	"drift/samplers"
 	"drift/schedules"
 )

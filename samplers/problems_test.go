@@ -199,7 +199,7 @@ func TestTables(t *testing.T) {
 		if stats.NFE != float64(c.nfe) {
 			t.Errorf("%s on %s, %d steps: %g evaluations, want %d", c.sampler, c.d.Process().Name(), len(c.g)-1, stats.NFE, c.nfe)
 		}
-		if n := samplers.NFE(mustParse(t, c.sampler), len(c.g)-1, c.g[len(c.g)-1].Sigma == 0); n != c.nfe {
+		if n := samplers.NFE(mustParse(t, c.sampler), c.g); n != c.nfe {
 			t.Errorf("%s says it takes %d evaluations for %d steps, it takes %d", c.sampler, n, len(c.g)-1, c.nfe)
 		}
 	}
@@ -483,4 +483,9 @@ func TestOrdersRecorded(t *testing.T) {
 	if compared < 30 {
 		t.Errorf("only %d errors compared", compared)
 	}
+}
+
+func parseTarget(text string) (models.Denoiser, error) {
+	m, err := analytic.Parse([]byte(text))
+	return m, err
 }

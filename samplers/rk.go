@@ -39,8 +39,8 @@ func (v Variable) on(g schedules.Grid) Variable {
 //	k_i = f(t + c_i h, x + h SUM_j a_ij k_j),  x' = x + h SUM_i b_i k_i
 //
 // midpoint (order 2), heun (order 2), rk4 (order 4, the classical tableau) and rk4-38 (order 4, the 3/8 rule, which is
-// torchdiffeq's "rk4"). Every stage is one evaluation. Over sigma, a step onto sigma = 0 is first order where a stage
-// would have to ask the model there.
+// torchdiffeq's "rk4"). Every stage is one evaluation. A step onto sigma = 0 is first order where the last stage would
+// have to ask the model there.
 type RK struct {
 	Tableau  *Tableau // nil = Midpoint
 	Variable Variable
@@ -77,6 +77,9 @@ func init() {
 	}
 }
 
+// asksAtEnd tells whether a stage asks the model at the end of the step.
+func (t *Tableau) asksAtEnd() bool { return t.C[len(t.C)-1] == 1 }
+
 func (m RK) tableau() *Tableau {
 	if m.Tableau == nil {
 		return Midpoint
@@ -89,19 +92,17 @@ func (m RK) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	if v == BySigma && s.Alpha == 0 {
 		return errNoiseForm
 	}
-	f, from, to := v.field(r, s, t)
 	tab := m.tableau()
+	if tab.asksAtEnd() && t.Sigma == 0 {
+		return r.firstOrder(ctx, t)
+	}
+	f, from, to := v.field(r, s, t)
 	h := to - from
 	var k [8][]float64
 	for i := range tab.B {
 		at := f.node(from + tab.C[i]*h)
 		if tab.C[i] == 1 {
 			at = t
-		}
-		if i > 0 && at.Sigma == 0 { // no noise to predict there
-			if v == BySigma {
-				return r.firstOrder(ctx, t)
-			}
 		}
 		var err error
 		if i == 0 {
@@ -171,13 +172,12 @@ func (m RK) Begin(ctx context.Context, p *Problem) (Run, error) { return begin(c
 // Needs implements Sampler.
 func (RK) Needs() Needs { return Needs{} }
 
-// NFE implements Counter.
-func (m RK) NFE(n int, toClean bool) int {
-	tab := m.tableau()
-	if toClean && m.Variable != ByTime && tab.C[len(tab.C)-1] == 1 { // the last step is first order
-		return len(tab.B)*(n-1) + len(tab.B) - 1
+// Cost implements Counter.
+func (m RK) Cost(g schedules.Grid, i int) int {
+	if tab := m.tableau(); !tab.asksAtEnd() || g[i+1].Sigma > 0 {
+		return len(tab.B)
 	}
-	return len(tab.B) * n
+	return 1
 }
 
 func (m RK) label() string { return m.tableau().Name }
@@ -245,12 +245,20 @@ func (m Heun) Begin(ctx context.Context, p *Problem) (Run, error) { return begin
 // Needs implements Sampler.
 func (m Heun) Needs() Needs { return Needs{Noise: m.Churn.Churn > 0} }
 
-// NFE implements Counter.
-func (Heun) NFE(n int, toClean bool) int {
-	if toClean {
-		return 2*n - 1
+// Cost implements Counter.
+func (m Heun) Cost(g schedules.Grid, i int) int {
+	if Auto.on(g) == ByTime && m.Churn.Churn == 0 && g[i+1].Sigma > 0 {
+		return 2
 	}
-	return 2 * n
+	return inner(g, i, 2)
+}
+
+// inner is the cost of a step that asks at inner nodes too: one onto sigma = 0 or from alpha = 0 is first order.
+func inner(g schedules.Grid, i, calls int) int {
+	if g[i+1].Sigma == 0 || g[i].Alpha == 0 {
+		return 1
+	}
+	return calls
 }
 
 func (Heun) label() string { return "heun" }
@@ -320,8 +328,8 @@ func (m DPM2) Begin(ctx context.Context, p *Problem) (Run, error) { return begin
 // Needs implements Sampler.
 func (m DPM2) Needs() Needs { return Needs{Noise: m.Ancestral || m.Churn.Churn > 0} }
 
-// NFE implements Counter.
-func (DPM2) NFE(n int, toClean bool) int { return Heun{}.NFE(n, toClean) }
+// Cost implements Counter.
+func (DPM2) Cost(g schedules.Grid, i int) int { return inner(g, i, 2) }
 
 func (m DPM2) label() string {
 	if m.Ancestral {

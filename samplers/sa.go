@@ -58,10 +58,11 @@ func (m SA) step(ctx context.Context, r *run, s, t schedules.Node) error {
 		var v [4][]float64
 		var at [4]schedules.Node
 		v[0], at[0] = q, s
-		n := m.finite(r, min(c, len(r.hist)+1, m.Lower.cap(c, r, always)+2))
+		n := min(c, len(r.hist)+1, m.Lower.cap(c, r, always)+2)
 		for j := 1; j < n; j++ {
 			v[j], at[j] = r.hist[j-1].V, r.hist[j-1].At
 		}
+		n = finite(at[:n])
 		x = r.temp()
 		xi, _ := r.vec("noise")
 		m.combine(x, last, from, s, v[:n], at[:n], xi, r.opt("tau", m.Tau))
@@ -79,10 +80,11 @@ func (m SA) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	}
 	var v [4][]float64
 	var at [4]schedules.Node
-	n := m.finite(r, min(p, len(r.hist), m.Lower.cap(p, r, always)))
+	n := min(p, len(r.hist), m.Lower.cap(p, r, always))
 	for j := range n {
 		v[j], at[j] = r.hist[j].V, r.hist[j].At
 	}
+	n = finite(at[:n])
 	tau := r.opt("tau", m.Tau)
 	xi, _ := r.vec("noise")
 	if tau > 0 {
@@ -94,12 +96,14 @@ func (m SA) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	return nil
 }
 
-// finite drops points of the history that lie at alpha = 0 (lambda = -Inf).
-func (SA) finite(r *run, n int) int {
-	for n > 1 && n <= len(r.hist) && r.hist[n-1].At.Alpha == 0 {
-		n--
+// finite counts the points, newest first, before one at alpha = 0 (lambda = -Inf); the newest always counts.
+func finite(at []schedules.Node) int {
+	for n := 1; n < len(at); n++ {
+		if at[n].Alpha == 0 {
+			return n
+		}
 	}
-	return n
+	return len(at)
 }
 
 // combine writes the step from x at s to t with predictions v made at the given nodes.

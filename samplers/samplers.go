@@ -83,18 +83,28 @@ func Resume(ctx context.Context, s Sampler, p *Problem, rd io.Reader) (Run, erro
 	return nil, fmt.Errorf("samplers: runs of %T cannot be saved and resumed", s)
 }
 
-// Counter is a Sampler whose steps do not take one evaluation each. toClean tells whether the grid ends at sigma = 0
-// (many methods save a call on that last step).
+// Counter is a Sampler whose steps do not take one evaluation each: Cost is the number of evaluations of step i of the
+// grid.
 type Counter interface {
-	NFE(n int, toClean bool) int
+	Cost(g schedules.Grid, i int) int
 }
 
-// NFE returns the evaluations per image that a run of n steps takes, guidance not counted.
-func NFE(s Sampler, n int, toClean bool) int {
-	if c, ok := s.(Counter); ok {
-		return c.NFE(n, toClean)
+// NFE returns the evaluations per image that a run of s on g takes, guidance not counted. Steps of length zero and
+// forward hops take none.
+func NFE(s Sampler, g schedules.Grid) int {
+	sum := 0
+	for i := range len(g) - 1 {
+		a, b := g[i].Ratio(), g[i+1].Ratio()
+		if _, late := s.(corrector); b > a || (a == b && !late) {
+			continue
+		}
+		if c, ok := s.(Counter); ok {
+			sum += c.Cost(g, i)
+		} else {
+			sum++
+		}
 	}
-	return n
+	return sum
 }
 
 // Model is what a Problem samples from: most Samplers need a models.Denoiser, and ask for it in Begin.

@@ -216,15 +216,12 @@ func (m Singlestep) Begin(ctx context.Context, p *Problem) (Run, error) { return
 // Needs implements Sampler.
 func (m Singlestep) Needs() Needs { return Needs{Noise: m.SDE} }
 
-// NFE implements Counter.
-func (m Singlestep) NFE(n int, toClean bool) int {
+// Cost implements Counter.
+func (m Singlestep) Cost(g schedules.Grid, i int) int {
 	if m.AllNodes {
-		return n
+		return 1
 	}
-	if toClean {
-		return m.order()*(n-1) + 1
-	}
-	return m.order() * n
+	return inner(g, i, m.order())
 }
 
 func (m Singlestep) label() string {
@@ -282,8 +279,8 @@ func (m Ancestral2S) Begin(ctx context.Context, p *Problem) (Run, error) { retur
 // Needs implements Sampler.
 func (Ancestral2S) Needs() Needs { return Needs{Noise: true} }
 
-// NFE implements Counter.
-func (Ancestral2S) NFE(n int, toClean bool) int { return Heun{}.NFE(n, toClean) }
+// Cost implements Counter.
+func (Ancestral2S) Cost(g schedules.Grid, i int) int { return inner(g, i, 2) }
 
 func (Ancestral2S) label() string { return "dpmpp-2s-ancestral" }
 
@@ -352,7 +349,7 @@ func (m DPMppSDE) Begin(ctx context.Context, p *Problem) (Run, error) { return b
 // Needs implements Sampler.
 func (DPMppSDE) Needs() Needs { return Needs{Noise: true} }
 
-// NFE implements Counter.
-func (DPMppSDE) NFE(n int, toClean bool) int { return Heun{}.NFE(n, toClean) }
+// Cost implements Counter.
+func (DPMppSDE) Cost(g schedules.Grid, i int) int { return inner(g, i, 2) }
 
 func (DPMppSDE) label() string { return "dpmpp-sde" }

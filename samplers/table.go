@@ -76,6 +76,9 @@ func Resolve(s string) (sampler, schedule string, err error) {
 	if _, ok := table[name]; ok {
 		return name + rest, "", nil
 	}
+	if name == "" {
+		return "", "", fmt.Errorf("samplers: empty sampler name in %q", s)
+	}
 	key := plain(name)
 	for _, suffix := range []string{"karras", "exponential", "polyexponential", "beta", "simple", "sgmuniform"} {
 		if cut, ok := strings.CutSuffix(key, suffix); ok && cut != "" && cut != "poly" {
