@@ -155,9 +155,22 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-// Memory grows linearly with the batch.
+// Memory grows linearly with the batch and stops growing where groups of
+// images begin to follow each other.
 func TestMemory(t *testing.T) {
 	n := formulaNet(t, tiny(), Options{Threads: 1})
+	x, b := images(n, 64, 16, 16)
+	whole := forwardOf(t, n, x, b)
+	grouped := n.Memory().Activations
+	n.chunk = 64
+	if !slices.Equal(whole, forwardOf(t, n, x, b)) {
+		t.Error("groups change the output")
+	}
+	if all := n.Memory().Activations; 2*all < 3*grouped {
+		t.Errorf("64 images take %d bytes in groups, %d at once", grouped, all)
+	}
+	n = formulaNet(t, tiny(), Options{Threads: 1})
+	n.chunk = 16
 	var use []float64
 	for _, count := range []int{1, 8, 16} {
 		x, b := images(n, count, 16, 16)

@@ -30,6 +30,7 @@ type Net struct {
 	pool    *kernels.Pool
 	ownPool bool
 	dtype   kernels.DType
+	chunk   int // images that pass through at once, 0 = by together
 
 	times      *timeEncoding
 	classTable []float32
@@ -385,28 +386,53 @@ func forward[T float32 | float64](ctx context.Context, n *Net, dst, x []T, b *Ba
 	if err != nil {
 		return err
 	}
-	images := len(b.T)
-	n.enter(p, images)
-	e := &n.env
-	in := e.at(p.in.r)
-	kernels.NCHWToNHWC(in, x, images, p.in.c, p.in.h*p.in.w)
-	if n.tree.cfg.CenterInputSample {
-		for i, v := range in {
-			in[i] = 2*v - 1
+	count := len(b.T)
+	step := count
+	if !b.Save {
+		step = n.together(p, count)
+	}
+	ins, outs := p.in.size(), p.out.size()
+	for lo := 0; lo < count; lo += step {
+		hi := min(lo+step, count)
+		n.enter(p, hi-lo)
+		e := &n.env
+		in := e.at(p.in.r)
+		kernels.NCHWToNHWC(in, x[lo*ins:hi*ins], hi-lo, p.in.c, p.in.h*p.in.w)
+		if n.tree.cfg.CenterInputSample {
+			for i, v := range in {
+				in[i] = 2*v - 1
+			}
 		}
+		n.encode(b, lo, hi)
+		if err := n.run(ctx, p.nodes[:p.forward], b.Trace); err != nil {
+			return err
+		}
+		out := dst[lo*outs : hi*outs]
+		kernels.NHWCToNCHW(out, e.at(p.out.r), hi-lo, p.out.c, p.out.h*p.out.w)
+		divideByTime(n, out, b.T[lo:hi])
 	}
-	n.encode(b)
-	if err := n.run(ctx, p.nodes[:p.forward], b.Trace); err != nil {
-		return err
-	}
-	kernels.NHWCToNCHW(dst, e.at(p.out.r), images, p.out.c, p.out.h*p.out.w)
-	divideByTime(n, dst, b.T)
 	if b.Save {
 		n.saved = p
 		n.saveT = append(n.saveT[:0], b.T...)
 		n.trace = b.Trace
 	}
 	return nil
+}
+
+// minTogether is the least activation memory worth filling, in float32.
+const minTogether = 1 << 20
+
+// together gives the number of images that pass through the network at once:
+// as many as make the activations as large as the weights, which keeps a small
+// network's activations in the caches and lets a large network's weights be
+// read seldom. Groups are of equal size as far as that goes.
+func (n *Net) together(p *plan, count int) int {
+	most := n.chunk
+	if most == 0 {
+		most = max(1, max(minTogether, n.Parameters())/max(p.perImage, 1))
+	}
+	groups := (count + most - 1) / most
+	return (count + groups - 1) / groups
 }
 
 // divideByTime: a network with a Fourier embedding predicts t times its
@@ -424,12 +450,12 @@ func divideByTime[T float32 | float64](n *Net, dst []T, times []float64) {
 }
 
 // encode fills the rows that the time embedding starts from.
-func (n *Net) encode(b *Batch) {
+func (n *Net) encode(b *Batch, lo, hi int) {
 	e, t := &n.env, n.tree
 	rows := e.at(e.plan.time)
-	for i, v := range b.T {
+	for i, v := range b.T[lo:hi] {
 		row := rows[i*t.timeIn : (i+1)*t.timeIn]
-		if i > 0 && v == b.T[i-1] {
+		if i > 0 && v == b.T[lo+i-1] {
 			copy(row, rows[(i-1)*t.timeIn:])
 			continue
 		}
@@ -438,15 +464,15 @@ func (n *Net) encode(b *Batch) {
 	rows = e.at(e.plan.class)
 	switch {
 	case t.class[0] != nil:
-		for i, c := range b.Class {
+		for i, c := range b.Class[lo:hi] {
 			n.times.put(rows[i*t.timeIn:(i+1)*t.timeIn], float64(c))
 		}
 	case t.classes != "":
-		for i, c := range b.Class {
+		for i, c := range b.Class[lo:hi] {
 			copy(rows[i*t.timeDim:(i+1)*t.timeDim], n.classTable[c*t.timeDim:])
 		}
 	case t.cfg.ClassEmbedType == "identity":
-		copy(rows, b.ClassVector)
+		copy(rows, b.ClassVector[lo*t.timeDim:hi*t.timeDim])
 	}
 }
 

@@ -163,47 +163,22 @@ func half(u uint16) float32 {
 	return float32(v)
 }
 
-// classDefaults are the defaults of UNet2DModel.
+// classDefaults is the configuration of a file that says nothing.
 func classDefaults() diffusers.UNet2DConfig {
-	return diffusers.UNet2DConfig{
-		InChannels: 3, OutChannels: 3, TimeEmbeddingType: "positional", FlipSinToCos: true,
-		DownBlockTypes:   []string{"DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"},
-		MidBlockType:     "UNetMidBlock2D",
-		UpBlockTypes:     []string{"AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"},
-		BlockOutChannels: []int{224, 448, 672, 896}, LayersPerBlock: 2, MidBlockScaleFactor: 1, DownsamplePadding: 1,
-		DownsampleType: "conv", UpsampleType: "conv", ActFn: "silu", AttentionHeadDim: 8, NormNumGroups: 32, NormEps: 1e-5,
-		ResnetTimeScaleShift: "default", AddAttention: true,
+	c, err := diffusers.ParseConfig("defaults", []byte(`{"_class_name": "UNet2DModel"}`))
+	if err != nil {
+		panic(err)
 	}
+	return *c.(*diffusers.UNet2DConfig)
 }
 
 func readConfig(t testing.TB, path string) diffusers.UNet2DConfig {
 	t.Helper()
-	b, err := os.ReadFile(path)
+	c, err := diffusers.ReadConfig(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var keys map[string]any
-	if err := json.Unmarshal(b, &keys); err != nil {
-		t.Fatal(err)
-	}
-	delete(keys, "sample_size")
-	for k, v := range keys {
-		if v == nil {
-			keys[k] = 0
-			if k == "class_embed_type" || k == "mid_block_type" {
-				keys[k] = ""
-			}
-		}
-	}
-	b, err = json.Marshal(keys)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := classDefaults()
-	if err := json.Unmarshal(b, &cfg); err != nil {
-		t.Fatal(err)
-	}
-	return cfg
+	return *c.(*diffusers.UNet2DConfig)
 }
 
 // fixture finds a folder of the fixtures: under testdata, or where

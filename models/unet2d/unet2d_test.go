@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"drift/internal/kernels"
@@ -112,6 +113,15 @@ func TestTensors(t *testing.T) {
 			}
 			if err := checkTensors(want, w); err != nil {
 				t.Error(err)
+			}
+			shapes := map[string][]int{}
+			for _, v := range want {
+				shapes[v.Name] = v.Shape
+			}
+			for _, v := range cfg.Tensors() {
+				if !slices.Equal(shapes[v.Name], v.Shape) {
+					t.Errorf("%s is %v here, %v in the configuration's list", v.Name, shapes[v.Name], v.Shape)
+				}
 			}
 		})
 	}
