@@ -139,6 +139,8 @@ func loadNPZ(t testing.TB, name string) map[string]array {
 				v := math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:]))
 				a.f32 = append(a.f32, v)
 				a.f64[i] = float64(v)
+			case "|u1":
+				a.f64[i] = float64(b[i])
 			case "<i4":
 				a.f64[i] = float64(int32(binary.LittleEndian.Uint32(b[4*i:])))
 			case "<i8":
