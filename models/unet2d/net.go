@@ -154,9 +154,13 @@ func (n *Net) read(suffix string, parts ...string) ([]float32, error) {
 	return all, nil
 }
 
-func (n *Net) load() error {
-	t := n.tree
-	for _, c := range t.convs {
+// pack reads the tensors of layers one by one and packs them side by side.
+func (n *Net) pack(layers []*conv, pack func(c *conv, w, b []float32)) error {
+	var work sync.WaitGroup
+	defer work.Wait()
+	slots := make(chan struct{}, n.pool.Workers())
+	for _, c := range layers {
+		slots <- struct{}{} // before reading: no more tensors in memory than workers
 		w, err := n.read(".weight", c.parts...)
 		if err != nil {
 			return err
@@ -165,7 +169,20 @@ func (n *Net) load() error {
 		if err != nil {
 			return err
 		}
+		work.Go(func() {
+			pack(c, w, b)
+			<-slots
+		})
+	}
+	return nil
+}
+
+func (n *Net) load() error {
+	t := n.tree
+	if err := n.pack(t.convs, func(c *conv, w, b []float32) {
 		c.layer = kernels.NewConv(n.pool.Tier(), n.layerType(c), c.spec, w, b)
+	}); err != nil {
+		return err
 	}
 	for _, l := range t.norms {
 		var err error
@@ -200,19 +217,18 @@ func (n *Net) layerType(c *conv) kernels.DType {
 	return n.dtype
 }
 
-// loadGrads packs what the way back needs.
+// loadGrads packs what the way back needs. The time embedding does not depend
+// on the image.
 func (n *Net) loadGrads() error {
+	var todo []*conv
 	for _, c := range n.tree.convs {
-		if c.grad != nil || c.token && c.exact { // the time embedding has no gradient of the image
-			continue
+		if c.grad == nil && !(c.token && c.exact) {
+			todo = append(todo, c)
 		}
-		w, err := n.read(".weight", c.parts...)
-		if err != nil {
-			return err
-		}
-		c.grad = kernels.NewConvGrad(n.pool.Tier(), n.layerType(c), c.spec, w)
 	}
-	return nil
+	return n.pack(todo, func(c *conv, w, _ []float32) {
+		c.grad = kernels.NewConvGrad(n.pool.Tier(), n.layerType(c), c.spec, w)
+	})
 }
 
 // takesClass tells whether a class vector is added to the time embedding as
