@@ -172,6 +172,7 @@ type winoPlan struct {
 	pitch             int // pixels between rows of the padded input
 	bufRows           int
 	shared            bool // transformed input is made first, by all
+	vStep, mStep      int  // float32 between the values of a tile
 	vSize, mSize      int  // float32 of an item
 	perWorker         int
 }
@@ -192,8 +193,10 @@ func (w *winograd) plan(c *Conv, workers, n, h, wd int, pad Pad, in *Input) wino
 	p.bufRows = min(p.rows, p.ty)*w.m + 2
 	al := w.m + 2
 	tiles := p.rows * p.tx
-	p.vSize = roundUp(al*al*tiles*s.Cin, 16)
-	p.mSize = roundUp(al*al*tiles*w.per*c.ops.nr, 16)
+	// A line more, lest all values of a tile fall into one set of the cache.
+	p.vStep = roundUp(tiles*s.Cin, 16) + 16
+	p.mStep = tiles*w.per*c.ops.nr + 16
+	p.vSize, p.mSize = al*al*p.vStep, al*al*p.mStep
 	p.shared = workers > 1 && p.items < 3*workers
 	p.perWorker = roundUp(p.bufRows*p.pitch*s.Cin, 16) + p.mSize
 	if !p.shared {
@@ -294,15 +297,14 @@ func (j *winoJob) do(worker, item int) {
 		v := work.take(pl.vSize)
 		first := item * pl.rows
 		last := min(first+pl.rows, pl.n*pl.ty)
-		j.transform(v, buf, first, first, last, (last-first)*pl.tx)
+		j.transform(v, buf, first, first, last)
 		for g := range w.groups {
 			j.multiply(v, m, g, first, last)
 		}
 	case winoBefore:
 		it := item / pl.rows
 		first := it * pl.rows
-		last := min(first+pl.rows, pl.n*pl.ty)
-		j.transform(j.v[it*pl.vSize:], buf, first, item, item+1, (last-first)*pl.tx)
+		j.transform(j.v[it*pl.vSize:], buf, first, item, item+1)
 	case winoAfter:
 		it, g := item/j.groups, item%j.groups
 		first := it * pl.rows
@@ -312,9 +314,8 @@ func (j *winoJob) do(worker, item int) {
 }
 
 // transform fills the tile rows [from, to) of the item that begins at tile
-// row first and has the given number of tiles. Tile rows are counted over all
-// images.
-func (j *winoJob) transform(v, buf []float32, first, from, to, tiles int) {
+// row first. Tile rows are counted over all images.
+func (j *winoJob) transform(v, buf []float32, first, from, to int) {
 	pl, w, c := &j.plan, j.c.wino, j.c
 	cin, m := c.spec.Cin, w.m
 	for r := from; r < to; {
@@ -324,7 +325,7 @@ func (j *winoJob) transform(v, buf []float32, first, from, to, tiles int) {
 			y*m, (y+cnt)*m+2, 0, pl.pitch, pl.pitch, c.dtype)
 		for q := range cnt {
 			c.ops.winoIn(m, &v[(r+q-first)*pl.tx*cin], &buf[q*m*pl.pitch*cin],
-				tiles*cin*4, pl.pitch*cin*4, cin*4, m*cin*4, cin, pl.tx)
+				pl.vStep*4, pl.pitch*cin*4, cin*4, m*cin*4, cin, pl.tx)
 		}
 		r += cnt
 	}
@@ -339,10 +340,10 @@ func (j *winoJob) multiply(v, m []float32, group, first, last int) {
 	cols := panels * o.nr
 	al := w.m + 2
 	for value := range al * al {
-		a := unsafe.Pointer(&v[value*tiles*s.Cin])
+		a := unsafe.Pointer(&v[value*pl.vStep])
 		for pn := range panels {
 			g := gemmArgs{
-				c: unsafe.Pointer(&m[value*tiles*cols+pn*o.nr]), ldc: int64(cols) * 4,
+				c: unsafe.Pointer(&m[value*pl.mStep+pn*o.nr]), ldc: int64(cols) * 4,
 				a: a, rows: &j.rows[0], nseg: 1,
 				b: unsafe.Pointer(&w.u[w.at(o, s.Cin, c.panels, group, value, pn)]),
 			}
@@ -367,7 +368,7 @@ func (j *winoJob) multiply(v, m []float32, group, first, last int) {
 				res = &j.ep.Residual[out]
 			}
 			o.winoOut(w.m, &j.dst[out], &m[((r-first)*pl.tx+x)*cols], &j.bias[n*bs+j0], res,
-				tiles*cols*4, pl.wo*s.Cout*4, s.Cout*4, rows, min(w.m, pl.wo-x*w.m), real)
+				pl.mStep*4, pl.wo*s.Cout*4, s.Cout*4, rows, min(w.m, pl.wo-x*w.m), real)
 		}
 		if j.ep.after() {
 			for q := range rows {

@@ -86,96 +86,148 @@ func elemFile() []byte {
 	return a.Bytes()
 }
 
-// expConsts loads what exp keeps in registers: Y5 to Y14.
-func expConsts(a *asm) {
-	for i, c := range []string{"log2e", "ln2hi", "ln2lo", "exp0", "exp1", "exp2", "exp3", "exp4", "exp5", "one"} {
-		a.op("VMOVUPS %s, Y%d", cst(c), 5+i)
+// Several vectors are worked on side by side: one alone would wait for its own
+// long chain of operations, more than the processor looks ahead. Lane i has
+// its value in Y[i] and the temporaries Y[4+i] and Y[8+i]; Y12 to Y14 hold
+// constants for a moment. Frames of functions that use activate or exp begin
+// with spillBytes of room.
+const (
+	lanesMax   = 4
+	spillBytes = lanesMax * 32
+)
+
+// each writes an instruction per lane; in format, %[1]d is the value's
+// register, %[2]d and %[3]d the temporaries, %[4]d the lane's spill offset.
+func each(a *asm, lanes int, format string) {
+	for i := range lanes {
+		a.op(format+"%[5]s", i, 4+i, 8+i, 32*i, "")
 	}
 }
 
-// exp writes Y[x] = exp(Y[x]) using two free registers; the argument must be
-// at most 88. Below -87.3 the result is about 1e-38, not 0.
+func load(a *asm, c string, r int) { a.op("VMOVUPS %s, Y%d", cst(c), r) }
+
+// exp replaces the lanes by their exponentials; they must be at most 88. Below
+// -87.3 the result is about 1e-38, not 0. A NaN stays.
 // Cody-Waite reduction and the polynomial of Cephes' expf, 1e-7 relative.
-func exp(a *asm, x, n, p int) {
-	a.op("VMOVUPS %s, Y%d", cst("expBottom"), n)
-	a.op("VMAXPS Y%d, Y%d, Y%d", x, n, x) // a NaN stays
-	a.op("VMULPS Y5, Y%d, Y%d", x, n)
-	a.op("VROUNDPS $0, Y%d, Y%d", n, n)
-	a.op("VFNMADD231PS Y6, Y%d, Y%d", n, x)
-	a.op("VFNMADD231PS Y7, Y%d, Y%d", n, x)
-	a.op("VMOVAPS Y8, Y%d", p)
+func exp(a *asm, lanes int) {
+	load(a, "expBottom", 12)
+	each(a, lanes, "VMAXPS Y%[1]d, Y12, Y%[1]d")
+	load(a, "log2e", 13)
+	each(a, lanes, "VMULPS Y13, Y%[1]d, Y%[2]d")
+	each(a, lanes, "VROUNDPS $0, Y%[2]d, Y%[2]d")
+	load(a, "ln2hi", 12)
+	each(a, lanes, "VFNMADD231PS Y12, Y%[2]d, Y%[1]d")
+	load(a, "ln2lo", 13)
+	each(a, lanes, "VFNMADD231PS Y13, Y%[2]d, Y%[1]d")
+	load(a, "exp0", 12)
+	each(a, lanes, "VMOVAPS Y12, Y%[3]d")
 	for i := 1; i < 6; i++ {
-		a.op("VFMADD213PS Y%d, Y%d, Y%d", 8+i, x, p)
+		load(a, fmt.Sprint("exp", i), 12+i%2)
+		each(a, lanes, fmt.Sprintf("VFMADD213PS Y%d, Y%%[1]d, Y%%[3]d", 12+i%2))
 	}
 	// p*x*x + x + 1
-	a.op("VMULPS Y%d, Y%d, Y%d", x, p, p)
-	a.op("VFMADD213PS Y%d, Y%d, Y%d", x, p, x) // x = p*x + x
-	a.op("VADDPS Y14, Y%d, Y%d", x, x)
-	a.op("VCVTPS2DQ Y%d, Y%d", n, n)
-	a.op("VPADDD elem_bias127<>+0(SB), Y%d, Y%d", n, n)
-	a.op("VPSLLD $23, Y%d, Y%d", n, n)
-	a.op("VMULPS Y%d, Y%d, Y%d", n, x, x)
+	each(a, lanes, "VMULPS Y%[1]d, Y%[3]d, Y%[3]d")
+	each(a, lanes, "VFMADD213PS Y%[1]d, Y%[3]d, Y%[1]d") // x = p*x + x
+	load(a, "one", 12)
+	each(a, lanes, "VADDPS Y12, Y%[1]d, Y%[1]d")
+	each(a, lanes, "VCVTPS2DQ Y%[2]d, Y%[2]d")
+	a.op("VMOVDQU elem_bias127<>+0(SB), Y13")
+	each(a, lanes, "VPADDD Y13, Y%[2]d, Y%[2]d")
+	each(a, lanes, "VPSLLD $23, Y%[2]d, Y%[2]d")
+	each(a, lanes, "VMULPS Y%[2]d, Y%[1]d, Y%[1]d")
 }
 
-// activate writes Y0 = f(Y0); Y1 to Y4 are used and expConsts needed.
-func activate(a *asm, f string) {
+// activate replaces the lanes by f of them.
+func activate(a *asm, f string, lanes int) {
 	switch f {
 	case "SiLU", "QuickGELU", "GELUTanh":
+		// x / (1 + exp(-g(x)))
+		load(a, "lowest", 12)
+		each(a, lanes, "VMAXPS Y%[1]d, Y12, Y%[2]d") // -1e38 is far below zero over 1 + exp(88)
+		each(a, lanes, "VMOVUPS Y%[2]d, %[4]d(SP)")
 		switch f {
 		case "SiLU":
-			a.op("VMULPS %s, Y0, Y1", cst("minus1"))
+			load(a, "minus1", 13)
+			each(a, lanes, "VMULPS Y13, Y%[1]d, Y%[1]d")
 		case "QuickGELU":
-			a.op("VMULPS %s, Y0, Y1", cst("minusQuick"))
+			load(a, "minusQuick", 13)
+			each(a, lanes, "VMULPS Y13, Y%[1]d, Y%[1]d")
 		default:
-			a.op("VMULPS Y0, Y0, Y1")
-			a.op("VMOVUPS %s, Y2", cst("tanh3"))
-			a.op("VFMADD213PS %s, Y1, Y2", cst("tanh1"))
-			a.op("VMULPS Y2, Y0, Y1")
+			load(a, "tanh3", 12)
+			load(a, "tanh1", 13)
+			each(a, lanes, "VMULPS Y%[1]d, Y%[1]d, Y%[2]d")
+			each(a, lanes, "VFMADD213PS Y13, Y12, Y%[2]d")
+			each(a, lanes, "VMULPS Y%[2]d, Y%[1]d, Y%[1]d")
 		}
-		a.op("VMINPS %s, Y1, Y1", cst("expTop"))
-		exp(a, 1, 2, 3)
-		a.op("VADDPS Y14, Y1, Y1")
-		a.op("VMOVUPS %s, Y2", cst("lowest"))
-		a.op("VMAXPS Y0, Y2, Y0") // -1e38 is far below zero over 1 + exp(88)
-		a.op("VDIVPS Y1, Y0, Y0")
+		load(a, "expTop", 12)
+		each(a, lanes, "VMINPS Y12, Y%[1]d, Y%[1]d")
+		exp(a, lanes)
+		load(a, "one", 12)
+		each(a, lanes, "VADDPS Y12, Y%[1]d, Y%[1]d")
+		each(a, lanes, "VMOVUPS %[4]d(SP), Y%[2]d")
+		each(a, lanes, "VDIVPS Y%[1]d, Y%[2]d, Y%[1]d")
 	case "GELU":
-		a.op("VMULPS %s, Y0, Y1", cst("rsqrt2"))
-		a.op("VMINPS %s, Y1, Y1", cst("erfTop"))
-		a.op("VMAXPS %s, Y1, Y1", cst("erfBottom"))
-		a.op("VMULPS Y1, Y1, Y2")
-		a.op("VMOVUPS %s, Y3", cst("a13"))
-		for _, k := range []string{"a11", "a9", "a7", "a5", "a3", "a1"} {
-			a.op("VFMADD213PS %s, Y2, Y3", cst(k))
+		load(a, "rsqrt2", 12)
+		load(a, "erfTop", 13)
+		load(a, "erfBottom", 14)
+		each(a, lanes, "VMOVUPS Y%[1]d, %[4]d(SP)")
+		each(a, lanes, "VMULPS Y12, Y%[1]d, Y%[1]d")
+		each(a, lanes, "VMINPS Y13, Y%[1]d, Y%[1]d")
+		each(a, lanes, "VMAXPS Y14, Y%[1]d, Y%[1]d")
+		each(a, lanes, "VMULPS Y%[1]d, Y%[1]d, Y%[2]d")
+		load(a, "a13", 12)
+		each(a, lanes, "VMOVAPS Y12, Y%[3]d")
+		for i, k := range []string{"a11", "a9", "a7", "a5", "a3", "a1"} {
+			load(a, k, 13+i%2)
+			each(a, lanes, fmt.Sprintf("VFMADD213PS Y%d, Y%%[2]d, Y%%[3]d", 13+i%2))
 		}
-		a.op("VMULPS Y1, Y3, Y3")
-		a.op("VMOVUPS %s, Y4", cst("b8"))
-		for _, k := range []string{"b6", "b4", "b2", "b0"} {
-			a.op("VFMADD213PS %s, Y2, Y4", cst(k))
+		each(a, lanes, "VMULPS Y%[1]d, Y%[3]d, Y%[3]d")
+		load(a, "b8", 12)
+		each(a, lanes, "VMOVAPS Y12, Y%[1]d")
+		for i, k := range []string{"b6", "b4", "b2", "b0"} {
+			load(a, k, 13+i%2)
+			each(a, lanes, fmt.Sprintf("VFMADD213PS Y%d, Y%%[2]d, Y%%[1]d", 13+i%2))
 		}
-		a.op("VDIVPS Y4, Y3, Y3")
-		a.op("VMULPS %s, Y0, Y0", cst("half"))
-		a.op("VFMADD231PS Y3, Y0, Y0")
+		each(a, lanes, "VDIVPS Y%[1]d, Y%[3]d, Y%[3]d")
+		load(a, "half", 12)
+		each(a, lanes, "VMULPS %[4]d(SP), Y12, Y%[1]d")
+		each(a, lanes, "VFMADD231PS Y%[3]d, Y%[1]d, Y%[1]d")
 	case "ReLU":
-		a.op("VXORPS Y1, Y1, Y1")
-		a.op("VMAXPS Y0, Y1, Y0")
+		a.op("VXORPS Y12, Y12, Y12")
+		each(a, lanes, "VMAXPS Y%[1]d, Y12, Y%[1]d")
+	}
+}
+
+// lanesLoop writes a loop over CX values, a multiple of 8, of which body
+// treats lanes*8; step moves the pointers by that many bytes.
+func lanesLoop(a *asm, name string, body func(lanes int), step func(bytes int)) {
+	for _, lanes := range []int{lanesMax, 1} {
+		l := fmt.Sprintf("%s%d", name, lanes)
+		a.label(l)
+		a.op("CMPQ CX, $%d", 8*lanes)
+		a.op("JLT %s_end", l)
+		body(lanes)
+		step(32 * lanes)
+		a.op("SUBQ $%d, CX", 8*lanes)
+		a.op("JMP %s", l)
+		a.label(l + "_end")
 	}
 }
 
 // actFunc writes dst[i] = f(src[i]) for a multiple of 8 values.
 func actFunc(a *asm, f string) {
-	a.text("act"+f+"AVX2", "(dst, src *float32, n int)", 0, 24)
+	a.text("act"+f+"AVX2", "(dst, src *float32, n int)", spillBytes, 24)
 	a.op("MOVQ dst+0(FP), DI")
 	a.op("MOVQ src+8(FP), SI")
 	a.op("MOVQ n+16(FP), CX")
-	expConsts(a)
-	a.label("loop")
-	a.op("VMOVUPS (SI), Y0")
-	activate(a, f)
-	a.op("VMOVUPS Y0, (DI)")
-	a.op("ADDQ $32, SI")
-	a.op("ADDQ $32, DI")
-	a.op("SUBQ $8, CX")
-	a.op("JNE loop")
+	lanesLoop(a, "loop", func(lanes int) {
+		each(a, lanes, "VMOVUPS %[4]d(SI), Y%[1]d")
+		activate(a, f, lanes)
+		each(a, lanes, "VMOVUPS Y%[1]d, %[4]d(DI)")
+	}, func(bytes int) {
+		a.op("ADDQ $%d, SI", bytes)
+		a.op("ADDQ $%d, DI", bytes)
+	})
 	a.op("VZEROUPPER")
 	a.op("RET")
 }
@@ -190,7 +242,7 @@ func tailMask(a *asm, count, tmp string) {
 
 // affineFunc writes rows of c values, n of them: dst = f(src*scale + shift).
 func affineFunc(a *asm, name string, affine, silu bool) {
-	a.text(name+"AVX2", "(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)", 0, 64)
+	a.text(name+"AVX2", "(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)", spillBytes, 64)
 	a.op("MOVQ dst+0(FP), DI")
 	a.op("MOVQ src+8(FP), SI")
 	a.op("MOVQ dstStride+16(FP), R8")
@@ -201,48 +253,39 @@ func affineFunc(a *asm, name string, affine, silu bool) {
 		a.op("MOVQ scale+48(FP), R12")
 		a.op("MOVQ shift+56(FP), R13")
 	}
-	expConsts(a)
 	a.op("SHLQ $2, R8")
 	a.op("SHLQ $2, R9")
 	a.op("MOVQ R11, DX")
 	a.op("ANDQ $7, DX")
-	a.op("SHRQ $3, R11")
-	a.op("SHLQ $5, R11") // bytes of whole vectors
+	a.op("ANDQ $~7, R11") // values in whole vectors
 	a.op("TESTQ DX, DX")
 	a.op("JEQ row")
 	a.op("MOVQ DX, CX")
 	tailMask(a, "CX", "AX")
 	a.label("row")
 	a.op("XORQ AX, AX")
-	a.op("CMPQ R11, $0")
-	a.op("JEQ tail")
-	a.label("loop")
-	compute := func() {
+	a.op("MOVQ R11, CX")
+	lanesLoop(a, "loop", func(lanes int) {
+		each(a, lanes, "VMOVUPS %[4]d(SI)(AX*1), Y%[1]d")
 		if affine {
-			a.op("VMOVUPS (R12)(AX*1), Y4")
-			a.op("VFMADD213PS (R13)(AX*1), Y4, Y0")
+			each(a, lanes, "VMOVUPS %[4]d(R12)(AX*1), Y%[2]d")
+			each(a, lanes, "VFMADD213PS %[4]d(R13)(AX*1), Y%[2]d, Y%[1]d")
 		}
 		if silu {
-			activate(a, "SiLU")
+			activate(a, "SiLU", lanes)
 		}
-	}
-	a.op("VMOVUPS (SI)(AX*1), Y0")
-	compute()
-	a.op("VMOVUPS Y0, (DI)(AX*1)")
-	a.op("ADDQ $32, AX")
-	a.op("CMPQ AX, R11")
-	a.op("JLT loop")
-	a.label("tail")
+		each(a, lanes, "VMOVUPS Y%[1]d, %[4]d(DI)(AX*1)")
+	}, func(bytes int) { a.op("ADDQ $%d, AX", bytes) })
 	a.op("TESTQ DX, DX")
 	a.op("JEQ next")
 	a.op("VMASKMOVPS (SI)(AX*1), Y15, Y0")
 	if affine {
 		a.op("VMASKMOVPS (R12)(AX*1), Y15, Y4")
-		a.op("VMASKMOVPS (R13)(AX*1), Y15, Y3")
-		a.op("VFMADD213PS Y3, Y4, Y0")
+		a.op("VMASKMOVPS (R13)(AX*1), Y15, Y8")
+		a.op("VFMADD213PS Y8, Y4, Y0")
 	}
 	if silu {
-		activate(a, "SiLU")
+		activate(a, "SiLU", 1)
 	}
 	a.op("VMASKMOVPS Y0, Y15, (DI)(AX*1)")
 	a.label("next")
@@ -334,38 +377,48 @@ func sumLanes(a *asm, r, t int) {
 	a.op("VADDSS X%d, X%d, X%d", t, r, r)
 }
 
-// expBody writes Y1 = exp(Y1*scale - m), 0 below -87.3, with scale in Y4 and
-// m in Y15, and adds it to Y0.
-func expBody(a *asm) {
-	a.op("VFMSUB213PS Y15, Y4, Y1")
-	a.op("VMOVUPS %s, Y2", cst("expTop"))
-	a.op("VMINPS Y1, Y2, Y1") // a NaN stays
-	a.op("VMOVUPS %s, Y2", cst("expBottom"))
-	a.op("VCMPPS $9, Y1, Y2, Y2") // not bottom >= x
-	a.op("VMOVUPS Y2, (SP)")
-	exp(a, 1, 2, 3)
-	a.op("VANDPS (SP), Y1, Y1")
-	a.op("VADDPS Y1, Y0, Y0")
+// expLoop writes exp(x*scale - m) over the CX values at SI, a multiple of 8,
+// 0 below -87.3, and the sum into X0. It wants scale at 128(SP) and m at
+// 160(SP), 8 times each; the sums are kept at 192(SP).
+func expLoop(a *asm) {
+	a.op("VXORPS Y0, Y0, Y0")
+	a.op("VMOVUPS Y0, 192(SP)")
+	lanesLoop(a, "exp", func(lanes int) {
+		a.op("VMOVUPS 128(SP), Y12")
+		a.op("VMOVUPS 160(SP), Y13")
+		each(a, lanes, "VMOVUPS %[4]d(SI), Y%[1]d")
+		each(a, lanes, "VFMSUB213PS Y13, Y12, Y%[1]d")
+		load(a, "expTop", 14)
+		load(a, "expBottom", 15)
+		each(a, lanes, "VMINPS Y%[1]d, Y14, Y%[1]d") // a NaN stays
+		each(a, lanes, "VCMPPS $9, Y%[1]d, Y15, Y%[2]d")
+		each(a, lanes, "VMOVUPS Y%[2]d, %[4]d(SP)") // not bottom >= x
+		exp(a, lanes)
+		each(a, lanes, "VANDPS %[4]d(SP), Y%[1]d, Y%[1]d")
+		each(a, lanes, "VMOVUPS Y%[1]d, %[4]d(SI)")
+		if lanes == 4 {
+			a.op("VADDPS Y1, Y0, Y0")
+			a.op("VADDPS Y3, Y2, Y2")
+			a.op("VADDPS Y2, Y0, Y0")
+		}
+		a.op("VADDPS 192(SP), Y0, Y0")
+		a.op("VMOVUPS Y0, 192(SP)")
+	}, func(bytes int) { a.op("ADDQ $%d, SI", bytes) })
+	a.op("VMOVUPS 192(SP), Y0")
+	sumLanes(a, 0, 1)
 }
 
 // expRow writes x = exp(x*scale - m) over a multiple of 8 values and gives
 // the sum. Arguments below -87.3 give 0.
 func expRow(a *asm) {
-	a.text("expRowAVX2", "(x *float32, n int, scale, m float32) float32", 32, 28)
-	a.op("MOVQ x+0(FP), DI")
+	a.text("expRowAVX2", "(x *float32, n int, scale, m float32) float32", 224, 28)
+	a.op("MOVQ x+0(FP), SI")
 	a.op("MOVQ n+8(FP), CX")
 	a.op("VBROADCASTSS scale+16(FP), Y4")
-	a.op("VBROADCASTSS m+20(FP), Y15")
-	expConsts(a)
-	a.op("VXORPS Y0, Y0, Y0")
-	a.label("loop")
-	a.op("VMOVUPS (DI), Y1")
-	expBody(a)
-	a.op("VMOVUPS Y1, (DI)")
-	a.op("ADDQ $32, DI")
-	a.op("SUBQ $8, CX")
-	a.op("JNE loop")
-	sumLanes(a, 0, 1)
+	a.op("VMOVUPS Y4, 128(SP)")
+	a.op("VBROADCASTSS m+20(FP), Y4")
+	a.op("VMOVUPS Y4, 160(SP)")
+	expLoop(a)
 	a.op("VMOVSS X0, ret+24(FP)")
 	a.op("VZEROUPPER")
 	a.op("RET")
@@ -384,14 +437,14 @@ func maxLanes(a *asm) {
 // m = max(top, largest*scale), x = exp(x*scale - m), sum of x. m goes to top,
 // the sum to sum. Every row must have a finite m.
 func softmaxRows(a *asm) {
-	a.text("softmaxRowsAVX2", "(x *float32, pitch, rows, n int, scale float32, top, sum *float32)", 32, 56)
+	a.text("softmaxRowsAVX2", "(x *float32, pitch, rows, n int, scale float32, top, sum *float32)", 224, 56)
 	a.op("MOVQ x+0(FP), DI")
 	a.op("MOVQ pitch+8(FP), R8")
 	a.op("MOVQ rows+16(FP), R9")
 	a.op("MOVQ top+40(FP), R10")
 	a.op("MOVQ sum+48(FP), R11")
 	a.op("VBROADCASTSS scale+32(FP), Y4")
-	expConsts(a)
+	a.op("VMOVUPS Y4, 128(SP)")
 	a.label("row")
 	a.op("MOVQ n+24(FP), CX")
 	a.op("MOVQ DI, SI")
@@ -402,21 +455,14 @@ func softmaxRows(a *asm) {
 	a.op("SUBQ $8, CX")
 	a.op("JNE max")
 	maxLanes(a)
-	a.op("VMULSS X4, X0, X0")
+	a.op("VMULSS 128(SP), X0, X0")
 	a.op("VMAXSS (R10), X0, X0")
 	a.op("VMOVSS X0, (R10)")
-	a.op("VBROADCASTSS X0, Y15")
+	a.op("VBROADCASTSS X0, Y4")
+	a.op("VMOVUPS Y4, 160(SP)")
 	a.op("MOVQ n+24(FP), CX")
 	a.op("MOVQ DI, SI")
-	a.op("VXORPS Y0, Y0, Y0")
-	a.label("exp")
-	a.op("VMOVUPS (SI), Y1")
-	expBody(a)
-	a.op("VMOVUPS Y1, (SI)")
-	a.op("ADDQ $32, SI")
-	a.op("SUBQ $8, CX")
-	a.op("JNE exp")
-	sumLanes(a, 0, 1)
+	expLoop(a)
 	a.op("VMOVSS X0, (R11)")
 	a.op("ADDQ $4, R10")
 	a.op("ADDQ $4, R11")
@@ -522,21 +568,21 @@ func binary(a *asm) {
 }
 
 func geglu(a *asm) {
-	a.text("gegluAVX2", "(dst, a, b *float32, n int)", 0, 32)
+	a.text("gegluAVX2", "(dst, a, b *float32, n int)", spillBytes, 32)
 	a.op("MOVQ dst+0(FP), DI")
 	a.op("MOVQ a+8(FP), SI")
 	a.op("MOVQ b+16(FP), DX")
 	a.op("MOVQ n+24(FP), CX")
-	a.label("loop")
-	a.op("VMOVUPS (DX), Y0")
-	activate(a, "GELU")
-	a.op("VMULPS (SI), Y0, Y0")
-	a.op("VMOVUPS Y0, (DI)")
-	a.op("ADDQ $32, DI")
-	a.op("ADDQ $32, SI")
-	a.op("ADDQ $32, DX")
-	a.op("SUBQ $8, CX")
-	a.op("JNE loop")
+	lanesLoop(a, "loop", func(lanes int) {
+		each(a, lanes, "VMOVUPS %[4]d(DX), Y%[1]d")
+		activate(a, "GELU", lanes)
+		each(a, lanes, "VMULPS %[4]d(SI), Y%[1]d, Y%[1]d")
+		each(a, lanes, "VMOVUPS Y%[1]d, %[4]d(DI)")
+	}, func(bytes int) {
+		for _, r := range []string{"DI", "SI", "DX"} {
+			a.op("ADDQ $%d, %s", bytes, r)
+		}
+	})
 	a.op("VZEROUPPER")
 	a.op("RET")
 }
