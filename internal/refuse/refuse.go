@@ -29,7 +29,7 @@ func Errorf(path, format string, args ...any) error {
 // file can neither break the line nor write to the terminal, and cuts what is
 // too long to read.
 func oneLine(s string) string {
-	const most = 2000
+	const most = 100_000
 	out := make([]rune, 0, len(s))
 	for _, r := range s {
 		if r < ' ' || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' {

@@ -1,7 +1,20 @@
 // Package diffusers reads networks and schedulers as the diffusers library
 // lays them out on disk: a folder or a repository with model_index.json,
-// config.json, scheduler_config.json and safetensors files.
+// config.json, scheduler_config.json and safetensors files. Whatever a file
+// says that is wrong, contradictory or not supported is reported as a
+// *refuse.Error that names the key or tensor; nothing is silently skipped.
 package diffusers
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"drift/internal/refuse"
+	"drift/internal/safetensors"
+)
 
 // Weights gives the tensors of one network by name.
 type Weights interface {
@@ -14,3 +27,173 @@ type Weights interface {
 	// The slice belongs to the caller.
 	Float32(name string) ([]float32, error)
 }
+
+// A Checkpoint is the Weights of a configuration in safetensors files. It
+// holds exactly the tensors that the configuration asks for.
+type Checkpoint struct {
+	// Notes says which tensors stand under legacy names, and which were left
+	// out.
+	Notes []string
+
+	reader *safetensors.Reader
+	names  []string
+	bound  map[string]boundTensor
+}
+
+type boundTensor struct {
+	stored string // its name in the file
+	shape  []int
+}
+
+// NewCheckpoint matches the tensors of a file, or of the shards of an index,
+// with those of a configuration. Attention weights named query, key, value and
+// proj_attn stand for to_q, to_k, to_v and to_out.0, in matrices or 1x1
+// convolutions. All tensors that are missing, unexpected, of another shape or
+// not floating-point are listed in one refusal. The checkpoint keeps r.
+func NewCheckpoint(c Config, r *safetensors.Reader) (*Checkpoint, error) {
+	w := &Checkpoint{reader: r, bound: map[string]boundTensor{}}
+	used := map[string]bool{}
+	faults := map[string][]string{}
+	renamed, squeezed := 0, 0
+	for _, want := range c.Tensors() {
+		stored, copies := w.find(want.Name)
+		if stored == "" {
+			faults["missing"] = append(faults["missing"], want.Name)
+			continue
+		}
+		used[stored] = true
+		for _, other := range copies {
+			used[other] = true
+			same, err := w.equal(stored, other)
+			if err != nil {
+				return nil, err
+			}
+			if !same {
+				faults["given twice with different values"] = append(faults["given twice with different values"], stored+" and "+other)
+			}
+		}
+		x, _ := r.Tensor(stored)
+		flat := len(x.Shape) == 4 && len(want.Shape) == 2 && x.Shape[2] == 1 && x.Shape[3] == 1 && slices.Equal(x.Shape[:2], want.Shape) && attention.MatchString(want.Name)
+		switch {
+		case !flat && !slices.Equal(x.Shape, want.Shape):
+			faults["of another shape"] = append(faults["of another shape"], fmt.Sprintf("%s has %v and should have %v", stored, x.Shape, want.Shape))
+		case x.DType != safetensors.F16 && x.DType != safetensors.BF16 && x.DType != safetensors.F32 && x.DType != safetensors.F64:
+			faults["of a type that is not read"] = append(faults["of a type that is not read"], fmt.Sprintf("%s is %s", stored, x.DType))
+		}
+		if stored != want.Name {
+			renamed++
+		}
+		if flat {
+			squeezed++
+		}
+		w.names = append(w.names, want.Name)
+		w.bound[want.Name] = boundTensor{stored, want.Shape}
+	}
+	for _, x := range r.Tensors() {
+		switch {
+		case used[x.Name]:
+		case c.ClassName() == "DiTTransformer2DModel" && x.Name == "pos_embed.pos_embed":
+			w.Notes = append(w.Notes, "pos_embed.pos_embed is left out: the position table is computed")
+		default:
+			faults["unexpected"] = append(faults["unexpected"], x.Name)
+		}
+	}
+	if len(faults) > 0 {
+		var parts []string
+		for _, kind := range []string{"missing", "unexpected", "of another shape", "of a type that is not read", "given twice with different values"} {
+			if list := faults[kind]; len(list) > 0 {
+				parts = append(parts, fmt.Sprintf("%d %s: %s", len(list), kind, strings.Join(list, ", ")))
+			}
+		}
+		return nil, refuse.Errorf(r.Path(), "the tensors are not those of the %s that the configuration describes; %s", c.ClassName(), strings.Join(parts, "; "))
+	}
+	if renamed > 0 {
+		w.Notes = append(w.Notes, fmt.Sprintf("%d tensors stand under legacy names", renamed))
+	}
+	if squeezed > 0 {
+		w.Notes = append(w.Notes, fmt.Sprintf("%d attention matrices are stored as 1x1 convolutions", squeezed))
+	}
+	return w, nil
+}
+
+// attention matches the weights of an attention layer that is a child of a
+// block itself; those inside transformer blocks never had other names.
+var attention = regexp.MustCompile(`\.attentions\.\d+\.(to_q|to_k|to_v|to_out\.0)\.(weight|bias)$`)
+
+// legacyAttention are the names of the first releases.
+var legacyAttention = map[string]string{"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+// find returns the name under which a file holds a tensor, and names of
+// copies of it. Old files have the convolution of a resampler twice, and the
+// frequencies of the Fourier embedding.
+func (w *Checkpoint) find(name string) (stored string, copies []string) {
+	candidates := []string{name}
+	if m := attention.FindStringSubmatchIndex(name); m != nil {
+		candidates = append(candidates, name[:m[2]]+legacyAttention[name[m[2]:m[3]]]+name[m[3]:])
+	}
+	if strings.Contains(name, "samplers.0.conv.") {
+		candidates = append(candidates, strings.Replace(name, "samplers.0.conv.", "samplers.0.Conv2d_0.", 1))
+	}
+	if name == "time_proj.weight" {
+		candidates = append(candidates, "time_proj.W")
+	}
+	for _, c := range candidates {
+		if _, ok := w.reader.Tensor(c); !ok {
+			continue
+		}
+		if stored == "" {
+			stored = c
+		} else {
+			copies = append(copies, c)
+		}
+	}
+	return stored, copies
+}
+
+func (w *Checkpoint) equal(a, b string) (bool, error) {
+	x, _ := w.reader.Tensor(a)
+	y, _ := w.reader.Tensor(b)
+	if x.DType != y.DType || !slices.Equal(x.Shape, y.Shape) {
+		return false, nil
+	}
+	p, err := w.reader.Bytes(a)
+	if err != nil {
+		return false, err
+	}
+	q, err := w.reader.Bytes(b)
+	return bytes.Equal(p, q), err
+}
+
+// Names implements Weights.
+func (w *Checkpoint) Names() []string { return slices.Clone(w.names) }
+
+// Shape implements Weights.
+func (w *Checkpoint) Shape(name string) ([]int, bool) {
+	b, ok := w.bound[name]
+	return slices.Clone(b.shape), ok
+}
+
+// Float32 implements Weights.
+func (w *Checkpoint) Float32(name string) ([]float32, error) {
+	b, ok := w.bound[name]
+	if !ok {
+		return nil, refuse.Errorf(w.reader.Path(), "the configuration has no tensor %q", name)
+	}
+	return w.reader.Float32(b.stored)
+}
+
+// DTypes counts the tensors of each element type.
+func (w *Checkpoint) DTypes() map[string]int {
+	n := map[string]int{}
+	for _, b := range w.bound {
+		x, _ := w.reader.Tensor(b.stored)
+		n[string(x.DType)]++
+	}
+	return n
+}
+
+// Files lists the paths of the file, or of the shards.
+func (w *Checkpoint) Files() []string { return w.reader.Files() }
+
+// Close closes the files.
+func (w *Checkpoint) Close() error { return w.reader.Close() }
