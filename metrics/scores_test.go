@@ -5,6 +5,8 @@ import (
 	"errors"
 	"math"
 	"testing"
+
+	"gonum.org/v1/gonum/mat"
 )
 
 var ctx = context.Background()
@@ -96,19 +98,21 @@ func TestKIDGoldens(t *testing.T) {
 		if !r.Warned(WarnOverlap) {
 			t.Errorf("set %s: no warning about overlapping subsets", name)
 		}
-		for _, c := range []struct {
-			k    Kernel
-			e    Estimator
-			want float64
-		}{
-			{Polynomial{}, Biased, s.KID.Full["biased"]}, {Polynomial{}, Unbiased, s.KID.Full["unbiased"]},
-			{Gaussian{10}, Biased, s.KID.FullRBF["biased"]}, {Gaussian{10}, Unbiased, s.KID.FullRBF["unbiased"]},
-		} {
-			r, err := MMD{Kernel: c.k, Estimator: c.e}.Compare(ctx, x, y)
+		for k, want := range map[Kernel]map[string]float64{Polynomial{}: s.KID.Full, Gaussian{10}: s.KID.FullRBF} {
+			sums, err := kernelSums(ctx, k, x, y, false)
 			if err != nil {
 				t.Fatal(err)
 			}
-			near(t, setKey(name, c.k.String()+" "+c.e.String()), r.Value, c.want, 1e-12)
+			for _, e := range []Estimator{Biased, Unbiased} {
+				v, err := sums.mmd(e)
+				if err != nil {
+					t.Fatal(err)
+				}
+				near(t, setKey(name, k.String()+" "+e.String()), v, want[e.String()], 1e-12)
+			}
+		}
+		if name == "c" {
+			continue
 		}
 		full, err := KID{Full: true}.Compare(ctx, x, y)
 		if err != nil {
@@ -383,5 +387,140 @@ func TestCollector(t *testing.T) {
 	}
 	if err := c.Add(Matrix{1, 2, []float64{0, 0}}); !errors.Is(err, ErrDims) {
 		t.Errorf("dimension: %v", err)
+	}
+}
+
+func TestInceptionScore(t *testing.T) {
+	var raw struct {
+		IS map[string]map[string]any `json:"inception_score"`
+	}
+	loadJSON(t, "scores.json", &raw)
+	arr := loadNPZ(t, "features.npz")
+	for name, g := range raw.IS {
+		x := arr[name].matrix32()
+		for i, v := range g["permutation_first8_seed2020"].([]any) {
+			if got := NewSource(2020).Choice(x.N, x.N)[i]; got != int(v.(float64)) {
+				t.Fatalf("%s: permutation entry %d is %d, want %v", name, i, got, v)
+			}
+		}
+		for key, c := range map[string]InceptionScore{
+			"splits=1,shuffle=False": {Splits: 1}, "splits=1,shuffle=True": {Splits: 1, Source: NewSource(2020)},
+			"splits=10,shuffle=False": {}, "splits=10,shuffle=True": {Source: NewSource(2020)},
+		} {
+			want := g[key].([]any)
+			r, err := c.Compare(ctx, nil, x)
+			if err != nil {
+				t.Fatal(err)
+			}
+			near(t, name+" "+key, r.Value, want[0].(float64), 1e-12)
+			near(t, name+" "+key+" std", r.Std, want[1].(float64), 1e-12)
+		}
+	}
+	logits := func(rows ...[]float64) Matrix {
+		m := Matrix{len(rows), len(rows[0]), nil}
+		for _, r := range rows {
+			for _, p := range r {
+				m.X = append(m.X, math.Log(p))
+			}
+		}
+		return m
+	}
+	for what, c := range map[string]struct {
+		x    Matrix
+		want float64
+	}{
+		"three rows":     {logits([]float64{.7, .2, .1}, []float64{.1, .8, .1}, []float64{.2, .2, .6}), 1.3339551094},
+		"constant rows":  {logits([]float64{.7, .2, .1}, []float64{.7, .2, .1}), 1},
+		"one row":        {logits([]float64{.7, .2, .1}), 1},
+		"one-hot over 4": {Matrix{4, 4, []float64{900, 0, 0, 0, 0, 900, 0, 0, 0, 0, 900, 0, 0, 0, 0, 900}}, 4},
+	} {
+		r, err := InceptionScore{Splits: 1}.Compare(ctx, nil, c.x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		near(t, what, r.Value, c.want, 5e-11)
+	}
+	if _, err := (InceptionScore{}).Compare(ctx, nil, logits([]float64{1, 1})); !errors.Is(err, ErrTooFew) {
+		t.Errorf("ten splits of one row: %v", err)
+	}
+}
+
+func TestVendi(t *testing.T) {
+	sets, data, _ := loadScores(t)
+	for name, s := range sets {
+		if !s.Stored {
+			continue
+		}
+		for key, c := range map[string]struct{ q, tol float64 }{
+			"K_q=0.5": {.5, 1e-6}, "K_q=1": {1, 1e-10}, "K_q=2": {2, 1e-10}, "K_q=inf": {math.Inf(1), 1e-10},
+			"dual_q=1": {0, 1e-10}, "recomputed_q=1": {1, 1e-10}, "recomputed_q=2": {2, 1e-10},
+		} {
+			r, err := Vendi{Q: c.q}.Compare(ctx, nil, data[name][0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			rel(t, setKey(name, key), r.Value, s.Vendi[key], c.tol)
+		}
+		u := all(unit{data[name][0]})
+		k := mat.NewSymDense(u.N, nil)
+		for i := range u.N {
+			for j := i; j < u.N; j++ {
+				k.SetSym(i, j, math.Exp(-sqDist(u.row(i), u.row(j))))
+			}
+		}
+		v, err := Vendi{}.Kernel(k, u.N)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rel(t, setKey(name, "RBF kernel"), v, s.Vendi["rbf_exp(-|a-b|^2)_q=1"], 1e-10)
+	}
+	kernel := func(n int, f func(i, j int) float64) *mat.SymDense {
+		k := mat.NewSymDense(n, nil)
+		for i := range n {
+			for j := i; j < n; j++ {
+				k.SetSym(i, j, f(i, j))
+			}
+		}
+		return k
+	}
+	pairs := func(i, j int) float64 { return math.Exp(-10 * math.Abs(float64(i/2-j/2))) }
+	half := func(i, j int) float64 {
+		if i == j {
+			return 1
+		}
+		return .5
+	}
+	for _, c := range []struct {
+		n    int
+		f    func(i, j int) float64
+		q    float64
+		want float64
+	}{
+		{6, pairs, 1, 2.9999999959}, {6, pairs, 2, 2.9999999918}, {6, pairs, math.Inf(1), 2.9998073937},
+		{2, half, 1, 1.7547653506}, {2, half, 2, 1.6}, {2, half, math.Inf(1), 4.0 / 3}, {3, half, 1, 2.3811015780},
+		{4, func(i, j int) float64 { return 1 }, 1, 1}, {1, half, 2, 1},
+	} {
+		v, err := Vendi{Q: c.q}.Kernel(kernel(c.n, c.f), c.n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		near(t, "closed form", v, c.want, 6e-11)
+	}
+	eye := Matrix{3, 5, []float64{2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 7, 0}}
+	for _, m := range []Matrix{eye, {6, 5, append(append([]float64(nil), eye.X...), eye.X...)}} {
+		r, err := Vendi{}.Compare(ctx, nil, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		near(t, "orthogonal features", r.Value, 3, 1e-13) // duplicates do not count
+	}
+	if _, err := (Vendi{}).Compare(ctx, nil, Matrix{2, 2, []float64{1, 0, 0, 0}}); err == nil {
+		t.Error("a zero row was accepted")
+	}
+	if _, err := (Vendi{Q: -1}).Kernel(kernel(2, half), 2); err == nil {
+		t.Error("a negative order was accepted")
+	}
+	if _, err := (Vendi{}).Kernel(mat.NewSymDense(1, []float64{math.NaN()}), 1); !errors.Is(err, ErrNaN) {
+		t.Errorf("NaN kernel: %v", err)
 	}
 }
