@@ -34,9 +34,9 @@ func (s AttentionSpec) normal() AttentionSpec {
 }
 
 const (
-	attnKeys  = 256 // keys per block; a multiple of every nr
-	attnPitch = attnKeys + 16
-	attnTiles = 4 // tiles of queries per item
+	attnKeys   = 256     // keys per block; a multiple of every nr
+	attnScores = 24 << 8 // about as many scores are worked on at a time
+	attnRows   = 96      // most queries of an item
 )
 
 var negInf = float32(math.Inf(-1))
@@ -45,13 +45,26 @@ var negInf = float32(math.Inf(-1))
 // distance of two of them is no NaN, and far below every true score.
 const hidden = -1e30
 
-type attnSizes struct{ kStep, vStep, dPad, qRows, perWorker int }
+// attnAlign is what the number of keys of a block is rounded up to, with
+// hidden ones, for whole vectors in the softmax.
+const attnAlign = 32
+
+var hiddenKeys = func() (h [attnAlign]float32) {
+	for i := range h {
+		h[i] = hidden
+	}
+	return
+}()
+
+type attnSizes struct{ kStep, vStep, dPad, qRows, pitch, perWorker int }
 
 func attnSizesOf(o *ops, s *AttentionSpec) attnSizes {
-	z := attnSizes{dPad: roundUp(s.D, o.nr), qRows: attnTiles * o.mr}
+	keys := roundUp(min(s.Tk, attnKeys), attnAlign)
+	z := attnSizes{dPad: roundUp(s.D, o.nr), pitch: keys + 16}
+	z.qRows = roundUp(min(max(attnScores/keys, 24), attnRows), o.mr)
 	z.kStep = roundUp(s.Tk, o.nr) * s.D
 	z.vStep = z.dPad * s.Tk
-	z.perWorker = roundUp(z.qRows*attnPitch, 16) + roundUp(z.qRows*z.dPad, 16) + roundUp(4*z.qRows, 16) + 16
+	z.perWorker = roundUp(z.qRows*z.pitch, 16) + roundUp(z.qRows*z.dPad, 16) + roundUp(4*z.qRows, 16) + 16
 	return z
 }
 
@@ -85,7 +98,7 @@ func Attention(p *Pool, dst, q, k, v []float32, spec AttentionSpec, scratch []fl
 	j.sRows = int64s(cv.take(2*j.z.qRows), j.z.qRows)
 	for i := range j.z.qRows {
 		j.qRows[i] = int64(i) * int64(s.LdQ) * 4
-		j.sRows[i] = int64(i) * attnPitch * 4
+		j.sRows[i] = int64(i*j.z.pitch) * 4
 	}
 	j.packing = true
 	p.run(bh*ceilDiv(s.Tk, attnKeys), j)
@@ -155,7 +168,7 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 	b, h := bh/s.Heads, bh%s.Heads
 	m := min(z.qRows, s.Tq-t0)
 	cv := carver{s: j.work[worker*z.perWorker : (worker+1)*z.perWorker]}
-	scores := cv.take(z.qRows * attnPitch)
+	scores := cv.take(z.qRows * z.pitch)
 	out := cv.take(z.qRows * z.dPad)
 	stat := cv.take(4 * z.qRows)
 	segs := int64s(cv.take(4), 2)
@@ -176,12 +189,12 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 		segs[0], segs[1] = 0, int64(s.D)
 		one[0] = kblock{n: 1}
 		t := tilePass{o: o, m: m, base: q, rows: &j.qRows[0], segs: segs, blocks: one[:],
-			w: kp[k0*s.D:], k: s.D, cols: attnPitch, dst: scores}
+			w: kp[k0*s.D:], k: s.D, cols: z.pitch, dst: scores}
 		t.run(0, ceilDiv(kn, nr))
 		scale := s.Scale
 		if s.KeyBias != nil || s.Causal {
 			for i := range m {
-				row := scores[i*attnPitch : i*attnPitch+kn]
+				row := scores[i*z.pitch : i*z.pitch+kn]
 				o.scale(row, scale)
 				if s.KeyBias != nil {
 					for c, v := range s.KeyBias[b*s.Tk+k0 : b*s.Tk+k0+kn] {
@@ -199,19 +212,17 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 			}
 			scale = 1
 		}
-		n8 := roundUp(kn, 8)
-		if n8 > kn {
+		whole := roundUp(kn, attnAlign)
+		if whole > kn {
 			for i := range m {
-				for c := kn; c < n8; c++ {
-					scores[i*attnPitch+c] = hidden
-				}
+				copy(scores[i*z.pitch+kn:i*z.pitch+whole], hiddenKeys[:])
 			}
 		}
 		copy(old, top)
-		o.softmaxRows(&scores[0], attnPitch*4, m, n8, scale, &top[0], &part[0])
+		o.softmaxRows(&scores[0], z.pitch*4, m, whole, scale, &top[0], &part[0])
 		for i := range m {
 			if top[i] == hidden && part[i] == part[i] { // no key yet
-				clear(scores[i*attnPitch : i*attnPitch+kn])
+				clear(scores[i*z.pitch : i*z.pitch+kn])
 				part[i] = 0
 			}
 			if k0 > 0 && top[i] != old[i] {
