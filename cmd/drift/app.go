@@ -100,7 +100,7 @@ func trimFlagError(s string) string {
 // report says what went wrong: one line, and perhaps a hint.
 func (a *app) report(err error, data *bufio.Writer) {
 	a.bar.Close()
-	text, tip := oneLine(err.Error()), ""
+	text, tip := trimPackage(oneLine(err.Error())), ""
 	var h *hint
 	if errors.As(err, &h) {
 		tip = h.hint

@@ -32,6 +32,7 @@ func arrange(root *cli.App, args []string, env func(string) string) ([]string, e
 	var verbs, flags, rest []string
 	cmds, known := root.Commands, root.Flags
 	given := map[string]bool{}
+	args = slices.Clone(args)
 	leaf := (*cli.Command)(nil)
 	for i := 0; i < len(args); i++ {
 		arg := args[i]
@@ -39,6 +40,9 @@ func arrange(root *cli.App, args []string, env func(string) string) ([]string, e
 		case arg == "--":
 			rest = append(rest, args[i+1:]...)
 			i = len(args)
+		case arg == "--version" && leaf == nil:
+			args[i] = "version"
+			i--
 		case len(arg) > 1 && arg[0] == '-' && !number(arg):
 			name, value, has := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(arg, "-"), "-"), "=")
 			f, canonical := find(known, leaf, name)

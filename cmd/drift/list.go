@@ -125,10 +125,6 @@ func (a *app) printEntry(e entry) {
 		fmt.Fprintf(a.out, "%-20s   also: %s\n", "", strings.Join(e.Aliases, ", "))
 	}
 	for _, o := range e.Options {
-		def := ""
-		if o.Default != "" {
-			def = " (" + o.Default + ")"
-		}
-		fmt.Fprintf(a.out, "%-20s   %s=%s %s\n", "", o.Name, def, o.Help)
+		fmt.Fprintf(a.out, "%-20s   %-26s %s\n", "", o.Name+"="+o.Default, o.Help)
 	}
 }

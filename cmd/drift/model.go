@@ -1,12 +1,283 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
 	"github.com/urfave/cli/v2"
+
+	"drift/internal/npz"
+	"drift/internal/refuse"
+	"drift/internal/safetensors"
+	"drift/internal/strictjson"
+	"drift/models/analytic"
+	"drift/models/diffusers"
+	"drift/models/open"
+	"drift/schedules"
 )
 
 func modelVerb(a *app) *cli.Command {
-	return &cli.Command{
-		Name: "model", Usage: "look into, check, run and time models",
-		Subcommands: []*cli.Command{},
+	model := func(more ...cli.Flag) []cli.Flag {
+		return append([]cli.Flag{
+			&cli.StringFlag{Name: "dtype", Usage: "arithmetic of the network: f32, bf16 (`T`)"},
+			&cli.StringFlag{Name: "tier", Usage: "kernel `TIER` (default: the best this CPU has)"},
+		}, more...)
 	}
+	return &cli.Command{
+		Name: "model", Usage: "look into, check, run and time models", UsageText: "VERB [flags] X",
+		Subcommands: []*cli.Command{
+			{
+				Name: "info", Usage: "say what a model is", UsageText: "X", Flags: model(),
+				Action: func(c *cli.Context) error { return a.modelInfo(c) },
+			},
+			{
+				Name: "verify", Usage: "read all of a file or folder with every check", UsageText: "X",
+				Description: "X is an embedded model, a folder, or a .safetensors, .npy, .npz or .json file (target, network or scheduler configuration). Exit code 3 when it is refused.",
+				Action:      func(c *cli.Context) error { return a.modelVerify(c) },
+			},
+			{
+				Name: "run", Usage: "make one forward pass", UsageText: "X --in IN.npz --out OUT.npz",
+				Description: "IN.npz holds the arguments under the reference's names: sample, timestep, class_labels. OUT.npz gets out, and vjp with --vjp. For an analytic target timestep is the process's own time.",
+				Flags: model(
+					&cli.StringFlag{Name: "in", Usage: "arguments (`IN.npz`)"},
+					&cli.StringFlag{Name: "out", Usage: "result (`OUT.npz`)"},
+					&cli.StringFlag{Name: "vjp", Usage: "also the gradient of sum(out * cotangent) with respect to sample; `COTANGENT` is an array of IN.npz, or a .npz that holds cotangent"},
+				),
+				Action: func(c *cli.Context) error { return a.modelRun(c) },
+			},
+			{
+				Name: "bench", Usage: "time the forward pass", UsageText: "X",
+				Description: "X is a model, or a network's config.json (weights of the true size are made up). Prints the shortest and the median time, and multiply-adds per second of the shortest.",
+				Flags: model(
+					&cli.IntFlag{Name: "batch", Usage: "images at a time (`B`)", Value: 1},
+					&cli.IntFlag{Name: "rounds", Usage: "forward passes to time (`N`)", Value: 10},
+					&cli.BoolFlag{Name: "vjp", Usage: "time the gradient with respect to the image too"},
+				),
+				Action: func(c *cli.Context) error { return a.modelBench(c) },
+			},
+		},
+	}
+}
+
+func (a *app) modelInfo(c *cli.Context) error {
+	name, err := oneArg(c, "a model")
+	if err != nil {
+		return err
+	}
+	m, err := a.openModel(c.Context, name, c.String("dtype"), c.String("tier"))
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	i, d := m.Info, m.Defaults
+	var process json.RawMessage
+	if b, err := schedules.MarshalProcess(m.Denoiser.Process()); err == nil {
+		process = b
+	}
+	macs := 0
+	if m.Net != nil && len(i.Shape) == 3 {
+		if macs, err = m.Net.MACs(i.Shape[1], i.Shape[2]); err != nil {
+			return err
+		}
+	}
+	if a.json {
+		a.emit(map[string]any{"name": name, "hash": i.Hash, "shape": i.Shape, "classes": i.Classes, "labels": i.Labels, "dtype": i.DType, "tier": i.Tier,
+			"parameters": i.Params, "macs": macs, "process": process, "sampler": d.Sampler, "schedule": d.Schedule, "steps": d.Steps, "guiders": d.Guiders})
+		return nil
+	}
+	line := func(key, format string, args ...any) {
+		fmt.Fprintf(a.out, "%-12s "+format+"\n", append([]any{key}, args...)...)
+	}
+	line("name", "%s", name)
+	line("hash", "%s", i.Hash)
+	line("shape", "%v", i.Shape)
+	if i.Classes > 0 {
+		line("classes", "%d: %s", i.Classes, oneLine(strings.Join(i.Labels, ", ")))
+	}
+	line("arithmetic", "%s %s", i.DType, i.Tier)
+	line("parameters", "%d", i.Params)
+	if macs > 0 {
+		line("multiply-adds", "%.4g million per image", float64(macs)/1e6)
+	}
+	line("process", "%s", string(process))
+	line("sampler", "%s, %d steps", d.Sampler, d.Steps)
+	if d.Schedule != "" {
+		line("schedule", "%s", d.Schedule)
+	}
+	for _, g := range d.Guiders {
+		line("guider", "%s", g)
+	}
+	return nil
+}
+
+func (a *app) modelVerify(c *cli.Context) error {
+	name, err := oneArg(c, "a file or folder")
+	if err != nil {
+		return err
+	}
+	var what string
+	if embedded(name) {
+		what, err = a.verifyModel(c.Context, name)
+	} else {
+		what, err = a.verify(c.Context, name)
+	}
+	if err != nil {
+		return err
+	}
+	if a.json {
+		a.emit(map[string]any{"path": name, "ok": true, "what": what})
+		return nil
+	}
+	fmt.Fprintf(a.out, "%s: %s\n", name, what)
+	return nil
+}
+
+// verify reads a file or folder and says what it is.
+func (a *app) verify(ctx context.Context, name string) (string, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return "", err
+	}
+	if info.IsDir() {
+		return a.verifyFolder(ctx, name)
+	}
+	switch strings.ToLower(filepath.Ext(name)) {
+	case ".safetensors":
+		r, err := safetensors.Open(name)
+		return verifyTensors(r, err)
+	case ".npz":
+		return verifyArrays(name)
+	case ".npy":
+		x, err := npz.ReadArray(name)
+		if err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("array %s %v", x.DType, x.Shape), nil
+	case ".json":
+		return a.verifyJSON(name)
+	}
+	return "", usagef("model verify %s: want a folder, .safetensors, .npz, .npy or .json", name)
+}
+
+func verifyTensors(r *safetensors.Reader, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	values := 0
+	for _, t := range r.Tensors() {
+		if _, err := r.Bytes(t.Name); err != nil {
+			return "", err
+		}
+		values += t.Len()
+	}
+	return fmt.Sprintf("safetensors, %d tensors, %d values in %d files", len(r.Tensors()), values, len(r.Files())), nil
+}
+
+func verifyArrays(name string) (string, error) {
+	z, err := npz.Read(name)
+	if err != nil {
+		return "", err
+	}
+	defer z.Close()
+	var list []string
+	for _, i := range z.Arrays() {
+		if _, err := z.Array(i.Name); err != nil {
+			return "", err
+		}
+		list = append(list, fmt.Sprintf("%s %s %v", i.Name, i.DType, i.Shape))
+	}
+	return fmt.Sprintf("npz, %d arrays: %s", len(list), oneLine(strings.Join(list, ", "))), nil
+}
+
+// verifyJSON reads a target, a scheduler's or a network's configuration, or an index of shards.
+func (a *app) verifyJSON(name string) (string, error) {
+	base := strings.ToLower(filepath.Base(name))
+	if strings.HasSuffix(base, ".safetensors.index.json") {
+		r, err := safetensors.OpenIndex(name)
+		return verifyTensors(r, err)
+	}
+	o, err := strictjson.ReadFile(name, 32<<20, strictjson.Limits{})
+	if err != nil {
+		return "", err
+	}
+	class := ""
+	if v, ok := o.Get("_class_name"); ok {
+		class, _ = v.(string)
+	}
+	_, typed := o.Get("type")
+	switch {
+	case typed && class == "":
+		m, err := analytic.Open(name)
+		if err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("analytic target in %d dimensions, process %s", m.Dim(), m.Process().Name()), nil
+	case strings.HasSuffix(class, "Scheduler"), strings.Contains(base, "scheduler"):
+		s, err := diffusers.ReadScheduler(name)
+		if err != nil {
+			return "", err
+		}
+		return "scheduler configuration of " + s.ClassName, nil
+	}
+	cfg, err := diffusers.ReadConfig(name)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("network configuration of %s, %d parameters", cfg.ClassName(), diffusers.Parameters(cfg)), nil
+}
+
+// verifyFolder reads every file of a model folder, and opens it as a model where it is one.
+func (a *app) verifyFolder(ctx context.Context, dir string) (string, error) {
+	files, network := 0, false
+	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		base := e.Name()
+		switch {
+		case base == "config.json":
+			network = true
+		case base == "scheduler_config.json", strings.HasSuffix(base, ".safetensors"), strings.HasSuffix(base, ".npz"), strings.HasSuffix(base, ".npy"),
+			strings.HasSuffix(base, ".safetensors.index.json"):
+		default:
+			return nil
+		}
+		files++
+		_, err = a.verify(ctx, path)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	if files == 0 {
+		return "", refuse.Errorf(dir, "holds no file of a model")
+	}
+	if !network {
+		return fmt.Sprintf("folder of %d files", files), nil
+	}
+	return a.verifyModel(ctx, dir)
+}
+
+func (a *app) verifyModel(ctx context.Context, name string) (string, error) {
+	var m *open.Model
+	if exists(filepath.Join(name, "config.json")) { // a network without a pipeline around it
+		n, err := openNet(name, "", "")
+		if err != nil {
+			return "", err
+		}
+		defer n.Close()
+		cfg := n.Config()
+		return fmt.Sprintf("%s, %d parameters", cfg.ClassName(), n.Parameters()), nil
+	}
+	m, err := a.openModel(ctx, name, "", "")
+	if err != nil {
+		return "", err
+	}
+	defer m.Close()
+	return fmt.Sprintf("model with images of shape %v, %d classes, %d parameters, process %s", m.Info.Shape, m.Info.Classes, m.Info.Params, m.Denoiser.Process().Name()), nil
 }

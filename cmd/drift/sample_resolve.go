@@ -83,6 +83,13 @@ func (s *sampling) base() (*manifest.Run, error) {
 			return nil, err
 		}
 	}
+	for _, in := range []string{"init", "init-image", "noise", "grid", "from", "prompts", "model"} {
+		for _, out := range []string{"out", "trajectory", "log"} {
+			if s.c.IsSet(in) && s.c.IsSet(out) && sameFile(s.c.String(out), s.c.String(in)) {
+				return nil, usagef("--%s %s is the input of --%s: it would be overwritten", out, s.c.String(out), in)
+			}
+		}
+	}
 	if name := s.c.String("from"); s.c.IsSet("from") {
 		texts, err := readTexts(name)
 		if err != nil {
@@ -271,13 +278,6 @@ func (s *sampling) resolveOut(_ context.Context, base *manifest.Run) error {
 		s.desc.Rounding = string(r)
 	} else if s.c.IsSet("rounding") {
 		return usagef("--rounding is for pictures")
-	}
-	for _, in := range []string{"init", "init-image", "noise", "grid", "from", "prompts", "model"} {
-		for _, out := range []string{s.path, s.c.String("trajectory"), s.c.String("log")} {
-			if out != "" && in != "from" && sameFile(out, s.c.String(in)) {
-				return usagef("%s is the input of --%s: it would be overwritten", out, in)
-			}
-		}
 	}
 	return nil
 }
@@ -672,7 +672,7 @@ func (s *sampling) fit(ctx context.Context, smp samplers.Sampler, make func(int)
 	}
 	g, err := job.Fit(s.c.Int("nfe"), make, func(g schedules.Grid) (float64, error) {
 		if s.plan.Wrap == nil {
-			return float64(samplers.NFE(smp, len(g)-1, g[len(g)-1].Sigma == 0)), nil
+			return float64(samplers.NFE(smp, g)), nil
 		}
 		c, err := s.costOf(ctx, smp, g)
 		return c.NFE, err

@@ -1,0 +1,402 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"drift/internal/kernels"
+	"drift/internal/npz"
+	"drift/internal/refuse"
+	"drift/internal/safetensors"
+	"drift/models"
+	"drift/models/diffusers"
+	"drift/models/unet2d"
+	"drift/schedules"
+)
+
+// openNet opens a bare network: a folder with config.json and weights, or a config.json alone, whose weights are then
+// made up.
+func openNet(name, dtype, tier string) (*unet2d.Net, error) {
+	t := kernels.Detect()
+	if tier != "" {
+		var err error
+		if t, err = kernels.ParseTier(tier); err != nil {
+			return nil, badUse("tier", err)
+		}
+		if !t.Supported() {
+			return nil, usagef("--tier %s: this machine has %v", t, kernels.Tiers())
+		}
+	}
+	kind, ok := map[string]kernels.DType{"": kernels.F32, "f32": kernels.F32, "bf16": kernels.BF16}[dtype]
+	if !ok {
+		return nil, usagef("--dtype %s: a network computes in f32 or bf16", dtype)
+	}
+	config, weights := name, ""
+	if info, err := os.Stat(name); err != nil {
+		return nil, err
+	} else if info.IsDir() {
+		config, weights = filepath.Join(name, "config.json"), filepath.Join(name, "diffusion_pytorch_model.safetensors")
+	}
+	cfg, err := diffusers.ReadConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	unet, ok := cfg.(*diffusers.UNet2DConfig)
+	if !ok {
+		return nil, refuse.Errorf(config, "a %s: only UNet2DModel runs here", cfg.ClassName())
+	}
+	var w diffusers.Weights
+	if weights == "" {
+		if w, err = unet2d.NewFormula(*unet); err != nil {
+			return nil, err
+		}
+	} else {
+		r, err := safetensors.Open(weights)
+		if errors.Is(err, fs.ErrNotExist) && exists(weights+".index.json") {
+			r, err = safetensors.OpenIndex(weights + ".index.json")
+		}
+		if err != nil {
+			return nil, err
+		}
+		w = tensorFile{r}
+	}
+	net, err := unet2d.New(*unet, w, unet2d.Options{Pool: kernels.NewPool(t, runtime.GOMAXPROCS(0)), DType: kind})
+	if err != nil {
+		return nil, refuse.Errorf(name, "%s", strings.TrimPrefix(err.Error(), "unet2d: "))
+	}
+	return net, nil
+}
+
+// tensorFile is a safetensors file as the weights of a network.
+type tensorFile struct{ *safetensors.Reader }
+
+func (t tensorFile) Names() []string {
+	var out []string
+	for _, x := range t.Tensors() {
+		out = append(out, x.Name)
+	}
+	return out
+}
+
+func (t tensorFile) Shape(name string) ([]int, bool) {
+	x, ok := t.Tensor(name)
+	return x.Shape, ok
+}
+
+// network finds the network that a name stands for, or the analytic target.
+func (a *app) network(ctx context.Context, name, dtype, tier string) (net *unet2d.Net, den models.Denoiser, done func(), err error) {
+	info, statErr := os.Stat(name)
+	bare := statErr == nil && info.IsDir() && exists(filepath.Join(name, "config.json"))
+	if statErr == nil && !info.IsDir() && filepath.Base(name) == "config.json" || bare {
+		net, err = openNet(name, dtype, tier)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		return net, nil, net.Close, nil
+	}
+	m, err := a.openModel(ctx, name, dtype, tier)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return m.Net, m.Denoiser, m.Close, nil
+}
+
+func (a *app) modelRun(c *cli.Context) error {
+	name, err := oneArg(c, "a model")
+	if err != nil {
+		return err
+	}
+	in, out := c.String("in"), c.String("out")
+	if in == "" || out == "" {
+		return usagef("model run needs --in and --out")
+	}
+	if !strings.EqualFold(filepath.Ext(out), ".npz") {
+		return usagef("--out %s: want a name that ends in .npz", out)
+	}
+	if sameFile(in, out) {
+		return usagef("%s is the input: it would be overwritten", out)
+	}
+	net, den, done, err := a.network(c.Context, name, c.String("dtype"), c.String("tier"))
+	if err != nil {
+		return err
+	}
+	defer done()
+	args, err := npz.ReadAll(in)
+	if err != nil {
+		return err
+	}
+	pass := &pass{file: in, args: args}
+	pass.readCommon()
+	if c.IsSet("vjp") {
+		pass.readCotangent(c.String("vjp"))
+	}
+	if pass.err != nil {
+		return pass.err
+	}
+	var results []npz.Array
+	if net != nil {
+		results, err = pass.network(c.Context, net)
+	} else {
+		results, err = pass.target(c.Context, den)
+	}
+	var bad *unet2d.InputError
+	if errors.As(err, &bad) {
+		return refuse.Errorf(in, "%s", bad.Reason)
+	}
+	if err != nil {
+		return err
+	}
+	if err := npz.Write(out, results...); err != nil {
+		return err
+	}
+	a.say("drift: %s", out)
+	return nil
+}
+
+// pass is one forward pass from a file of arguments.
+type pass struct {
+	file      string
+	args      map[string]*npz.Array
+	sample    *npz.Array
+	x         []float64
+	times     []float64
+	classes   []int
+	cotangent []float64
+	err       error
+}
+
+func (p *pass) fail(format string, args ...any) {
+	if p.err == nil {
+		p.err = refuse.Errorf(p.file, format, args...)
+	}
+}
+
+func (p *pass) readCommon() {
+	if p.sample = p.args["sample"]; p.sample == nil {
+		p.sample = p.args["hidden_states"]
+	}
+	t := p.args["timestep"]
+	if p.sample == nil || t == nil {
+		p.fail("wants arrays sample and timestep")
+		return
+	}
+	if len(p.sample.Shape) < 2 || slices.Min(p.sample.Shape) < 1 {
+		p.fail("sample has shape %v", p.sample.Shape)
+		return
+	}
+	n := p.sample.Shape[0]
+	var err error
+	if p.x, err = p.sample.Float64(); err != nil {
+		p.fail("%v", err)
+	}
+	if p.times, err = t.Float64(); err != nil {
+		p.fail("%v", err)
+	}
+	if len(p.times) == 1 {
+		p.times = slices.Repeat(p.times, n)
+	}
+	if len(p.times) != n {
+		p.fail("timestep has shape %v for %d rows", t.Shape, n)
+	}
+	if l := p.args["class_labels"]; l != nil {
+		v, err := l.Int64()
+		if err != nil {
+			p.fail("%v", err)
+		}
+		if len(v) != n {
+			p.fail("class_labels has shape %v for %d rows", l.Shape, n)
+		}
+		for _, k := range v {
+			p.classes = append(p.classes, int(k))
+		}
+	}
+}
+
+// readCotangent takes an array of the arguments, or cotangent of another file.
+func (p *pass) readCotangent(name string) {
+	a := p.args[name]
+	if a == nil {
+		if !strings.EqualFold(filepath.Ext(name), ".npz") {
+			p.fail("has no array %q for --vjp", name)
+			return
+		}
+		arrays, err := npz.ReadAll(name, "cotangent")
+		if err != nil {
+			p.err = cmp.Or(p.err, err)
+			return
+		}
+		a = arrays["cotangent"]
+	}
+	var err error
+	if p.cotangent, err = a.Float64(); err != nil || len(p.cotangent) != len(p.x) {
+		p.fail("the cotangent has shape %v, sample %v", a.Shape, p.sample.Shape)
+	}
+}
+
+func (p *pass) network(ctx context.Context, net *unet2d.Net) ([]npz.Array, error) {
+	s := p.sample.Shape
+	cfg := net.Config()
+	if len(s) != 4 || s[1] != cfg.InChannels {
+		return nil, refuse.Errorf(p.file, "sample has shape %v, the network takes (batch, %d, height, width)", s, cfg.InChannels)
+	}
+	b := &unet2d.Batch{H: s[2], W: s[3], T: p.times, Class: p.classes, Save: p.cotangent != nil}
+	if p.classes == nil && net.Classes() > 0 {
+		return nil, refuse.Errorf(p.file, "wants class_labels, 0 to %d", net.Classes()-1)
+	}
+	shape := []int{s[0], cfg.OutChannels, s[2], s[3]}
+	out := make([]float64, s[0]*cfg.OutChannels*s[2]*s[3])
+	if err := net.Forward(ctx, out, p.x, b); err != nil {
+		return nil, err
+	}
+	results := []npz.Array{{Name: "out", Shape: shape, Data: single(out)}}
+	if p.cotangent != nil {
+		grad := make([]float64, len(p.x))
+		if err := net.VJP(ctx, grad, p.cotangent); err != nil {
+			return nil, err
+		}
+		results = append(results, npz.Array{Name: "vjp", Shape: s, Data: single(grad)})
+	}
+	return results, nil
+}
+
+// single narrows what a float32 network gave.
+func single(v []float64) []float32 {
+	out := make([]float32, len(v))
+	for i, x := range v {
+		out[i] = float32(x)
+	}
+	return out
+}
+
+func (p *pass) target(ctx context.Context, den models.Denoiser) ([]npz.Array, error) {
+	gau, ok := den.Process().(schedules.Gaussian)
+	if !ok {
+		return nil, fmt.Errorf("the process %s has no times", den.Process().Name())
+	}
+	s := p.sample.Shape
+	if d, ok := models.As[models.Described](den); ok && !slices.Equal(s[1:], d.Info().Shape) {
+		return nil, refuse.Errorf(p.file, "sample has shape %v, the model wants rows of shape %v", s, d.Info().Shape)
+	}
+	q := &models.Query{X: models.Wrap(p.x, s...)}
+	for _, t := range p.times {
+		g, err := schedules.FromTimes(gau, []float64{t, t})
+		if err != nil {
+			return nil, refuse.Errorf(p.file, "timestep: %s", trimPackage(err.Error()))
+		}
+		q.At = append(q.At, g[0])
+		q.Rows = append(q.Rows, models.Row{})
+	}
+	if p.classes != nil {
+		q.Cond = &models.Cond{Classes: p.classes}
+	}
+	var pred models.Pred
+	results := []npz.Array{{Name: "out", Shape: s}}
+	if p.cotangent != nil {
+		v, ok := models.As[models.VJP](den)
+		if !ok {
+			return nil, fmt.Errorf("the model has no gradient")
+		}
+		grad := models.New(s...)
+		if err := v.VJP(ctx, q, &pred, models.Wrap(p.cotangent, s...), grad); err != nil {
+			return nil, err
+		}
+		results = append(results, npz.Array{Name: "vjp", Shape: s, Data: models.Data(grad)})
+	} else if err := den.Predict(ctx, q, &pred); err != nil {
+		return nil, err
+	}
+	results[0].Data = models.Data(pred.Out)
+	return results, nil
+}
+
+func dtypeName(net *unet2d.Net) string {
+	if net.DType() == kernels.BF16 {
+		return "bf16"
+	}
+	return "f32"
+}
+
+func (a *app) modelBench(c *cli.Context) error {
+	name, err := oneArg(c, "a model")
+	if err != nil {
+		return err
+	}
+	batch, rounds := c.Int("batch"), c.Int("rounds")
+	if batch < 1 || batch > 1<<16 || rounds < 1 {
+		return usagef("--batch and --rounds want 1 or more")
+	}
+	net, _, done, err := a.network(c.Context, name, c.String("dtype"), c.String("tier"))
+	if err != nil {
+		return err
+	}
+	defer done()
+	if net == nil {
+		return usagef("model bench %s: an analytic target has no network to time", name)
+	}
+	cfg := net.Config()
+	h, w := cfg.SampleSize.H, cfg.SampleSize.W
+	if h == 0 {
+		h, w = 32, 32
+	}
+	x := make([]float32, batch*cfg.InChannels*h*w)
+	for i := range x {
+		x[i] = float32(i%17)/8 - 1
+	}
+	out := make([]float32, batch*cfg.OutChannels*h*w)
+	b := &unet2d.Batch{H: h, W: w, T: slices.Repeat([]float64{1}, batch)}
+	if net.Classes() > 0 {
+		b.Class = make([]int, batch)
+	}
+	vjp := c.Bool("vjp")
+	b.Save = vjp
+	var times []time.Duration
+	for i := range rounds + 1 {
+		start := time.Now()
+		if err := net.Forward32(c.Context, out, x, b); err != nil {
+			return err
+		}
+		if vjp {
+			if err := net.VJP32(c.Context, make([]float32, len(x)), out[:len(x)]); err != nil {
+				return err
+			}
+		}
+		if i > 0 { // the first call lays out its memory
+			times = append(times, time.Since(start))
+		}
+	}
+	slices.Sort(times)
+	ms := func(d time.Duration) float64 { return float64(d) / 1e6 }
+	minimum, median := times[0], times[len(times)/2]
+	macs, err := net.MACs(h, w)
+	if err != nil {
+		return err
+	}
+	rate := float64(macs) * float64(batch) / minimum.Seconds() / 1e9
+	if a.json {
+		event := map[string]any{"model": name, "batch": batch, "dtype": dtypeName(net), "tier": net.Tier().String(), "threads": runtime.GOMAXPROCS(0), "rounds": rounds,
+			"min_ms": ms(minimum), "median_ms": ms(median), "macs_per_image": macs, "parameters": net.Parameters(), "memory": net.Memory()}
+		if vjp {
+			event["with"] = "vjp"
+		} else {
+			event["gmac_per_s"] = rate
+		}
+		a.emit(event)
+		return nil
+	}
+	fmt.Fprintf(a.out, "batch %d, %s, %s, %d threads: min %.3f ms, median %.3f ms", batch, dtypeName(net), net.Tier(), runtime.GOMAXPROCS(0), ms(minimum), ms(median))
+	if !vjp {
+		fmt.Fprintf(a.out, ", %.4g GMAC/s", rate)
+	}
+	fmt.Fprintln(a.out)
+	return nil
+}
