@@ -7,7 +7,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"strings"
 
 	"drift/internal/kernels"
+	"drift/internal/refuse"
 	"drift/internal/safetensors"
 	"drift/internal/spec"
 	"drift/models"
@@ -33,6 +36,7 @@ type Options struct {
 	Threads int    // 0 = all cores
 	Tier    string // kernel tier; empty = the best of this machine
 	Hub     string // folder of the Hugging Face cache, for names like org/name; empty = none
+	Variant string // of the weights in a folder, such as fp16; empty = the plain files, or the only variant
 }
 
 // Model is an opened model.
@@ -42,7 +46,7 @@ type Model struct {
 	Defaults Defaults
 	Net      *unet2d.Net // the network itself, nil for analytic targets
 	Notes    []string    // what the user should know of how the files were read
-	close    func()
+	close    func() error
 }
 
 // Defaults is how a model wants to be sampled.
@@ -57,11 +61,12 @@ type Defaults struct {
 	Rounding string   // of pictures to 8 bit; empty = edm
 }
 
-// Close gives back the workers of the model.
-func (m *Model) Close() {
-	if m.close != nil {
-		m.close()
+// Close gives back the workers and files of the model.
+func (m *Model) Close() error {
+	if m.close == nil {
+		return nil
 	}
+	return m.close()
 }
 
 // Open opens the model that name stands for.
@@ -72,12 +77,16 @@ func Open(ctx context.Context, name string, opt Options) (*Model, error) {
 	if slices.ContainsFunc(zoo.Models(), func(e zoo.Entry) bool { return e.Name == name }) {
 		return embedded(name, opt)
 	}
-	_, err := os.Stat(name)
+	info, err := os.Stat(name)
 	switch {
+	case err == nil && info.IsDir():
+		return folder(name, opt)
 	case err == nil && strings.EqualFold(filepath.Ext(name), ".json"):
 		return target(name, opt)
 	case err == nil:
 		return nil, fmt.Errorf("models: %s is neither a folder in the diffusers layout nor a .json target", name)
+	case opt.Hub != "" && strings.Count(name, "/") == 1 && !strings.HasPrefix(name, "."):
+		return folder(name, opt)
 	}
 	var names []string
 	for _, e := range zoo.Models() {
@@ -112,12 +121,11 @@ type parts struct {
 	name    string
 	config  diffusers.UNet2DConfig
 	weights diffusers.Weights
-	sched   schedules.DiffusersConfig
-	extra   schedulerExtra
+	sched   *diffusers.SchedulerConfig
 	labels  labels
 	hash    string
 	notes   []string
-	done    func()
+	done    func() error
 }
 
 func embedded(name string, opt Options) (*Model, error) {
@@ -125,37 +133,37 @@ func embedded(name string, opt Options) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := parts{name: name}
-	raw, err := fs.ReadFile(files, "unet/diffusion_pytorch_model.safetensors")
-	if err != nil {
-		return nil, err
+	var read error
+	text := func(path string) []byte {
+		b, err := fs.ReadFile(files, path)
+		if err != nil && read == nil {
+			read = err
+		}
+		return b
 	}
-	w, err := safetensors.NewReader(name, raw)
-	if err != nil {
-		return nil, err
+	raw, config, sched, label := text("unet/diffusion_pytorch_model.safetensors"), text("unet/config.json"), text("scheduler/scheduler_config.json"), text("labels.json")
+	if read != nil {
+		return nil, read
 	}
 	sum := sha256.Sum256(raw)
-	p.weights, p.hash = tensors{w}, hex.EncodeToString(sum[:])
-	text, err := fs.ReadFile(files, "unet/config.json")
-	if err != nil {
-		return nil, err
-	}
-	cfg, err := diffusers.ParseConfig(name, text)
+	p := parts{name: name, hash: hex.EncodeToString(sum[:])}
+	cfg, err := diffusers.ParseConfig(name, config)
 	if err != nil {
 		return nil, err
 	}
 	p.config = *cfg.(*diffusers.UNet2DConfig)
-	if text, err = fs.ReadFile(files, "labels.json"); err != nil {
+	w, err := safetensors.NewReader(name, raw)
+	if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(text, &p.labels); err != nil {
+	if p.weights, err = diffusers.NewCheckpoint(cfg, w); err != nil {
+		return nil, err
+	}
+	if p.sched, err = diffusers.ParseScheduler(name, sched); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(label, &p.labels); err != nil {
 		return nil, fmt.Errorf("models: %s: labels.json: %w", name, err)
-	}
-	if text, err = fs.ReadFile(files, "scheduler/scheduler_config.json"); err != nil {
-		return nil, err
-	}
-	if err := p.scheduler(text); err != nil {
-		return nil, err
 	}
 	m, err := p.open(opt)
 	if err != nil {
@@ -163,6 +171,67 @@ func embedded(name string, opt Options) (*Model, error) {
 	}
 	m.Defaults = zooDefaults(m.Defaults, name)
 	return m, nil
+}
+
+// folder opens a folder in the diffusers layout, or a repository of the Hugging Face cache.
+func folder(name string, opt Options) (m *Model, err error) {
+	r, err := diffusers.OpenRepository(name, diffusers.Options{CacheDir: opt.Hub, Variant: opt.Variant})
+	if err != nil {
+		return nil, err
+	}
+	cfg, _, err := r.Config("")
+	if err != nil {
+		return nil, err
+	}
+	unet, ok := cfg.(*diffusers.UNet2DConfig)
+	if !ok {
+		return nil, refuse.Errorf(name, "its network is a %s, which this engine does not run; it runs UNet2DModel", cfg.ClassName())
+	}
+	net, err := r.Network("")
+	if err != nil {
+		return nil, err
+	}
+	p := parts{name: name, config: *unet, weights: net.Weights, notes: net.Notes, done: net.Close}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, net.Close())
+		}
+	}()
+	if p.sched, err = r.Scheduler(); err != nil {
+		return nil, err
+	}
+	if len(p.sched.Ignored) > 0 {
+		p.notes = append(p.notes, p.sched.ClassName+" does not know the keys "+strings.Join(p.sched.Ignored, ", "))
+	}
+	if text, err := os.ReadFile(filepath.Join(r.Dir, "labels.json")); err == nil {
+		if err := json.Unmarshal(text, &p.labels); err != nil {
+			return nil, refuse.Errorf(filepath.Join(r.Dir, "labels.json"), "%v", err)
+		}
+	} else if r.Index != nil && len(r.Index.Labels) > 0 {
+		for k := range len(r.Index.Labels) {
+			p.labels.Labels = append(p.labels.Labels, r.Index.Labels[k])
+		}
+	}
+	if p.hash, err = hashFiles(net.Weights.Files()); err != nil {
+		return nil, err
+	}
+	return p.open(opt)
+}
+
+// hashFiles is the SHA-256 of the files one after another.
+func hashFiles(paths []string) (string, error) {
+	h := sha256.New()
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return "", err
+		}
+		_, err = io.Copy(h, f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return "", err
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // zooDefaults are the settings that look and score best on the embedded models (see the README).
@@ -174,60 +243,62 @@ func zooDefaults(d Defaults, name string) Defaults {
 	return d
 }
 
-// tensors adapts a safetensors file.
-type tensors struct{ *safetensors.Reader }
-
-func (t tensors) Names() []string {
-	var out []string
-	for _, x := range t.Tensors() {
-		out = append(out, x.Name)
-	}
-	return out
-}
-
-func (t tensors) Shape(name string) ([]int, bool) {
-	x, ok := t.Tensor(name)
-	return x.Shape, ok
-}
-
-// schedulerExtra are the keys of scheduler_config.json that choose a sampler.
-type schedulerExtra struct {
-	ClipSample      bool    `json:"clip_sample"`
-	ClipSampleRange float64 `json:"clip_sample_range"`
-	VarianceType    string  `json:"variance_type"`
-	AlgorithmType   string  `json:"algorithm_type"`
-	SolverType      string  `json:"solver_type"`
-	SolverOrder     int     `json:"solver_order"`
-	SkipPRKSteps    bool    `json:"skip_prk_steps"`
-	LowerOrderFinal *bool   `json:"lower_order_final"`
-	EulerAtFinal    bool    `json:"euler_at_final"`
-}
-
-// scheduler reads scheduler_config.json.
-func (p *parts) scheduler(text []byte) error {
-	var class struct {
-		Name string `json:"_class_name"`
-	}
-	if err := json.Unmarshal(text, &class); err != nil {
-		return fmt.Errorf("models: %s: scheduler_config.json: %w", p.name, err)
-	}
-	c, err := schedules.DiffusersDefaults(class.Name)
+// gridConfig is the part of the scheduler configuration that makes process and grid. Keys that the class does not have
+// keep what the class means without them.
+func gridConfig(c *diffusers.SchedulerConfig) (schedules.DiffusersConfig, error) {
+	out, err := schedules.DiffusersDefaults(c.ClassName)
 	if err != nil {
-		return fmt.Errorf("models: %s: %w", p.name, err)
+		return out, err
 	}
-	p.extra = schedulerExtra{ClipSample: class.Name == "DDIMScheduler" || class.Name == "DDPMScheduler", ClipSampleRange: 1}
-	for _, into := range []any{&c, &p.extra} {
-		if err := json.Unmarshal(text, into); err != nil {
-			return fmt.Errorf("models: %s: scheduler_config.json: %w", p.name, err)
-		}
+	take(c, "num_train_timesteps", &out.NumTrainTimesteps, c.NumTrainTimesteps)
+	take(c, "beta_start", &out.BetaStart, c.BetaStart)
+	take(c, "beta_end", &out.BetaEnd, c.BetaEnd)
+	take(c, "beta_schedule", &out.BetaSchedule, c.BetaSchedule)
+	take(c, "trained_betas", &out.TrainedBetas, c.TrainedBetas)
+	take(c, "rescale_betas_zero_snr", &out.RescaleBetasZeroSNR, c.RescaleBetasZeroSNR)
+	take(c, "prediction_type", &out.PredictionType, c.PredictionType)
+	take(c, "timestep_spacing", &out.TimestepSpacing, c.TimestepSpacing)
+	take(c, "timestep_type", &out.TimestepType, c.TimestepType)
+	take(c, "interpolation_type", &out.InterpolationType, c.InterpolationType)
+	take(c, "steps_offset", &out.StepsOffset, c.StepsOffset)
+	take(c, "set_alpha_to_one", &out.SetAlphaToOne, c.SetAlphaToOne)
+	take(c, "use_karras_sigmas", &out.UseKarrasSigmas, c.UseKarrasSigmas)
+	take(c, "use_exponential_sigmas", &out.UseExponentialSigmas, c.UseExponentialSigmas)
+	take(c, "use_beta_sigmas", &out.UseBetaSigmas, c.UseBetaSigmas)
+	take(c, "use_lu_lambdas", &out.UseLuLambdas, c.UseLuLambdas)
+	take(c, "use_flow_sigmas", &out.UseFlowSigmas, c.UseFlowSigmas)
+	take(c, "flow_shift", &out.FlowShift, c.FlowShift)
+	take(c, "final_sigmas_type", &out.FinalSigmasType, c.FinalSigmasType)
+	take(c, "lambda_min_clipped", &out.LambdaMinClipped, c.LambdaMinClipped)
+	take(c, "sigma_min", &out.SigmaMin, c.SigmaMin)
+	take(c, "sigma_max", &out.SigmaMax, c.SigmaMax)
+	take(c, "sigma_schedule", &out.SigmaSchedule, c.SigmaSchedule)
+	take(c, "rho", &out.Rho, c.Rho)
+	take(c, "shift", &out.Shift, c.Shift)
+	take(c, "use_dynamic_shifting", &out.UseDynamicShifting, c.UseDynamicShifting)
+	take(c, "time_shift_type", &out.TimeShiftType, c.TimeShiftType)
+	take(c, "invert_sigmas", &out.InvertSigmas, c.InvertSigmas)
+	take(c, "original_inference_steps", &out.OriginalInferenceSteps, c.OriginalInferenceSteps)
+	if c.ShiftTerminal != nil {
+		out.ShiftTerminal = *c.ShiftTerminal
 	}
-	p.sched = c
-	return nil
+	return out, nil
+}
+
+// take sets dst to the value of a key that the class has.
+func take[T any](c *diffusers.SchedulerConfig, key string, dst *T, value T) {
+	if c.Has(key) {
+		*dst = value
+	}
 }
 
 // open makes the model of the parts.
 func (p *parts) open(opt Options) (*Model, error) {
-	proc, err := p.sched.Process()
+	grid, err := gridConfig(p.sched)
+	if err != nil {
+		return nil, fmt.Errorf("models: %s: %w", p.name, err)
+	}
+	proc, err := grid.Process()
 	if err != nil {
 		return nil, fmt.Errorf("models: %s: %w", p.name, err)
 	}
@@ -279,13 +350,14 @@ func (p *parts) open(opt Options) (*Model, error) {
 	}
 	u := &native.UNet2D{Net: net, Proc: proc, Kind: kind, TimeScale: scale, NullClass: null, About: about, Conditional: classes > 0}
 	return &Model{
-		Denoiser: models.Metered(u), Info: about, Defaults: p.defaults(), Net: net, Notes: p.notes,
-		close: func() {
+		Denoiser: models.Metered(u), Info: about, Defaults: p.defaults(grid), Net: net, Notes: p.notes,
+		close: func() error {
 			net.Close()
 			pool.Close()
 			if p.done != nil {
-				p.done()
+				return p.done()
 			}
+			return nil
 		},
 	}, nil
 }
@@ -298,53 +370,47 @@ func orText(s, def string) string {
 }
 
 // defaults are the sampler and grid that the scheduler configuration asks for.
-func (p *parts) defaults() Defaults {
-	c, e := p.sched, p.extra
-	d := Defaults{CFGScale: 1, Steps: 50, Grid: func(n int) (schedules.Grid, error) {
-		g, _, err := c.Grid(schedules.DiffusersRun{Steps: n})
+func (p *parts) defaults(grid schedules.DiffusersConfig) Defaults {
+	c := p.sched
+	d := Defaults{CFGScale: 1, Steps: 50, Sampler: samplerOf(c), Grid: func(n int) (schedules.Grid, error) {
+		g, _, err := grid.Grid(schedules.DiffusersRun{Steps: n})
 		return g, err
 	}}
-	d.Sampler = map[string]string{
-		"DDIMScheduler": "ddim", "PNDMScheduler": "pndm", "LMSDiscreteScheduler": "lms", "EulerDiscreteScheduler": "euler",
-		"EulerAncestralDiscreteScheduler": "euler-ancestral", "HeunDiscreteScheduler": "heun", "UniPCMultistepScheduler": "unipc",
-		"DEISMultistepScheduler": "deis", "SASolverScheduler": "sa", "LCMScheduler": "lcm", "TCDScheduler": "tcd",
-		"FlowMatchEulerDiscreteScheduler": "euler", "FlowMatchHeunDiscreteScheduler": "heun", "EDMEulerScheduler": "euler",
-		"EDMDPMSolverMultistepScheduler": "dpmpp-2m", "DPMSolverSinglestepScheduler": "dpmpp-2s:grid-points=all",
-	}[c.ClassName]
-	order := e.SolverOrder
-	if order == 0 {
-		order = 2
-	}
-	switch c.ClassName {
-	case "DDPMScheduler":
-		d.Sampler = "ddpm:variance=" + orText(e.VarianceType, "fixed_small")
-	case "PNDMScheduler":
-		d.Sampler = fmt.Sprintf("pndm:skip-prk=%v", e.SkipPRKSteps)
-	case "DPMSolverMultistepScheduler":
-		name := map[string]string{"": "dpmpp-%dm", "dpmsolver++": "dpmpp-%dm", "dpmsolver": "dpm-solver-%dm", "sde-dpmsolver++": "dpmpp-%dm-sde", "sde-dpmsolver": "dpm-solver-%dm-sde"}[e.AlgorithmType]
-		if order == 1 {
-			d.Sampler = "euler"
-		} else {
-			d.Sampler = fmt.Sprintf(name, order)
-		}
-		var options []string
-		if e.LowerOrderFinal != nil {
-			options = append(options, fmt.Sprintf("lower-order-final=%v", *e.LowerOrderFinal))
-		}
-		if e.EulerAtFinal {
-			options = append(options, "euler-at-final=true")
-		}
-		if order == 2 && e.SolverType == "heun" {
-			options = append(options, "solver=heun")
-		}
-		if len(options) > 0 && order > 1 {
-			d.Sampler += ":" + strings.Join(options, ",")
-		}
-	case "UniPCMultistepScheduler":
-		d.Sampler = fmt.Sprintf("unipc:order=%d,variant=%s", order, orText(e.SolverType, "bh2"))
-	}
-	if e.ClipSample && p.config.InChannels > 0 {
-		d.Guiders = []string{fmt.Sprintf("clip:range=%g", e.ClipSampleRange)}
+	if c.ClipSample {
+		d.Guiders = []string{fmt.Sprintf("clip:range=%g", c.ClipSampleRange)}
 	}
 	return d
+}
+
+// samplerOf is the solver that a scheduler class means.
+func samplerOf(c *diffusers.SchedulerConfig) string {
+	switch c.ClassName {
+	case "DDPMScheduler":
+		return "ddpm:variance=" + orText(c.VarianceType, "fixed_small")
+	case "PNDMScheduler":
+		return fmt.Sprintf("pndm:skip-prk=%v", c.SkipPRKSteps)
+	case "UniPCMultistepScheduler":
+		return fmt.Sprintf("unipc:order=%d,variant=%s", max(c.SolverOrder, 1), orText(c.SolverType, "bh2"))
+	case "DEISMultistepScheduler":
+		return fmt.Sprintf("deis:order=%d,lower-order-final=%v", max(c.SolverOrder, 1), c.LowerOrderFinal)
+	case "SASolverScheduler":
+		return fmt.Sprintf("sa:predictor=%d,corrector=%d", max(c.PredictorOrder, 1), c.CorrectorOrder)
+	case "DPMSolverMultistepScheduler":
+		if c.SolverOrder == 1 {
+			return "euler"
+		}
+		family := map[string]string{"dpmsolver++": "dpmpp-%dm", "dpmsolver": "dpm-solver-%dm", "sde-dpmsolver++": "dpmpp-%dm-sde", "sde-dpmsolver": "dpm-solver-%dm-sde"}
+		name := fmt.Sprintf(family[orText(c.AlgorithmType, "dpmsolver++")], max(c.SolverOrder, 2))
+		name += fmt.Sprintf(":lower-order-final=%v,euler-at-final=%v", c.LowerOrderFinal, c.EulerAtFinal)
+		if c.SolverOrder == 2 {
+			name += ",solver=" + orText(c.SolverType, "midpoint")
+		}
+		return name
+	}
+	return map[string]string{
+		"DDIMScheduler": "ddim", "LMSDiscreteScheduler": "lms", "EulerDiscreteScheduler": "euler", "EulerAncestralDiscreteScheduler": "euler-ancestral",
+		"HeunDiscreteScheduler": "heun", "LCMScheduler": "lcm", "TCDScheduler": "tcd", "FlowMatchEulerDiscreteScheduler": "euler",
+		"FlowMatchHeunDiscreteScheduler": "heun", "EDMEulerScheduler": "euler", "EDMDPMSolverMultistepScheduler": "dpmpp-2m",
+		"DPMSolverSinglestepScheduler": "dpmpp-2s:grid-points=all",
+	}[c.ClassName]
 }
