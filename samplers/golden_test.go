@@ -163,6 +163,9 @@ func runGolden(t testing.TB, folder string, g goldenRun, arrays map[string]*tens
 // orders.
 func parityString(g goldenRun) string {
 	s := g.Sampler
+	if g.Name == "dpm-adaptive" { // the references have one step size for the batch
+		return s + ",norm=batch"
+	}
 	if !strings.Contains(s, "lower-order-final=true") {
 		return s
 	}
@@ -281,9 +284,14 @@ func TestGolden(t *testing.T) {
 					if repeats && g.Name == "deis" {
 						x0s = x0s[:g.Steps-1]
 					}
+					want := models.Data(w)
+					if g.Sampler == "pndm:skip-prk=true" { // recorded by calls, and step 0 makes two
+						want = append(want[:n:n], want[2*n:]...)
+						x0s = x0s[:g.Steps-1]
+					}
 					for i, x := range x0s {
-						if d := gap(x, models.Data(w)[i*n:(i+1)*n], tol.Abs, tol.Rel); d > 1 {
-							t.Errorf("prediction %d: %.3g times the tolerance: have %.12g, want %.12g", i, d, x[0], models.Data(w)[i*n])
+						if d := gap(x, want[i*n:(i+1)*n], tol.Abs, tol.Rel); d > 1 {
+							t.Errorf("prediction %d: %.3g times the tolerance: have %.12g, want %.12g", i, d, x[0], want[i*n])
 							break
 						}
 					}
@@ -295,6 +303,13 @@ func TestGolden(t *testing.T) {
 			}
 			if repeats && g.Name == "deis" {
 				nfe-- // ours does not ask the model on a step of length zero
+			}
+			if g.Name == "dpm-adaptive" { // ours does not ask again where a step was refused
+				order := 3.0
+				if strings.Contains(g.Sampler, "order=2") {
+					order = 2
+				}
+				nfe = nfe/order*(order-1) + float64(res.Stats.Steps)
 			}
 			if res.Stats.NFE != nfe {
 				t.Errorf("NFE %g, want %g", res.Stats.NFE, nfe)
@@ -316,4 +331,4 @@ func TestGolden(t *testing.T) {
 }
 
 // unbuilt names the records of solvers that are not here yet.
-var unbuilt = map[string]bool{"usf": true, "ltsp-ghvb": true, "boss": true, "hb": true, "dpm-adaptive": true, "rk45": true, "dpm-fast": true, "dpm-solver-fast": true, "pndm": true}
+var unbuilt = map[string]bool{"usf": true, "ltsp-ghvb": true, "boss": true, "hb": true}

@@ -91,6 +91,9 @@ func TestEverySamplerEverywhere(t *testing.T) {
 				if refused(err) {
 					break
 				}
+				if steps == 1 && err != nil && strings.Contains(err.Error(), "set nfe") {
+					continue // two ends do not say how many evaluations to make
+				}
 				if err != nil {
 					t.Errorf("%s on %s, %d steps: %v", s, process, steps, err)
 					continue

@@ -134,13 +134,15 @@ type Problem struct {
 // State is what a run shows of itself.
 type State struct {
 	X    *tensor.Dense  // (rows, ...)
-	At   schedules.Node // where X lives
+	At   schedules.Node // where X lives (the noisiest row, where they differ)
 	I, N int            // steps done, steps in all
 	Done float64        // progress in [0, 1] (adaptive methods have no step count)
 
 	Pred   *models.Pred   // last first-stage prediction, nil before the first
 	PredX  *tensor.Dense  // the state it was made at
 	PredAt schedules.Node // the node it was made at
+
+	Each []schedules.Node // where each row lives, while adaptive steps of their own hold the rows at different nodes; else nil
 
 	LogWeights []float64 // of particle methods
 	gaussian   schedules.Gaussian
