@@ -285,8 +285,19 @@ func TestVJPErrors(t *testing.T) {
 	if err := n.VJP(ctx, g, x); err != nil {
 		t.Error(err)
 	}
-	if err := n.VJP(ctx, g, x); !errors.Is(err, ErrNotSaved) {
-		t.Errorf("second VJP: %v", err)
+	other := make([]float64, len(x))
+	if err := n.VJP(ctx, other, make([]float64, len(x))); err != nil {
+		t.Error(err)
+	}
+	if slices.ContainsFunc(other, func(v float64) bool { return v != 0 }) {
+		t.Error("the gradient of a zero cotangent is not zero")
+	}
+	again := make([]float64, len(x))
+	if err := n.VJP(ctx, again, x); err != nil {
+		t.Error(err)
+	}
+	if !slices.Equal(g, again) {
+		t.Error("a repeated VJP differs")
 	}
 }
 
@@ -331,6 +342,9 @@ func TestHooks(t *testing.T) {
 
 	// With equal keys every weight is 1/T, with the identity it is one pixel:
 	// these differ, but over a single pixel they are the same.
+	if got := n.AttentionLayers(); len(got) != 7 || got[0] != "down_blocks.1.attentions.0" || got[2] != "mid_block.attentions.0" {
+		t.Errorf("attention layers %v", got)
+	}
 	id := *b
 	id.IdentityAttention = []string{"mid_block.attentions.0"}
 	if e := relL2(forwardOf(t, n, x, &id), plain); e < 1e-4 {

@@ -235,6 +235,27 @@ func (n *Net) loadGrads() error {
 // it is.
 func (t *tree) takesClass() bool { return t.classes != "" || t.cfg.ClassEmbedType == "identity" }
 
+// AttentionLayers lists the names that Batch.IdentityAttention knows, in the
+// order of computation.
+func (n *Net) AttentionLayers() []string {
+	var names []string
+	add := func(list ...*attention) {
+		for _, a := range list {
+			names = append(names, a.name)
+		}
+	}
+	for _, b := range n.tree.downs {
+		add(b.attns...)
+	}
+	if n.tree.midAttn != nil {
+		add(n.tree.midAttn)
+	}
+	for _, b := range n.tree.ups {
+		add(b.attns...)
+	}
+	return names
+}
+
 // Classes gives the number of rows of the class embedding table, 0 without
 // one.
 func (n *Net) Classes() int { return len(n.classTable) / max(n.tree.timeDim, 1) }
@@ -346,8 +367,8 @@ func (n *Net) Forward32(ctx context.Context, dst, x []float32, b *Batch) error {
 //
 //	grad = (d out / d x)^T cotangent
 //
-// with the shapes of the input and of the output. It can be asked once per
-// Forward.
+// with the shapes of the input and of the output. It can be asked any number of
+// times until the next Forward.
 func (n *Net) VJP(ctx context.Context, grad, cotangent []float64) error {
 	return vjp(ctx, n, grad, cotangent)
 }
@@ -526,7 +547,6 @@ func vjp[T float32 | float64](ctx context.Context, n *Net, grad, cotangent []T) 
 	if want := e.n * p.in.size(); len(grad) != want {
 		return badInput("%d gradient values for an input of %d", len(grad), want)
 	}
-	n.saved = nil
 	d := e.at(p.dOut.r)
 	kernels.NCHWToNHWC(d, cotangent, e.n, p.out.c, p.out.h*p.out.w)
 	divideByTime(n, d, n.saveT)

@@ -106,6 +106,13 @@ func (p *plan) layout() {
 		lives[p.dOut.r].first = p.forward - 1
 	}
 
+	// What the way back reads stays, so that it can be gone again.
+	for i := range lives {
+		if l := &lives[i]; ref(i) != p.dOut.r && l.first < p.forward && l.last >= p.forward {
+			l.last = len(p.nodes)
+		}
+	}
+
 	// Lay outputs over inputs that die where that is allowed.
 	root := make([]ref, len(p.size))
 	for i := range root {

@@ -65,14 +65,21 @@ var cases = []struct {
 	{name: "unet2d-no-mid-attention", fp32: 1e-6},
 	{name: "unet2d-fourier", fp32: 2e-6, bf16: 2.1e-1},
 	{name: "unet2d-ncsnpp", fp32: 2e-6, bf16: 1.7e-1},
+	// Files of unet2d-plain and unet2d-modern in other forms.
+	{name: "variant-fp16", fp32: 2e-6},
+	{name: "variant-bf16", fp32: 2e-6},
+	{name: "variant-sharded", fp32: 2e-6},
+	{name: "variant-sharded-fp16", fp32: 2e-6},
+	{name: "legacy-root", fp32: 2e-6},
+	{name: "legacy-ancient", fp32: 2e-6},
+	{name: "legacy-absent-head-dim", fp32: 2e-6},
 }
 
 func TestFixtures(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			dir := fixture(t, "models", c.name)
-			cfg := readConfig(t, filepath.Join(dir, "config.json"))
-			w := readSafetensors(t, filepath.Join(dir, "diffusion_pytorch_model.safetensors"))
+			cfg, w := open(t, dir)
 			io := readNPZ(t, filepath.Join(dir, "io.npz"))
 			x, b := question(io)
 			for _, tier := range kernels.Tiers() {
@@ -102,14 +109,13 @@ func TestTensors(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			dir := fixture(t, "models", c.name)
-			cfg := readConfig(t, filepath.Join(dir, "config.json"))
-			w := readSafetensors(t, filepath.Join(dir, "diffusion_pytorch_model.safetensors"))
+			cfg, w := open(t, dir)
 			want, err := Tensors(cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(want) != len(w.names) {
-				t.Errorf("%d tensors, the file has %d", len(want), len(w.names))
+			if len(want) != len(w.Names()) {
+				t.Errorf("%d tensors, the file has %d", len(want), len(w.Names()))
 			}
 			if err := checkTensors(want, w); err != nil {
 				t.Error(err)
@@ -245,49 +251,8 @@ func TestZoo(t *testing.T) {
 }
 
 func zoo(t testing.TB, name string, opt Options) *Net {
-	dir := fixture(t, "..", "zoo", name, "unet")
-	return newNet(t, readConfig(t, filepath.Join(dir, "config.json")),
-		readSafetensors(t, filepath.Join(dir, "diffusion_pytorch_model.safetensors")), opt)
-}
-
-func benchForward(b *testing.B, n *Net, images, h int) {
-	c := n.tree.cfg.InChannels
-	x := make([]float64, images*c*h*h)
-	q := &Batch{H: h, W: h, T: make([]float64, images)}
-	for i := range x {
-		x[i] = math.Sin(float64(i))
-	}
-	for i := range q.T {
-		q.T[i] = 500
-	}
-	if n.Classes() > 0 {
-		q.Class = make([]int, images)
-	}
-	out := make([]float64, len(x))
-	ctx := context.Background()
-	if err := n.Forward(ctx, out, x, q); err != nil {
-		b.Fatal(err)
-	}
-	macs, err := n.MACs(h, h)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.ReportAllocs()
-	b.ResetTimer()
-	for b.Loop() {
-		if err := n.Forward(ctx, out, x, q); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(macs*images*b.N)/b.Elapsed().Seconds()/1e9, "GMAC/s")
-	b.ReportMetric(float64(n.Memory().Activations)/1e6, "arena-MB")
-}
-
-func BenchmarkZoo64(b *testing.B)         { benchForward(b, zoo(b, "fashion", Options{}), 64, 28) }
-func BenchmarkZoo1(b *testing.B)          { benchForward(b, zoo(b, "fashion", Options{}), 1, 28) }
-func BenchmarkDDPMCIFAR10x1(b *testing.B) { benchForward(b, cifar(b, Options{}), 1, 32) }
-func BenchmarkDDPMCIFAR10x16(b *testing.B) {
-	benchForward(b, cifar(b, Options{}), 16, 32)
+	cfg, w := open(t, fixture(t, "..", "zoo", name))
+	return newNet(t, cfg, w, opt)
 }
 
 func gradOf(t testing.TB, n *Net, x, cotangent []float64, b *Batch) (out, grad []float64) {
@@ -314,8 +279,8 @@ func TestVJPFixtures(t *testing.T) {
 			for _, tier := range kernels.Tiers() {
 				pool := kernels.NewPool(tier, 2)
 				defer pool.Close()
-				n := newNet(t, readConfig(t, filepath.Join(dir, "config.json")),
-					readSafetensors(t, filepath.Join(dir, "diffusion_pytorch_model.safetensors")), Options{Pool: pool})
+				cfg, w := open(t, dir)
+				n := newNet(t, cfg, w, Options{Pool: pool})
 				out, grad := gradOf(t, n, x, io["cotangent"].data, b)
 				got := relL2(grad, io["vjp"].data)
 				t.Logf("%v: %.3g", tier, got)
