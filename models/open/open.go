@@ -46,7 +46,7 @@ type Model struct {
 	Defaults Defaults
 	Net      *unet2d.Net // the network itself, nil for analytic targets
 	Notes    []string    // what the user should know of how the files were read
-	close    func() error
+	close    func()
 }
 
 // Defaults is how a model wants to be sampled.
@@ -62,11 +62,10 @@ type Defaults struct {
 }
 
 // Close gives back the workers and files of the model.
-func (m *Model) Close() error {
-	if m.close == nil {
-		return nil
+func (m *Model) Close() {
+	if m.close != nil {
+		m.close()
 	}
-	return m.close()
 }
 
 // Open opens the model that name stands for.
@@ -351,13 +350,12 @@ func (p *parts) open(opt Options) (*Model, error) {
 	u := &native.UNet2D{Net: net, Proc: proc, Kind: kind, TimeScale: scale, NullClass: null, About: about, Conditional: classes > 0}
 	return &Model{
 		Denoiser: models.Metered(u), Info: about, Defaults: p.defaults(grid), Net: net, Notes: p.notes,
-		close: func() error {
+		close: func() {
 			net.Close()
 			pool.Close()
 			if p.done != nil {
-				return p.done()
+				_ = p.done() // files that were only read
 			}
-			return nil
 		},
 	}, nil
 }
