@@ -596,6 +596,28 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
+func FuzzOpenIndex(f *testing.F) {
+	for _, text := range []string{`{"metadata":{"total_size":8},"weight_map":{"b":"m-1.safetensors","a":"m-0.safetensors"}}`, `{"weight_map":{}}`, `{"weight_map":{"a":"../m.safetensors"}}`, `{}`} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		r, err := OpenIndex(writeShards(t, text))
+		if err != nil {
+			var refused *refuse.Error
+			if !errors.As(err, &refused) && !errors.Is(err, os.ErrNotExist) {
+				t.Fatalf("neither refused nor absent: %v", err)
+			}
+			return
+		}
+		defer r.Close()
+		for _, x := range r.Tensors() {
+			if _, err := r.Float32(x.Name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
 func Example() {
 	dir, err := os.MkdirTemp("", "")
 	if err != nil {

@@ -530,3 +530,19 @@ func (s *Scanner) End() error {
 	}
 	return s.unexpected(c, "the end of the text")
 }
+
+// Skip reads any value and drops it.
+func (s *Scanner) Skip() error {
+	c, err := s.Peek()
+	if err != nil {
+		return err
+	}
+	switch c {
+	case '{':
+		return s.Object(func(string) error { return s.Skip() })
+	case '[':
+		return s.Array(func(int) error { return s.Skip() })
+	}
+	_, err = s.Value()
+	return err
+}

@@ -130,6 +130,19 @@ func TestInfinity(t *testing.T) {
 	}
 }
 
+func TestSkip(t *testing.T) {
+	for text, ok := range map[string]bool{`{"a":[1,{"b":null}],"c":"x"}`: true, `[true,false]`: true, `3`: true, `[1,}`: false, `{"a":1,"a":2}`: false, ``: false} {
+		s := NewScanner("f", strings.NewReader(text), Limits{})
+		err := s.Skip()
+		if err == nil {
+			err = s.End()
+		}
+		if (err == nil) != ok {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 func TestReadFile(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a.json")

@@ -378,7 +378,7 @@ func findWeights(dir, stem, variant string) (weightsFile, error) {
 	index := regexp.MustCompile(`^` + quoted + `\.safetensors\.index(?:\.([A-Za-z0-9_]+))?\.json$`)
 	pickle := regexp.MustCompile(`\.(bin|ckpt|pt|pth)$`)
 	found := map[string]weightsFile{}
-	var pickles []string
+	var pickles, graphs []string
 	for _, e := range entries {
 		name := e.Name()
 		path := filepath.Join(dir, name)
@@ -390,6 +390,8 @@ func findWeights(dir, stem, variant string) (weightsFile, error) {
 			found[m[1]] = weightsFile{path, m[1], true}
 		} else if pickle.MatchString(name) {
 			pickles = append(pickles, name)
+		} else if strings.HasSuffix(name, ".onnx") {
+			graphs = append(graphs, name)
 		}
 	}
 	if f, ok := found[variant]; ok {
@@ -407,6 +409,8 @@ func findWeights(dir, stem, variant string) (weightsFile, error) {
 		return weightsFile{}, refuse.Errorf(dir, "has no plain %s.safetensors, but the variants %s: choose one", stem, strings.Join(variants, ", "))
 	case len(variants) > 0:
 		return weightsFile{}, refuse.Errorf(dir, "has no variant %s of %s.safetensors; it has %q", variant, stem, variants)
+	case len(graphs) > 0:
+		return weightsFile{}, fmt.Errorf("%s: holds its network as %s: ONNX is not yet supported here", dir, strings.Join(graphs, ", "))
 	case len(pickles) > 0:
 		return weightsFile{}, refuse.Errorf(dir, "holds its weights only as %s, a pickle, which is never loaded: convert it once with `drift model convert`", strings.Join(pickles, ", "))
 	}

@@ -316,6 +316,16 @@ func TestWhichWeights(t *testing.T) {
 	}
 }
 
+func TestONNXIsNotARefusal(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "config.json"), tinyUNet)
+	writeFile(t, filepath.Join(dir, "model.onnx"), "x")
+	var refused *refuse.Error
+	if _, err := Open(dir, Options{}); err == nil || errors.As(err, &refused) || !strings.Contains(err.Error(), "ONNX is not yet supported") {
+		t.Error(err)
+	}
+}
+
 // pipeline writes a repository of a network and a scheduler.
 func pipeline(t *testing.T, dir, unet, scheduler string) {
 	t.Helper()
@@ -567,6 +577,29 @@ func typed(c Config) any {
 		return d
 	}
 	return c
+}
+
+func FuzzReadIndex(f *testing.F) {
+	for _, text := range []string{`{"_class_name":"P","unet":["diffusers","UNet2DModel"],"vae":[null,null],"id2label":{"0":"a"},"x":true}`, `{"_class_name":"P","a/b":["c","d"]}`, `{}`} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		path := filepath.Join(t.TempDir(), "model_index.json")
+		writeFile(t, path, text)
+		x, err := ReadIndex(path)
+		if err != nil {
+			var refused *refuse.Error
+			if !errors.As(err, &refused) {
+				t.Fatalf("not a refusal: %v", err)
+			}
+			return
+		}
+		for _, c := range x.Components {
+			if c.Name == "" || strings.ContainsAny(c.Name, `/\.`) || c.Class == "" && c.Library == "" && x.Class == "" {
+				t.Fatalf("component %+v", c)
+			}
+		}
+	})
 }
 
 func ExampleOpen() {
