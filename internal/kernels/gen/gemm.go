@@ -17,6 +17,26 @@ type isa struct {
 
 var avx2 = isa{name: "AVX2", reg: "Y", vl: 8, vecs: 2, mr: 6, es: 4, zero: "VXORPS"}
 
+var avx512 = isa{name: "AVX512", reg: "Z", vl: 16, vecs: 2, mr: 12, es: 4, zero: "VPXORQ"}
+
+// avx512bf16 multiplies pairs: a lane holds two neighbouring k of bfloat16.
+var avx512bf16 = isa{name: "BF16", reg: "Z", vl: 16, vecs: 2, mr: 12, es: 4, zero: "VPXORQ", fma: dpbf16}
+
+// dpbf16 writes VDPBF16PS, which the assembler does not know.
+func dpbf16(a *asm, x, y, acc int) {
+	a.bytes(evexDPBF16(acc, y, x), "VDPBF16PS Z%d, Z%d, Z%d", x, y, acc)
+}
+
+// evexDPBF16 encodes VDPBF16PS zmm(dst), zmm(a), zmm(b):
+// EVEX.512.F3.0F38.W0 52 /r.
+func evexDPBF16(dst, a, b int) []byte {
+	inv := func(v, bit int) byte { return byte(^v >> bit & 1) }
+	p0 := inv(dst, 3)<<7 | inv(b, 4)<<6 | inv(b, 3)<<5 | inv(dst, 4)<<4 | 2
+	p1 := byte(^a&15)<<3 | 4 | 2
+	p2 := byte(2<<5) | inv(a, 4)<<3
+	return []byte{0x62, p0, p1, p2, 0x52, byte(0xc0 | dst&7<<3 | b&7)}
+}
+
 // Offsets in gemmArgs.
 const (
 	argC = 8 * iota
@@ -47,6 +67,9 @@ const (
 // rowRegs hold the addresses of a tile's rows. AX is the offset that is added
 // to all of them, BX walks the panel, CX counts.
 var rowRegs = []string{"R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15", "SI", "DI", "DX", "BP"}
+
+// farAhead is the prefetch distance in bytes of the largest tiles.
+const farAhead = 32 << 10
 
 func gemmFile(v isa) []byte {
 	a := newFile()
@@ -140,6 +163,12 @@ func (v *isa) kernel(a *asm, m int) {
 	a.op("PCALIGN $32")
 	a.label("loop4")
 	for u := range 4 {
+		if !ahead {
+			// No register is left for the distance: any further part of the
+			// panels will be wanted soon.
+			a.op("PREFETCHT1 %d(BX)", u*v.vecs*bytes+farAhead)
+			a.op("PREFETCHT1 %d(BX)", u*v.vecs*bytes+64+farAhead)
+		}
 		if ahead {
 			for l := range v.vecs * bytes / 64 {
 				a.op("PREFETCHT1 %d(BX)(DX*1)", (u*v.vecs*bytes/64+l)*64)

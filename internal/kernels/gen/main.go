@@ -24,10 +24,12 @@ func main() {
 
 func files() map[string][]byte {
 	return map[string][]byte{
-		"gemm_avx2_amd64.s": gemmFile(avx2),
-		"elem_avx2_amd64.s": elemFile(),
-		"dgemm_amd64.s":     dgemmFile(),
-		"wino_avx2_amd64.s": winoFile(),
+		"gemm_avx2_amd64.s":   gemmFile(avx2),
+		"elem_avx2_amd64.s":   elemFile(),
+		"gemm_avx512_amd64.s": gemmFile(avx512),
+		"gemm_bf16_amd64.s":   gemmFile(avx512bf16),
+		"dgemm_amd64.s":       dgemmFile(),
+		"wino_avx2_amd64.s":   winoFile(),
 	}
 }
 
@@ -50,6 +52,18 @@ func (a *asm) op(format string, args ...any) {
 	a.WriteByte('\t')
 	fmt.Fprintf(a, format, args...)
 	a.WriteByte('\n')
+}
+
+// bytes writes an instruction as its bytes, with its text as comment.
+func (a *asm) bytes(code []byte, format string, args ...any) {
+	a.WriteByte('\t')
+	for i, b := range code {
+		if i > 0 {
+			a.WriteString("; ")
+		}
+		fmt.Fprintf(a, "BYTE $0x%02x", b)
+	}
+	fmt.Fprintf(a, " // "+format+"\n", args...)
 }
 
 func (a *asm) label(l string) { fmt.Fprintf(a, "%s:\n", l) }

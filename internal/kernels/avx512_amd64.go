@@ -1,0 +1,141 @@
+//go:build amd64 && !noasm
+
+package kernels
+
+//go:noescape
+func gemmAVX512_1(args *gemmArgs)
+
+//go:noescape
+func gemmAVX512_2(args *gemmArgs)
+
+//go:noescape
+func gemmAVX512_3(args *gemmArgs)
+
+//go:noescape
+func gemmAVX512_4(args *gemmArgs)
+
+//go:noescape
+func gemmAVX512_5(args *gemmArgs)
+
+//go:noescape
+func gemmAVX512_6(args *gemmArgs)
+
+//go:noescape
+func gemmAVX512_7(args *gemmArgs)
+
+//go:noescape
+func gemmAVX512_8(args *gemmArgs)
+
+//go:noescape
+func gemmAVX512_9(args *gemmArgs)
+
+//go:noescape
+func gemmAVX512_10(args *gemmArgs)
+
+//go:noescape
+func gemmAVX512_11(args *gemmArgs)
+
+//go:noescape
+func gemmAVX512_12(args *gemmArgs)
+
+func gemmAVX512(m int, g *gemmArgs) {
+	switch m {
+	case 1:
+		gemmAVX512_1(g)
+	case 2:
+		gemmAVX512_2(g)
+	case 3:
+		gemmAVX512_3(g)
+	case 4:
+		gemmAVX512_4(g)
+	case 5:
+		gemmAVX512_5(g)
+	case 6:
+		gemmAVX512_6(g)
+	case 7:
+		gemmAVX512_7(g)
+	case 8:
+		gemmAVX512_8(g)
+	case 9:
+		gemmAVX512_9(g)
+	case 10:
+		gemmAVX512_10(g)
+	case 11:
+		gemmAVX512_11(g)
+	case 12:
+		gemmAVX512_12(g)
+	}
+}
+
+//go:noescape
+func gemmBF16_1(args *gemmArgs)
+
+//go:noescape
+func gemmBF16_2(args *gemmArgs)
+
+//go:noescape
+func gemmBF16_3(args *gemmArgs)
+
+//go:noescape
+func gemmBF16_4(args *gemmArgs)
+
+//go:noescape
+func gemmBF16_5(args *gemmArgs)
+
+//go:noescape
+func gemmBF16_6(args *gemmArgs)
+
+//go:noescape
+func gemmBF16_7(args *gemmArgs)
+
+//go:noescape
+func gemmBF16_8(args *gemmArgs)
+
+//go:noescape
+func gemmBF16_9(args *gemmArgs)
+
+//go:noescape
+func gemmBF16_10(args *gemmArgs)
+
+//go:noescape
+func gemmBF16_11(args *gemmArgs)
+
+//go:noescape
+func gemmBF16_12(args *gemmArgs)
+
+func gemmBF16(m int, g *gemmArgs) {
+	switch m {
+	case 1:
+		gemmBF16_1(g)
+	case 2:
+		gemmBF16_2(g)
+	case 3:
+		gemmBF16_3(g)
+	case 4:
+		gemmBF16_4(g)
+	case 5:
+		gemmBF16_5(g)
+	case 6:
+		gemmBF16_6(g)
+	case 7:
+		gemmBF16_7(g)
+	case 8:
+		gemmBF16_8(g)
+	case 9:
+		gemmBF16_9(g)
+	case 10:
+		gemmBF16_10(g)
+	case 11:
+		gemmBF16_11(g)
+	case 12:
+		gemmBF16_12(g)
+	}
+}
+
+// avx512Ops has the matrix kernels of AVX-512. The elementwise functions are
+// bound by memory or by short rows and stay those of AVX2.
+var avx512Ops = func() ops {
+	o := avx2Ops
+	o.tier, o.mr, o.nr, o.kc = AVX512, 12, 32, 256
+	return o
+}()
