@@ -253,14 +253,18 @@ func (g *graph) resampleNode(name string, x tensor, r resample, scale float32) t
 }
 
 // resnet reads x and, in the upward half, skip beside it.
-func (g *graph) resnet(l *resnet, x, skip, emb tensor) tensor {
+func (g *graph) resnet(l *resnet, x, skip, times tensor) tensor {
 	if g.skips(l.name) {
 		if l.in == l.out && l.resample == keep && skip.r == 0 {
 			return x
 		}
 		g.fail(fmt.Errorf("unet2d: layer %s cannot be skipped: its output has another shape than its input", l.name))
 	}
-	time := g.conv(l.time, source{x: emb}, epilogue{})
+	width := l.out
+	if l.scaleShift {
+		width = 2 * l.out
+	}
+	time := g.columnsNode(l.name+".time_emb_proj", times, l.timeAt, width)
 	in := source{x: x, x2: skip, norm: g.groupNorm(l.norm1, x, skip, 0, 0), act: g.net.tree.act}
 	raw := source{x: x, x2: skip}
 	switch l.resample {
@@ -504,7 +508,7 @@ func (n *Net) build(b *Batch) (*plan, error) {
 	g := &graph{plan: p, net: n, grads: map[ref]tensor{}, used: map[string]bool{}}
 
 	p.in = p.tensor(b.H, b.W, t.cfg.InChannels)
-	emb := g.embedding()
+	times := g.times()
 
 	// Only what follows depends on the image.
 	g.tape = nil
@@ -513,7 +517,7 @@ func (n *Net) build(b *Batch) (*plan, error) {
 	pushed := []tensor{h}
 	for _, blk := range t.downs {
 		for j, r := range blk.resnets {
-			h = g.resnet(r, h, tensor{}, emb)
+			h = g.resnet(r, h, tensor{}, times)
 			if len(blk.attns) > 0 {
 				h = g.attention(blk.attns[j], h)
 			}
@@ -523,7 +527,7 @@ func (n *Net) build(b *Batch) (*plan, error) {
 			h = g.conv(blk.conv, source{x: h}, epilogue{})
 		}
 		if blk.resnet != nil {
-			h = g.resnet(blk.resnet, h, tensor{}, emb)
+			h = g.resnet(blk.resnet, h, tensor{}, times)
 		}
 		if blk.skip != nil {
 			image = g.resampled(blk.name+".downsamplers.0", image, firDown)
@@ -534,7 +538,7 @@ func (n *Net) build(b *Batch) (*plan, error) {
 		}
 	}
 	for j, r := range t.mid {
-		h = g.resnet(r, h, tensor{}, emb)
+		h = g.resnet(r, h, tensor{}, times)
 		if j == 0 && t.midAttn != nil {
 			h = g.attention(t.midAttn, h)
 		}
@@ -544,7 +548,7 @@ func (n *Net) build(b *Batch) (*plan, error) {
 		for j, r := range blk.resnets {
 			skip := pushed[len(pushed)-1]
 			pushed = pushed[:len(pushed)-1]
-			h = g.resnet(r, h, skip, emb)
+			h = g.resnet(r, h, skip, times)
 			if len(blk.attns) > 0 && !blk.ncsn {
 				h = g.attention(blk.attns[j], h)
 			}
@@ -565,7 +569,7 @@ func (n *Net) build(b *Batch) (*plan, error) {
 			h = g.conv(blk.conv, source{x: h, up: true}, epilogue{})
 		}
 		if blk.resnet != nil {
-			h = g.resnet(blk.resnet, h, tensor{}, emb)
+			h = g.resnet(blk.resnet, h, tensor{}, times)
 		}
 	}
 	in := source{x: h, norm: g.groupNorm(t.normOut, h, tensor{}, 0, 0), act: kernels.SiLU}
@@ -592,9 +596,9 @@ func (n *Net) build(b *Batch) (*plan, error) {
 	return p, nil
 }
 
-// embedding is act of the time embedding, one row per image, as the residual
-// blocks read it.
-func (g *graph) embedding() tensor {
+// times is what the residual blocks add for the time and the class, side by
+// side, one row per image.
+func (g *graph) times() tensor {
 	t := g.net.tree
 	row := func(c int) tensor { return g.tensor(1, 1, c) }
 	enc := row(t.timeIn)
@@ -611,5 +615,6 @@ func (g *graph) embedding() tensor {
 		g.class = class.r
 	}
 	h := g.conv(t.time[0], source{x: enc}, epilogue{act: kernels.SiLU})
-	return g.conv(t.time[1], source{x: h}, epilogue{residual: class, act: t.act})
+	h = g.conv(t.time[1], source{x: h}, epilogue{residual: class, act: t.act})
+	return g.conv(t.timeProj, source{x: h}, epilogue{})
 }

@@ -67,7 +67,7 @@ type resnet struct {
 	in, out    int
 	norm1      *norm
 	conv1      *conv
-	time       *conv // projection of the time embedding
+	timeAt     int // first channel of its part of the time projection
 	scaleShift bool
 	norm2      *norm
 	conv2      *conv
@@ -118,6 +118,7 @@ type tree struct {
 	time      [2]*conv
 	classes   string   // embedding table
 	class     [2]*conv // or the layers of class_embed_type timestep
+	timeProj  *conv    // the time_emb_proj of every residual block
 	convIn    *conv
 	downs     []*downBlock
 	mid       []*resnet
@@ -329,8 +330,8 @@ func (b *builder) norm(name string, c, groups int) *norm {
 }
 
 // linear is a layer of the time embedding: one row per image.
-func (b *builder) linear(name string, in, out int) *conv {
-	c := b.tokens(name, in, out, name)
+func (b *builder) linear(name string, in, out int, parts ...string) *conv {
+	c := b.tokens(name, in, out, parts...)
 	c.exact = true
 	return c
 }
@@ -353,7 +354,12 @@ func (b *builder) resnet(name string, in, out int, o resnetOpts) *resnet {
 	if r.scaleShift {
 		width = 2 * out
 	}
-	r.time = b.linear(name+".time_emb_proj", b.timeDim, width)
+	proj := name + ".time_emb_proj"
+	b.tensor(proj+".weight", width, b.timeDim)
+	b.tensor(proj+".bias", width)
+	r.timeAt = b.timeProj.spec.Cout
+	b.timeProj.parts = append(b.timeProj.parts, proj)
+	b.timeProj.spec.Cout += width
 	r.norm2 = b.norm(name+".norm2", out, o.groups2)
 	r.conv2 = b.conv3(name+".conv2", out, out)
 	if o.shortcut || in != out {
@@ -414,16 +420,18 @@ func newTree(cfg diffusers.UNet2DConfig) (*tree, error) {
 		t.timeTable = "time_proj.weight"
 		b.tensor(t.timeTable, cfg.NumTrainTimesteps, widths[0])
 	}
-	t.time[0] = b.linear("time_embedding.linear_1", t.timeIn, t.timeDim)
-	t.time[1] = b.linear("time_embedding.linear_2", t.timeDim, t.timeDim)
+	t.time[0] = b.linear("time_embedding.linear_1", t.timeIn, t.timeDim, "time_embedding.linear_1")
+	t.time[1] = b.linear("time_embedding.linear_2", t.timeDim, t.timeDim, "time_embedding.linear_2")
 	switch {
 	case cfg.ClassEmbedType == "" && cfg.NumClassEmbeds > 0:
 		t.classes = "class_embedding.weight"
 		b.tensor(t.classes, cfg.NumClassEmbeds, t.timeDim)
 	case cfg.ClassEmbedType == "timestep":
-		t.class[0] = b.linear("class_embedding.linear_1", t.timeIn, t.timeDim)
-		t.class[1] = b.linear("class_embedding.linear_2", t.timeDim, t.timeDim)
+		t.class[0] = b.linear("class_embedding.linear_1", t.timeIn, t.timeDim, "class_embedding.linear_1")
+		t.class[1] = b.linear("class_embedding.linear_2", t.timeDim, t.timeDim, "class_embedding.linear_2")
 	}
+
+	t.timeProj = b.linear("time_emb_proj", t.timeDim, 0)
 
 	pushed := []int{widths[0]}
 	skipLevel := 0 // the level that the NCSN++ image path has reached
