@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"os"
 	"strings"
 
 	"drift/internal/refuse"
@@ -25,7 +24,8 @@ type Archive struct {
 	Limit int64
 
 	path    string
-	file    *os.File
+	file    io.ReaderAt
+	close   func() error // may be nil
 	members []member
 	index   map[string]int
 }
@@ -42,9 +42,20 @@ func Read(path string) (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
+	a, err := ReadFrom(path, f, size)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	a.close = f.Close
+	return a, nil
+}
+
+// ReadFrom is Read for an archive that lies in f, size bytes long; path names
+// it in errors. f must stay readable as long as the archive is used.
+func ReadFrom(path string, f io.ReaderAt, size int64) (*Archive, error) {
 	a := &Archive{path: path, file: f}
 	if err := a.readMembers(size); err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, err
 	}
 	return a, nil
 }
@@ -105,7 +116,12 @@ func zipError(err error) error {
 }
 
 // Close closes the file.
-func (a *Archive) Close() error { return a.file.Close() }
+func (a *Archive) Close() error {
+	if a.close == nil {
+		return nil
+	}
+	return a.close()
+}
 
 // Path returns the path the archive was read from.
 func (a *Archive) Path() string { return a.path }
