@@ -16,7 +16,6 @@ import (
 	"drift/internal/strictjson"
 	"drift/models/analytic"
 	"drift/models/diffusers"
-	"drift/models/open"
 	"drift/schedules"
 )
 
@@ -260,20 +259,46 @@ func (a *app) verifyFolder(ctx context.Context, dir string) (string, error) {
 	if !network {
 		return fmt.Sprintf("folder of %d files", files), nil
 	}
-	return a.verifyModel(ctx, dir)
+	return verifyRepository(dir)
 }
 
-func (a *app) verifyModel(ctx context.Context, name string) (string, error) {
-	var m *open.Model
-	if exists(filepath.Join(name, "config.json")) { // a network without a pipeline around it
-		n, err := openNet(name, "", "")
+// verifyRepository checks every network of a repository against its configuration, and its scheduler.
+func verifyRepository(dir string) (string, error) {
+	r, err := diffusers.OpenRepository(dir, diffusers.Options{})
+	if err != nil {
+		return "", err
+	}
+	networks := []string{""}
+	class := "network"
+	if r.Index != nil {
+		networks, class = nil, r.Index.Class
+		for _, c := range r.Index.Components {
+			if c.Library == "diffusers" && !strings.HasSuffix(c.Class, "Scheduler") {
+				networks = append(networks, c.Name)
+			}
+		}
+		if _, ok := r.Index.Component("scheduler"); ok {
+			if _, err := r.Scheduler(); err != nil {
+				return "", err
+			}
+		}
+	}
+	what := []string{class}
+	for _, name := range networks {
+		n, err := r.Network(name)
 		if err != nil {
 			return "", err
 		}
-		defer n.Close()
-		cfg := n.Config()
-		return fmt.Sprintf("%s, %d parameters", cfg.ClassName(), n.Parameters()), nil
+		what = append(what, fmt.Sprintf("%s with %d parameters", n.Config.ClassName(), diffusers.Parameters(n.Config)))
+		if err := n.Close(); err != nil {
+			return "", err
+		}
 	}
+	return strings.Join(what, ", "), nil
+}
+
+// verifyModel opens an embedded model.
+func (a *app) verifyModel(ctx context.Context, name string) (string, error) {
 	m, err := a.openModel(ctx, name, "", "")
 	if err != nil {
 		return "", err

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -18,7 +17,6 @@ import (
 	"drift/internal/kernels"
 	"drift/internal/npz"
 	"drift/internal/refuse"
-	"drift/internal/safetensors"
 	"drift/models"
 	"drift/models/diffusers"
 	"drift/models/unet2d"
@@ -42,68 +40,44 @@ func openNet(name, dtype, tier string) (*unet2d.Net, error) {
 	if !ok {
 		return nil, usagef("--dtype %s: a network computes in f32 or bf16", dtype)
 	}
-	config, weights := name, ""
-	if info, err := os.Stat(name); err != nil {
-		return nil, err
-	} else if info.IsDir() {
-		config, weights = filepath.Join(name, "config.json"), filepath.Join(name, "diffusion_pytorch_model.safetensors")
-	}
-	cfg, err := diffusers.ReadConfig(config)
-	if err != nil {
-		return nil, err
-	}
-	unet, ok := cfg.(*diffusers.UNet2DConfig)
-	if !ok {
-		return nil, refuse.Errorf(config, "a %s: only UNet2DModel runs here", cfg.ClassName())
-	}
+	pool := kernels.NewPool(t, runtime.GOMAXPROCS(0))
+	var cfg diffusers.Config
 	var w diffusers.Weights
-	if weights == "" {
-		if w, err = unet2d.NewFormula(*unet); err != nil {
+	if filepath.Base(name) == "config.json" {
+		var err error
+		if cfg, err = diffusers.ReadConfig(name); err != nil {
 			return nil, err
 		}
 	} else {
-		r, err := safetensors.Open(weights)
-		if errors.Is(err, fs.ErrNotExist) && exists(weights+".index.json") {
-			r, err = safetensors.OpenIndex(weights + ".index.json")
-		}
+		m, err := diffusers.Open(name, diffusers.Options{})
 		if err != nil {
 			return nil, err
 		}
-		w = tensorFile{r}
+		cfg, w = m.Config, m.Weights
 	}
-	net, err := unet2d.New(*unet, w, unet2d.Options{Pool: kernels.NewPool(t, runtime.GOMAXPROCS(0)), DType: kind})
+	unet, ok := cfg.(*diffusers.UNet2DConfig)
+	if !ok {
+		return nil, refuse.Errorf(name, "a %s, which this engine does not run; it runs UNet2DModel", cfg.ClassName())
+	}
+	if w == nil {
+		var err error
+		if w, err = unet2d.NewFormula(*unet); err != nil {
+			return nil, err
+		}
+	}
+	net, err := unet2d.New(*unet, w, unet2d.Options{Pool: pool, DType: kind})
 	if err != nil {
 		return nil, refuse.Errorf(name, "%s", strings.TrimPrefix(err.Error(), "unet2d: "))
 	}
 	return net, nil
 }
 
-// tensorFile is a safetensors file as the weights of a network.
-type tensorFile struct{ *safetensors.Reader }
-
-func (t tensorFile) Names() []string {
-	var out []string
-	for _, x := range t.Tensors() {
-		out = append(out, x.Name)
-	}
-	return out
-}
-
-func (t tensorFile) Shape(name string) ([]int, bool) {
-	x, ok := t.Tensor(name)
-	return x.Shape, ok
-}
-
-// network finds the network that a name stands for, or the analytic target.
+// network finds the network that a name stands for (net), or the analytic target (den); done gives it back.
 func (a *app) network(ctx context.Context, name, dtype, tier string) (net *unet2d.Net, den models.Denoiser, done func(), err error) {
 	info, statErr := os.Stat(name)
-	bare := statErr == nil && info.IsDir() && exists(filepath.Join(name, "config.json"))
-	if statErr == nil && !info.IsDir() && filepath.Base(name) == "config.json" || bare {
+	if statErr == nil && (filepath.Base(name) == "config.json" || info.IsDir()) {
 		net, err = openNet(name, dtype, tier)
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		return net, nil, net.Close, nil
+		return net, nil, func() { net.Close() }, err
 	}
 	m, err := a.openModel(ctx, name, dtype, tier)
 	if err != nil {

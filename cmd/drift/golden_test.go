@@ -1,0 +1,123 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"drift/internal/npz"
+)
+
+// TestGoldenRuns runs the records of the reference solvers through the command line, as a user would: an explicit grid
+// file, --init, --noise, --trajectory. The solvers' own tests hold the numbers tighter and on more runs; this one shows
+// that the flags carry them. It reads the folder in DRIFT_FIXTURES.
+func TestGoldenRuns(t *testing.T) {
+	root := os.Getenv("DRIFT_FIXTURES")
+	if root == "" {
+		t.Skip("DRIFT_FIXTURES is not set")
+	}
+	dir := filepath.Join(root, "solvers")
+	text, err := os.ReadFile(filepath.Join(dir, "trajectories", "index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var index struct {
+		Runs []struct {
+			ID, File, Target, Sampler, Name, Init, Noise, Kind string
+			Steps, Batch, NFE                                  int
+			Grid                                               map[string]json.RawMessage
+			Tolerance                                          struct{ Abs, Rel float64 }
+			Adaptive                                           bool
+			Guidance                                           *struct {
+				Class    int     `json:"class"`
+				CFGScale float64 `json:"cfg_scale"`
+			}
+		}
+	}
+	if err := json.Unmarshal(text, &index); err != nil {
+		t.Fatal(err)
+	}
+	ran, seen := 0, map[string]int{}
+	for _, r := range index.Runs {
+		if r.Kind != "" || r.Name == "usf" || r.Name == "boss" || r.Adaptive {
+			continue
+		}
+		if seen[r.Name]++; seen[r.Name] > 12 && r.Guidance == nil && os.Getenv("DRIFT_SLOW") == "" {
+			continue
+		}
+		ran++
+		t.Run(r.ID, func(t *testing.T) {
+			tmp := t.TempDir()
+			grid := filepath.Join(tmp, "grid.json")
+			key := "times" // a flow grid that starts at t = 1 has an infinite sigma
+			if strings.Contains(string(r.Grid["times"]), "-1") {
+				key = "sigmas"
+			}
+			if err := os.WriteFile(grid, []byte(`{"`+key+`":`+string(r.Grid[key])+`}`), 0o666); err != nil {
+				t.Fatal(err)
+			}
+			traj, out := filepath.Join(tmp, "t.npz"), filepath.Join(tmp, "o.npz")
+			args := []string{"sample", "--quiet", "--json", "--model", filepath.Join(dir, r.Target), "--sampler", r.Sampler, "--grid", grid,
+				"--init", filepath.Join(dir, "trajectories", r.Init), "--trajectory", traj, "--out", out}
+			if r.Noise == "file" {
+				args = append(args, "--noise", filepath.Join(dir, "trajectories", r.File))
+			}
+			if g := r.Guidance; g != nil {
+				args = append(args, "--class", fmt.Sprint(g.Class), "--cfg-scale", fmt.Sprint(g.CFGScale))
+			}
+			code, stdout, stderr := world(nil, args...)
+			if code != 0 {
+				t.Fatalf("exit code %d: %s", code, stderr)
+			}
+			var done struct{ NFE float64 }
+			lines := strings.Split(strings.TrimSpace(stdout), "\n")
+			if err := json.Unmarshal([]byte(lines[len(lines)-1]), &done); err != nil {
+				t.Fatal(err)
+			}
+			want := float64(r.NFE)
+			if r.Guidance != nil {
+				want *= 2
+			}
+			if done.NFE != want && done.NFE != float64(r.NFE) {
+				t.Errorf("%g evaluations, the reference took %d", done.NFE, r.NFE)
+			}
+			got, err := npz.ReadAll(traj)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ref, err := npz.ReadAll(filepath.Join(dir, "trajectories", r.File))
+			if err != nil {
+				t.Fatal(err)
+			}
+			last, err := npz.ReadAll(out, "x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			x := ref["x"].Data.([]float64)
+			near(t, "final x", last["x"].Data.([]float64), x[len(x)-len(last["x"].Data.([]float64)):], r.Tolerance.Abs, r.Tolerance.Rel)
+			for _, name := range []string{"x", "x0", "alpha", "sigma"} {
+				a, b := got[name], ref[name]
+				if len(a.Data.([]float64)) != len(b.Data.([]float64)) {
+					t.Errorf("%s has shape %v, the reference %v", name, a.Shape, b.Shape)
+					continue
+				}
+				near(t, name, a.Data.([]float64), b.Data.([]float64), r.Tolerance.Abs, r.Tolerance.Rel)
+			}
+		})
+	}
+	t.Logf("%d runs", ran)
+}
+
+func near(t *testing.T, what string, got, want []float64, abs, rel float64) {
+	t.Helper()
+	for i := range got {
+		if d := math.Abs(got[i] - want[i]); !(d <= abs+rel*math.Abs(want[i])) {
+			t.Errorf("%s: element %d is %.17g, want %.17g (off by %.3g)", what, i, got[i], want[i], d)
+			return
+		}
+	}
+}
