@@ -56,6 +56,9 @@ var hiddenKeys = func() (h [attnAlign]float32) {
 	return
 }()
 
+// onePass covers all of K by one segment.
+var onePass = []kblock{{n: 1}}
+
 type attnSizes struct{ kStep, vStep, dPad, qRows, pitch, perWorker int }
 
 func attnSizesOf(o *ops, s *AttentionSpec) attnSizes {
@@ -179,7 +182,6 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 	}
 	q := unsafe.Pointer(&j.q[(b*s.Tq+t0)*s.LdQ+h*s.D])
 	kp, vp := j.kp[bh*z.kStep:], j.vp[bh*z.vStep:]
-	var one [1]kblock
 	keys := s.Tk
 	if s.Causal {
 		keys = min(keys, t0+m)
@@ -187,8 +189,7 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 	for k0 := 0; k0 < keys; k0 += attnKeys {
 		kn := min(attnKeys, keys-k0)
 		segs[0], segs[1] = 0, int64(s.D)
-		one[0] = kblock{n: 1}
-		t := tilePass{o: o, m: m, base: q, rows: &j.qRows[0], segs: segs, blocks: one[:],
+		t := tilePass{o: o, m: m, base: q, rows: &j.qRows[0], segs: segs, blocks: onePass,
 			w: kp[k0*s.D:], k: s.D, cols: z.pitch, dst: scores}
 		t.run(0, ceilDiv(kn, nr))
 		scale := s.Scale
@@ -233,8 +234,7 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 			sum[i] += part[i]
 		}
 		segs[0], segs[1] = 0, int64(kn)
-		one[0] = kblock{n: 1}
-		t = tilePass{o: o, m: m, base: ptr(scores), rows: &j.sRows[0], segs: segs, blocks: one[:],
+		t = tilePass{o: o, m: m, base: ptr(scores), rows: &j.sRows[0], segs: segs, blocks: onePass,
 			w: vp[k0*nr:], k: s.Tk, cols: z.dPad, dst: out, acc: k0 > 0}
 		t.run(0, z.dPad/nr)
 	}

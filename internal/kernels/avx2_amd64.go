@@ -80,7 +80,10 @@ func momentsAVX2(x *float32, n int, k float32) (sum, sq float32)
 func normRowAVX2(dst, x, gamma, beta *float32, n int, mean, rstd float32)
 
 //go:noescape
-func axpyAVX2(dst, x *float32, n int, a float32)
+func toBF16AVX2(dst *uint16, src *float32, n int)
+
+//go:noescape
+func roundBF16AVX2(x *float32, n int)
 
 func gemmAVX2(m int, g *gemmArgs) {
 	switch m {
@@ -147,6 +150,8 @@ var avx2Ops = ops{
 	sumSq:       sumSqSIMD,
 	normRow:     normRowSIMD,
 	winoIn:      winoInSIMD,
+	roundBF16:   roundBF16SIMD,
+	toBF16:      toBF16SIMD,
 	winoOut:     winoOutSIMD,
 	dgemm:       dgemmAVX2,
 }
@@ -325,4 +330,21 @@ func normRowSIMD(dst, x []float32, mean, rstd float32, gamma, beta []float32) {
 		}
 		normRowGo(dst[n:], x[n:], mean, rstd, gamma, beta)
 	}
+}
+
+func roundBF16SIMD(x []float32) {
+	n := len(x) &^ 7
+	if n > 0 {
+		roundBF16AVX2(&x[0], n)
+	}
+	roundRowGo(x[n:])
+}
+
+func toBF16SIMD(dst []uint16, src []float32) {
+	n := len(src) &^ 15
+	if n > 0 {
+		_ = dst[n-1]
+		toBF16AVX2(&dst[0], &src[0], n)
+	}
+	toBF16Go(dst[n:], src[n:])
 }

@@ -139,3 +139,21 @@ var avx512Ops = func() ops {
 	o.tier, o.mr, o.nr, o.kc = AVX512, 12, 32, 256
 	return o
 }()
+
+// avx512BF16Ops multiplies pairs of bfloat16.
+var avx512BF16Ops = func() ops {
+	o := avx512Ops
+	o.tier, o.pairs = AVX512BF16, 2
+	return o
+}()
+
+//go:noescape
+func gemmAMX(args *amxArgs)
+
+// amxOps multiplies tiles: 16 pixels by 16 slots by 16 columns. One pass
+// covers all of K, since reloading sums costs more than streaming weights.
+var amxOps = func() ops {
+	o := avx512Ops
+	o.tier, o.pairs, o.mr, o.kc = AMX, 2*tileRows, tileRows, 1<<30
+	return o
+}()

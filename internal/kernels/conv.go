@@ -115,11 +115,12 @@ type Conv struct {
 	blocks []kblock
 	k      int
 	panels int
+	slots  int // 4-byte values of a pixel in the buffer that is read
 	hasB   bool
 	wino   *winograd
 }
 
-// piece is one segment of K: channels c0.. of the run of kernel taps that
+// piece is one segment of K: slots c0.. of the run of kernel taps that
 // begins at (ky, kx).
 type piece struct{ ky, kx, c0, len int }
 
@@ -134,6 +135,10 @@ func NewConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32) *Con
 }
 
 func newConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32, how method) *Conv {
+	return newConvOn(layerOps(tier, dtype), tier, dtype, spec, weight, bias, how)
+}
+
+func newConvOn(o *ops, tier Tier, dtype DType, spec ConvSpec, weight, bias []float32, how method) *Conv {
 	if spec.Cin < 1 || spec.Cout < 1 || spec.KH < 1 || spec.KW < 1 {
 		panic(fmt.Sprintf("kernels: convolution of shape %+v", spec))
 	}
@@ -144,9 +149,11 @@ func newConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32, how 
 	if bias != nil && len(bias) != spec.Cout {
 		panic(fmt.Sprintf("kernels: convolution bias has %d values for %d channels", len(bias), spec.Cout))
 	}
-	o := opsOf(tier)
-	c := &Conv{spec: spec, tier: tier, dtype: dtype, ops: o, hasB: bias != nil}
-	c.k = spec.KH * spec.KW * spec.Cin
+	c := &Conv{spec: spec, tier: tier, dtype: dtype, ops: o, hasB: bias != nil, slots: spec.Cin}
+	if o.pairs > 0 {
+		c.slots = roundUp(spec.Cin, o.pairs) / 2
+	}
+	c.k = spec.KH * spec.KW * c.slots
 	c.panels = ceilDiv(spec.Cout, o.nr)
 	c.bias = alignedFloats(c.panels * o.nr)
 	copy(c.bias, bias)
@@ -166,8 +173,17 @@ func newConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32, how 
 	c.w = alignedFloats(c.panels * o.nr * c.k)
 	taps := spec.KH * spec.KW
 	packPanels(c.w, c.k, spec.Cout, o.nr, func(k, j int) float32 {
-		tap, ci := k/spec.Cin, k%spec.Cin
-		return round(weight[(j*spec.Cin+ci)*taps+tap])
+		tap, ci := k/c.slots, k%c.slots
+		if o.pairs == 0 {
+			return round(weight[(j*spec.Cin+ci)*taps+tap])
+		}
+		var pair [2]uint32
+		for i := range pair {
+			if ch := 2*ci + i; ch < spec.Cin {
+				pair[i] = f32bits(round(weight[(j*spec.Cin+ch)*taps+tap])) >> 16
+			}
+		}
+		return f32frombits(pair[1]<<16 | pair[0])
 	})
 	return c
 }
@@ -176,9 +192,9 @@ func newConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32, how 
 // are neighbours in NHWC memory, so without dilation they are one segment.
 func (c *Conv) cut() {
 	s := c.spec
-	runs, length := s.KW, s.Cin
+	runs, length := s.KW, c.slots
 	if s.Dilation == 1 {
-		runs, length = 1, s.KW*s.Cin
+		runs, length = 1, s.KW*c.slots
 	}
 	parts := ceilDiv(length, c.ops.kc)
 	step := ceilDiv(length, parts)
@@ -206,7 +222,7 @@ func (c *Conv) Spec() ConvSpec { return c.spec }
 // MACs gives the multiply-adds of a run by definition, whatever the method.
 func (c *Conv) MACs(n, h, w int) int {
 	ho, wo := c.spec.OutSize(h, w)
-	return n * ho * wo * c.spec.Cout * c.k
+	return n * ho * wo * c.spec.Cout * c.spec.Cin * c.spec.KH * c.spec.KW
 }
 
 // convPlan is how a run is divided. It depends on the number of workers only
@@ -225,6 +241,7 @@ type convPlan struct {
 	shared      int // float32 of the shared padded input
 	perWorker   int
 	rowN        int // rows of a block
+	tmp, amx    int // float32 per worker for rows before rounding and for tiles
 	stride, dil int
 }
 
@@ -259,8 +276,8 @@ func (c *Conv) plan(workers, n, h, w int, pad Pad, in *Input, rowBias bool) conv
 	blocks := p.n * p.yb * p.xb
 
 	p.direct = in.plain() && s.Pad == (Pad{}) && c.dtype == F32
-	padded := hp * wp * s.Cin
-	fill := p.bh * p.bw * p.yb * p.xb * s.Cin
+	padded := hp * wp * c.slots
+	fill := p.bh * p.bw * p.yb * p.xb * c.slots
 	p.local = !p.direct && blocks >= 4*workers && fill*2 <= padded*3
 	p.groups = 1
 	if blocks < 4*workers && workers > 1 {
@@ -271,17 +288,21 @@ func (c *Conv) plan(workers, n, h, w int, pad Pad, in *Input, rowBias bool) conv
 		p.pitch = p.wi
 	case p.local:
 		p.pitch = p.bw
-		p.perWorker = p.bh * p.bw * s.Cin
+		p.perWorker = p.bh * p.bw * c.slots
 	default:
 		p.pitch = wp
 		p.shared = p.n * padded
 	}
 	p.rowN = p.th * p.tw
+	if c.ops.pairs > 0 {
+		p.tmp = roundUp(p.pitch*s.Cin, 16)
+		p.amx = roundUp(amxWork(p.th, p.tw), 16)
+	}
 	return p
 }
 
 func (p *convPlan) total(c *Conv, workers int) int {
-	perWorker := roundUp(p.perWorker, 16) + roundUp(p.rowN*c.ops.nr, 16) + roundUp(c.panels*c.ops.nr, 16)
+	perWorker := roundUp(p.perWorker, 16) + p.tmp + p.amx + roundUp(p.rowN*c.ops.nr, 16) + roundUp(c.panels*c.ops.nr, 16)
 	return alignSlack + roundUp(p.shared, 16) + workers*perWorker +
 		roundUp(2*roundUp(p.rowN, c.ops.mr), 16) + roundUp(4*len(c.pieces), 16)
 }
@@ -389,6 +410,8 @@ type convJob struct {
 	filling bool
 	shared  []float32
 	local   []float32
+	tmp     []float32
+	amx     []float32
 	tail    []float32
 	biases  []float32
 	rows    []int64
@@ -401,12 +424,13 @@ func (j *convJob) setup(p *Pool, scratch []float32) {
 	cv := carve(scratch)
 	j.shared = cv.take(pl.shared)
 	j.local = cv.take(p.workers * roundUp(pl.perWorker, 16))
+	j.tmp, j.amx = cv.take(p.workers*pl.tmp), cv.take(p.workers*pl.amx)
 	j.tail = cv.take(p.workers * roundUp(pl.rowN*c.ops.nr, 16))
 	j.biases = cv.take(p.workers * roundUp(c.panels*c.ops.nr, 16))
 	nRows := roundUp(pl.rowN, c.ops.mr)
 	j.rows = int64s(cv.take(2*nRows), nRows)
 	j.segs = int64s(cv.take(4*len(c.pieces)), 2*len(c.pieces))
-	px := int64(c.spec.Cin) * 4
+	px := int64(c.slots) * 4
 	for i := range j.rows {
 		m := min(i, pl.rowN-1)
 		y, x := m/pl.tw, m%pl.tw
@@ -433,9 +457,7 @@ func (j *convJob) do(worker, item int) {
 	if j.filling {
 		hp, per := j.paddedHeight(), j.fillBlocks()
 		n, y := item/per, item%per*fillRowsPerItem
-		row := pl.pitch * s.Cin
-		fillInput(c.ops, j.shared[(n*hp+y)*row:], &j.in, n, pl.hi, pl.wi, pl.pad, s.Cin,
-			y, min(y+fillRowsPerItem, hp), 0, pl.pitch, pl.pitch, c.dtype)
+		j.fill(worker, j.shared[(n*hp+y)*pl.pitch*c.slots:], n, y, min(y+fillRowsPerItem, hp), 0, pl.pitch)
 		return
 	}
 	group := item % pl.groups
@@ -455,12 +477,11 @@ func (j *convJob) do(worker, item int) {
 		buf := j.local[worker*size : (worker+1)*size]
 		bh := (th-1)*pl.stride + pl.dil*(s.KH-1) + 1
 		bw := (tw-1)*pl.stride + pl.dil*(s.KW-1) + 1
-		fillInput(c.ops, buf, &j.in, n, pl.hi, pl.wi, pl.pad, s.Cin,
-			y0*pl.stride, y0*pl.stride+bh, x0*pl.stride, x0*pl.stride+bw, pl.pitch, c.dtype)
+		j.fill(worker, buf, n, y0*pl.stride, y0*pl.stride+bh, x0*pl.stride, x0*pl.stride+bw)
 		base = ptr(buf)
 	default:
 		hp := j.paddedHeight()
-		base = unsafe.Pointer(&j.shared[((n*hp+y0*pl.stride)*pl.pitch+x0*pl.stride)*s.Cin])
+		base = unsafe.Pointer(&j.shared[((n*hp+y0*pl.stride)*pl.pitch+x0*pl.stride)*c.slots])
 	}
 	bias := c.bias
 	hasBias := c.hasB
@@ -480,6 +501,10 @@ func (j *convJob) do(worker, item int) {
 		o: c.ops, m: th * tw, base: base, rows: &j.rows[0], segs: j.segs, blocks: c.blocks,
 		w: c.w, k: c.k, cols: s.Cout, dst: j.dst[out:], tail: j.tail[worker*size : (worker+1)*size],
 	}
+	if c.ops.pairs > 0 {
+		px := c.slots * slotBytes * pl.stride
+		t.amx = amxLayout{th: th, tw: tw, row: pl.pitch * px, pix: px, work: j.amx[worker*pl.amx : (worker+1)*pl.amx]}
+	}
 	if hasBias {
 		t.bias = bias
 	}
@@ -488,6 +513,17 @@ func (j *convJob) do(worker, item int) {
 	}
 	t.run(first, last)
 	finish(c.ops, &j.ep, j.dst[out:], th*tw, s.Cout, first*c.ops.nr, min(last*c.ops.nr, s.Cout))
+}
+
+// fill writes the rectangle [y0,y1) by [x0,x1) of image n of the padded input.
+func (j *convJob) fill(worker int, dst []float32, n, y0, y1, x0, x1 int) {
+	c, pl := j.c, &j.plan
+	if c.ops.pairs > 0 {
+		fillPairs(c.ops, dst, c.slots, j.tmp[worker*pl.tmp:(worker+1)*pl.tmp], &j.in, n, pl.hi, pl.wi, pl.pad, c.spec.Cin,
+			y0, y1, x0, x1, pl.pitch)
+		return
+	}
+	fillInput(c.ops, dst, &j.in, n, pl.hi, pl.wi, pl.pad, c.spec.Cin, y0, y1, x0, x1, pl.pitch, c.dtype)
 }
 
 // tilePass is m rows of output times a range of column panels.
@@ -506,9 +542,14 @@ type tilePass struct {
 	bias   []float32
 	res    []float32
 	acc    bool // dst holds the start of the sums
+	amx    amxLayout
 }
 
 func (t *tilePass) run(first, last int) {
+	if t.o.pairs == 2*tileRows {
+		t.runAMX(first, last)
+		return
+	}
 	nr := t.o.nr
 	for pn := first; pn < last; pn++ {
 		j0 := pn * nr
@@ -637,9 +678,7 @@ func fillInput(o *ops, dst []float32, in *Input, n, hi, wi int, pad Pad, c, y0, 
 			ch += pc
 		}
 		if dtype == BF16 {
-			for i, v := range mid {
-				mid[i] = roundBF16(v)
-			}
+			o.roundBF16(mid)
 		}
 	}
 }

@@ -320,6 +320,42 @@ DATA elem_bias127<>+20(SB)/4, $127
 DATA elem_bias127<>+24(SB)/4, $127
 DATA elem_bias127<>+28(SB)/4, $127
 GLOBL elem_bias127<>(SB), RODATA|NOPTR, $32
+DATA elem_int1<>+0(SB)/4, $1
+DATA elem_int1<>+4(SB)/4, $1
+DATA elem_int1<>+8(SB)/4, $1
+DATA elem_int1<>+12(SB)/4, $1
+DATA elem_int1<>+16(SB)/4, $1
+DATA elem_int1<>+20(SB)/4, $1
+DATA elem_int1<>+24(SB)/4, $1
+DATA elem_int1<>+28(SB)/4, $1
+GLOBL elem_int1<>(SB), RODATA|NOPTR, $32
+DATA elem_half16<>+0(SB)/4, $0x7fff
+DATA elem_half16<>+4(SB)/4, $0x7fff
+DATA elem_half16<>+8(SB)/4, $0x7fff
+DATA elem_half16<>+12(SB)/4, $0x7fff
+DATA elem_half16<>+16(SB)/4, $0x7fff
+DATA elem_half16<>+20(SB)/4, $0x7fff
+DATA elem_half16<>+24(SB)/4, $0x7fff
+DATA elem_half16<>+28(SB)/4, $0x7fff
+GLOBL elem_half16<>(SB), RODATA|NOPTR, $32
+DATA elem_quiet<>+0(SB)/4, $0x7fc00000
+DATA elem_quiet<>+4(SB)/4, $0x7fc00000
+DATA elem_quiet<>+8(SB)/4, $0x7fc00000
+DATA elem_quiet<>+12(SB)/4, $0x7fc00000
+DATA elem_quiet<>+16(SB)/4, $0x7fc00000
+DATA elem_quiet<>+20(SB)/4, $0x7fc00000
+DATA elem_quiet<>+24(SB)/4, $0x7fc00000
+DATA elem_quiet<>+28(SB)/4, $0x7fc00000
+GLOBL elem_quiet<>(SB), RODATA|NOPTR, $32
+DATA elem_high16<>+0(SB)/4, $0xffff0000
+DATA elem_high16<>+4(SB)/4, $0xffff0000
+DATA elem_high16<>+8(SB)/4, $0xffff0000
+DATA elem_high16<>+12(SB)/4, $0xffff0000
+DATA elem_high16<>+16(SB)/4, $0xffff0000
+DATA elem_high16<>+20(SB)/4, $0xffff0000
+DATA elem_high16<>+24(SB)/4, $0xffff0000
+DATA elem_high16<>+28(SB)/4, $0xffff0000
+GLOBL elem_high16<>(SB), RODATA|NOPTR, $32
 DATA elem_mask<>+0(SB)/4, $0xffffffff
 DATA elem_mask<>+4(SB)/4, $0xffffffff
 DATA elem_mask<>+8(SB)/4, $0xffffffff
@@ -2632,18 +2668,57 @@ store:
 	VZEROUPPER
 	RET
 
-// func axpyAVX2(dst, x *float32, n int, a float32)
-TEXT ·axpyAVX2(SB), NOSPLIT, $0-28
+// func toBF16AVX2(dst *uint16, src *float32, n int)
+TEXT ·toBF16AVX2(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), DI
-	MOVQ x+8(FP), SI
+	MOVQ src+8(FP), SI
 	MOVQ n+16(FP), CX
-	VBROADCASTSS a+24(FP), Y1
+loop:
+	VMOVUPS (SI), Y0
+	VPSRLD $16, Y0, Y1
+	VPAND elem_int1<>+0(SB), Y1, Y1
+	VPADDD elem_half16<>+0(SB), Y1, Y1
+	VCMPPS $3, Y0, Y0, Y2
+	VPADDD Y0, Y1, Y0
+	VMOVDQU elem_quiet<>+0(SB), Y3
+	VBLENDVPS Y2, Y3, Y0, Y0
+	VPSRLD $16, Y0, Y4
+	VMOVUPS 32(SI), Y0
+	VPSRLD $16, Y0, Y1
+	VPAND elem_int1<>+0(SB), Y1, Y1
+	VPADDD elem_half16<>+0(SB), Y1, Y1
+	VCMPPS $3, Y0, Y0, Y2
+	VPADDD Y0, Y1, Y0
+	VMOVDQU elem_quiet<>+0(SB), Y3
+	VBLENDVPS Y2, Y3, Y0, Y0
+	VPSRLD $16, Y0, Y0
+	VPACKUSDW Y0, Y4, Y0
+	VPERMQ $0xd8, Y0, Y0
+	VMOVDQU Y0, (DI)
+	ADDQ $64, SI
+	ADDQ $32, DI
+	SUBQ $16, CX
+	JNE loop
+	VZEROUPPER
+	RET
+
+// func roundBF16AVX2(x *float32, n int)
+TEXT ·roundBF16AVX2(SB), NOSPLIT, $0-16
+	MOVQ x+0(FP), DI
+	MOVQ n+8(FP), CX
+	VMOVDQU elem_high16<>+0(SB), Y4
 loop:
 	VMOVUPS (DI), Y0
-	VFMADD231PS (SI), Y1, Y0
+	VPSRLD $16, Y0, Y1
+	VPAND elem_int1<>+0(SB), Y1, Y1
+	VPADDD elem_half16<>+0(SB), Y1, Y1
+	VCMPPS $3, Y0, Y0, Y2
+	VPADDD Y0, Y1, Y0
+	VMOVDQU elem_quiet<>+0(SB), Y3
+	VBLENDVPS Y2, Y3, Y0, Y0
+	VPAND Y4, Y0, Y0
 	VMOVUPS Y0, (DI)
 	ADDQ $32, DI
-	ADDQ $32, SI
 	SUBQ $8, CX
 	JNE loop
 	VZEROUPPER

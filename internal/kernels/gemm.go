@@ -37,6 +37,7 @@ type gemmArgs struct {
 type ops struct {
 	tier   Tier // of the matrix kernels, see gemmTiles
 	mr, nr int
+	pairs  int // bfloat16 kernels: what channels are padded to; 0 for float32
 	// kc is the number of k that one pass over a panel covers, so that the
 	// panel's part stays in the first-level cache.
 	kc int
@@ -75,6 +76,9 @@ type ops struct {
 	// winoIn and winoOut are the transforms of F(m by m, 3 by 3).
 	winoIn  func(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)
 	winoOut func(m int, dst, src, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
+	// roundBF16 rounds in place, toBF16 to half the width.
+	roundBF16 func(x []float32)
+	toBF16    func(dst []uint16, src []float32)
 	// dgemm adds the product of an mr-by-k and a k-by-nr float64 tile.
 	dgemm func(c *float64, ldc int, a *float64, lda int, b *float64, k int)
 }
@@ -85,6 +89,20 @@ func opsOf(t Tier) *ops {
 	}
 	return tierOps(t)
 }
+
+// layerOps is opsOf for a layer's matrix kernels.
+func layerOps(t Tier, d DType) *ops {
+	if d == BF16 && t >= AVX512BF16 {
+		return bf16Ops(t)
+	}
+	return opsOf(t)
+}
+
+// Kernels that the tests run in place of those the machine lacks.
+const (
+	twinBF16 Tier = numTiers + iota
+	twinAMX
+)
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }
 
@@ -226,7 +244,7 @@ func int64s(s []float32, n int) []int64 {
 func roundBF16(f float32) float32 {
 	u := f32bits(f)
 	if f != f {
-		return f
+		return f32frombits(0x7fc00000)
 	}
 	u += 0x7fff + u>>16&1
 	return f32frombits(u &^ 0xffff)

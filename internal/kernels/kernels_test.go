@@ -306,6 +306,36 @@ func TestConv(t *testing.T) {
 	}
 }
 
+// TestConvPairs runs the layers of the bfloat16 tiers on the portable twins
+// of their kernels.
+func TestConvPairs(t *testing.T) {
+	for _, twin := range []struct {
+		tier          Tier
+		pairs, mr, kc int
+	}{{twinBF16, 2, 12, 256}, {twinAMX, 2 * tileRows, tileRows, 1 << 30}} {
+		o := portableOps
+		o.tier, o.pairs, o.mr, o.nr, o.kc = twin.tier, twin.pairs, twin.mr, 32, twin.kc
+		one, three := NewPool(Portable, 1), NewPool(Portable, 3)
+		defer one.Close()
+		defer three.Close()
+		r := rng(9)
+		for i, c := range convCases(r, 40) {
+			in, weight, bias, ep, size := c.build(r)
+			layer := newConvOn(&o, Portable, BF16, c.spec.normal(), weight, bias, direct)
+			want := refConv(c.spec, &in, c.n, c.h, c.w, weight, bias, ep, true)
+			got, other := poisoned(size), poisoned(size)
+			layer.Run(one, got, in, c.n, c.h, c.w, poisoned(layer.Scratch(1, c.n, c.h, c.w, c.up)), ep)
+			tol := 3e-6
+			if c.aff || c.act != Identity {
+				tol = 3e-3
+			}
+			within(t, fmt.Sprintf("%v %d %+v", twin, i, c), got, want, tol)
+			layer.Run(three, other, in, c.n, c.h, c.w, poisoned(layer.Scratch(3, c.n, c.h, c.w, c.up)), ep)
+			sameBits(t, "1 worker against 3", got, other)
+		}
+	}
+}
+
 func TestConvGrad(t *testing.T) {
 	r := rng(7)
 	specs := []struct {

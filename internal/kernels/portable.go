@@ -26,6 +26,8 @@ var portableOps = ops{
 	sumSq:       sumSqGo,
 	normRow:     normRowGo,
 	winoIn:      winoInGo,
+	roundBF16:   roundRowGo,
+	toBF16:      toBF16Go,
 	winoOut:     winoOutGo,
 	dgemm:       dgemmGo,
 }
@@ -179,5 +181,17 @@ func transpose8Go(dst, src *float32, dstStride, srcStride, n int) {
 		for j, v := range f32At(unsafe.Add(unsafe.Pointer(src), i*srcStride), n) {
 			*(*float32)(unsafe.Add(unsafe.Pointer(dst), j*dstStride+i*4)) = v
 		}
+	}
+}
+
+func roundRowGo(x []float32) {
+	for i, v := range x {
+		x[i] = roundBF16(v)
+	}
+}
+
+func toBF16Go(dst []uint16, src []float32) {
+	for i, v := range src {
+		dst[i] = uint16(f32bits(roundBF16(v)) >> 16)
 	}
 }

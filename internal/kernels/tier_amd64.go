@@ -63,9 +63,26 @@ func gemmTiles(t Tier, m int, g *gemmArgs) {
 		gemmAVX512(m, g)
 	case AVX512BF16:
 		gemmBF16(m, g)
+	case twinBF16:
+		gemmPairsGo(g, m, 32)
 	default:
 		gemmPortable(g, m, portableNR)
 	}
+}
+
+func amxTiles(t Tier, g *amxArgs) {
+	if t == AMX {
+		gemmAMX(g)
+		return
+	}
+	gemmAMXGo(g)
+}
+
+func bf16Ops(t Tier) *ops {
+	if t == AMX {
+		return &amxOps
+	}
+	return &avx512BF16Ops
 }
 
 func tierOps(t Tier) *ops {

@@ -8,4 +8,14 @@ func tierOps(Tier) *ops { return &portableOps }
 
 func spinPause() {}
 
-func gemmTiles(_ Tier, m int, g *gemmArgs) { gemmPortable(g, m, portableNR) }
+func bf16Ops(Tier) *ops { return &portableOps }
+
+func gemmTiles(t Tier, m int, g *gemmArgs) {
+	if t == twinBF16 {
+		gemmPairsGo(g, m, 32)
+		return
+	}
+	gemmPortable(g, m, portableNR)
+}
+
+func amxTiles(_ Tier, g *amxArgs) { gemmAMXGo(g) }

@@ -58,6 +58,12 @@ func elemFile() []byte {
 		fmt.Fprintf(a, "DATA elem_bias127<>+%d(SB)/4, $127\n", 4*i)
 	}
 	a.raw("GLOBL elem_bias127<>(SB), RODATA|NOPTR, $32\n")
+	for _, c := range []struct{ name, v string }{{"int1", "1"}, {"half16", "0x7fff"}, {"quiet", "0x7fc00000"}, {"high16", "0xffff0000"}} {
+		for i := range 8 {
+			fmt.Fprintf(a, "DATA elem_%s<>+%d(SB)/4, $%s\n", c.name, 4*i, c.v)
+		}
+		fmt.Fprintf(a, "GLOBL elem_%s<>(SB), RODATA|NOPTR, $32\n", c.name)
+	}
 	for i := range 16 {
 		v := "0xffffffff"
 		if i >= 8 {
@@ -82,7 +88,7 @@ func elemFile() []byte {
 	geglu(a)
 	moments(a)
 	normRow(a)
-	axpyFunc(a)
+	bf16Funcs(a)
 	return a.Bytes()
 }
 
@@ -643,19 +649,52 @@ func normRow(a *asm) {
 	a.op("RET")
 }
 
-// axpyFunc writes dst += a*x over a multiple of 8.
-func axpyFunc(a *asm) {
-	a.text("axpyAVX2", "(dst, x *float32, n int, a float32)", 0, 28)
+// roundBits turns Y0 into the upper halves of its bfloat16 rounding, to
+// nearest even; a NaN becomes the quiet one. Y1 to Y3 are used.
+func roundBits(a *asm) {
+	a.op("VPSRLD $16, Y0, Y1")
+	a.op("VPAND elem_int1<>+0(SB), Y1, Y1")
+	a.op("VPADDD elem_half16<>+0(SB), Y1, Y1")
+	a.op("VCMPPS $3, Y0, Y0, Y2") // unordered
+	a.op("VPADDD Y0, Y1, Y0")
+	a.op("VMOVDQU elem_quiet<>+0(SB), Y3")
+	a.op("VBLENDVPS Y2, Y3, Y0, Y0")
+}
+
+// bf16Funcs writes the two forms of rounding: n values, a multiple of 16, to
+// n bfloat16, and n values, a multiple of 8, in place.
+func bf16Funcs(a *asm) {
+	a.text("toBF16AVX2", "(dst *uint16, src *float32, n int)", 0, 24)
 	a.op("MOVQ dst+0(FP), DI")
-	a.op("MOVQ x+8(FP), SI")
+	a.op("MOVQ src+8(FP), SI")
 	a.op("MOVQ n+16(FP), CX")
-	a.op("VBROADCASTSS a+24(FP), Y1")
+	a.label("loop")
+	a.op("VMOVUPS (SI), Y0")
+	roundBits(a)
+	a.op("VPSRLD $16, Y0, Y4")
+	a.op("VMOVUPS 32(SI), Y0")
+	roundBits(a)
+	a.op("VPSRLD $16, Y0, Y0")
+	a.op("VPACKUSDW Y0, Y4, Y0")
+	a.op("VPERMQ $0xd8, Y0, Y0")
+	a.op("VMOVDQU Y0, (DI)")
+	a.op("ADDQ $64, SI")
+	a.op("ADDQ $32, DI")
+	a.op("SUBQ $16, CX")
+	a.op("JNE loop")
+	a.op("VZEROUPPER")
+	a.op("RET")
+
+	a.text("roundBF16AVX2", "(x *float32, n int)", 0, 16)
+	a.op("MOVQ x+0(FP), DI")
+	a.op("MOVQ n+8(FP), CX")
+	a.op("VMOVDQU elem_high16<>+0(SB), Y4")
 	a.label("loop")
 	a.op("VMOVUPS (DI), Y0")
-	a.op("VFMADD231PS (SI), Y1, Y0")
+	roundBits(a)
+	a.op("VPAND Y4, Y0, Y0")
 	a.op("VMOVUPS Y0, (DI)")
 	a.op("ADDQ $32, DI")
-	a.op("ADDQ $32, SI")
 	a.op("SUBQ $8, CX")
 	a.op("JNE loop")
 	a.op("VZEROUPPER")

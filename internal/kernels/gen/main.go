@@ -28,6 +28,7 @@ func files() map[string][]byte {
 		"elem_avx2_amd64.s":   elemFile(),
 		"gemm_avx512_amd64.s": gemmFile(avx512),
 		"gemm_bf16_amd64.s":   gemmFile(avx512bf16),
+		"gemm_amx_amd64.s":    amxFile(),
 		"dgemm_amd64.s":       dgemmFile(),
 		"wino_avx2_amd64.s":   winoFile(),
 	}
