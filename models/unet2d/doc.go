@@ -11,10 +11,11 @@
 //
 // Activations are NHWC float32 in one arena that is planned once per image
 // size: every activation has a place that is reused as soon as its last reader
-// has run. The arena grows linearly with the batch and nothing is allocated
-// from the second Forward of a shape on. Images do not see each other: the
-// result for an image depends neither on the batch it is in nor on the number
-// of threads, bit for bit.
+// has run. A place is proportional to the number of images, and a large batch
+// goes through in groups whose activations are about as large as the weights.
+// Nothing is allocated from the second Forward of a shape on. Images do not
+// see each other: the result for an image depends neither on the batch it is
+// in nor on the number of threads, bit for bit.
 //
 // # Precision
 //

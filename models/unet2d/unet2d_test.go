@@ -142,17 +142,34 @@ func ddpmCIFAR10() diffusers.UNet2DConfig {
 	return c
 }
 
-func TestDDPMCIFAR10Tensors(t *testing.T) {
-	want, err := Tensors(ddpmCIFAR10())
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := 0
-	for _, v := range want {
-		sum += product(v.Shape)
-	}
-	if len(want) != 328 || sum != 35746307 {
-		t.Errorf("%d tensors of %d values, want 328 of 35746307", len(want), sum)
+// ddpm256 is the shape of google/ddpm-celebahq-256 and its like.
+func ddpm256() diffusers.UNet2DConfig {
+	c := ddpmCIFAR10()
+	c.BlockOutChannels = []int{128, 128, 256, 256, 512, 512}
+	c.DownBlockTypes = []string{"DownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"}
+	c.UpBlockTypes = []string{"UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"}
+	return c
+}
+
+func TestParameterCounts(t *testing.T) {
+	for name, c := range map[string]struct {
+		cfg             diffusers.UNet2DConfig
+		tensors, values int
+	}{
+		"ddpm-cifar10": {ddpmCIFAR10(), 328, 35746307},
+		"ddpm-256":     {ddpm256(), 0, 113673219},
+	} {
+		want, err := Tensors(c.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := 0
+		for _, v := range want {
+			sum += product(v.Shape)
+		}
+		if c.tensors != 0 && len(want) != c.tensors || sum != c.values {
+			t.Errorf("%s: %d tensors of %d values, want %d of %d", name, len(want), sum, c.tensors, c.values)
+		}
 	}
 }
 
