@@ -1,7 +1,7 @@
 // Package safetensors reads and writes the safetensors format: an 8-byte
 // little-endian header length n, n bytes of JSON that maps each tensor name to
 // its dtype, shape and byte range, and one buffer of row-major little-endian
-// data (https://github.com/huggingface/safetensors).
+// data, as the safetensors library of Hugging Face defines it.
 //
 // Nothing in a file is trusted: the header is parsed token by token, sizes are
 // checked with overflow before anything is allocated, and the byte ranges must

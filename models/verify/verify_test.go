@@ -197,6 +197,74 @@ func TestFolder(t *testing.T) {
 	}
 }
 
+func TestPipeline(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, "unet"), os.DirFS("../diffusers/testdata/tiny")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(filepath.Join(dir, "text_encoder"), os.DirFS("../diffusers/testdata/tiny")); err != nil {
+		t.Fatal(err)
+	}
+	weights := filepath.Join(dir, "text_encoder", "diffusion_pytorch_model.safetensors")
+	if err := os.Rename(weights, filepath.Join(dir, "text_encoder", "model.safetensors")); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"model_index.json": `{"_class_name":"DDPMPipeline","scheduler":["diffusers","DDPMScheduler"],"unet":["diffusers","UNet2DModel"],
+			"text_encoder":["transformers","CLIPTextModel"],"tokenizer":["transformers","CLIPTokenizer"],"safety_checker":[null,null]}`,
+		"scheduler/scheduler_config.json": `{"_class_name":"DDPMScheduler"}`,
+		"text_encoder/config.json":        `{"model_type":"clip_text_model"}`,
+		"tokenizer/vocab.json":            `{"a":0,"b":1}`,
+		"tokenizer/merges.txt":            "a b",
+	} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report, err := verify(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kinds []string
+	for _, x := range report.Items {
+		kinds = append(kinds, x.Kind+" "+x.Class)
+	}
+	if got := strings.Join(kinds, ", "); report.Kind != "pipeline" || got != "pipeline DDPMPipeline, scheduler DDPMScheduler, network UNet2DModel, safetensors CLIPTextModel, JSON " {
+		t.Errorf("%s: %s", report.Kind, got)
+	}
+	if notes := strings.Join(report.Items[3].Notes, ""); !strings.Contains(notes, "CLIPTextModel is not judged here") {
+		t.Error(notes)
+	}
+	if len(report.Skipped) != 1 || filepath.Base(report.Skipped[0]) != "merges.txt" {
+		t.Error(report.Skipped)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "tokenizer")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := verify(dir); err == nil || !strings.Contains(err.Error(), "names the component tokenizer, which has no folder") {
+		t.Error(err)
+	}
+}
+
+func TestUnjudgedClasses(t *testing.T) {
+	for config, want := range map[string]string{`{"_class_name":"AutoencoderTiny"}`: "AutoencoderTiny is not judged", `{"model_type":"t5"}`: "a model of transformers is not judged"} {
+		dir := copyTiny(t)
+		if strings.Contains(config, "model_type") {
+			if err := os.Rename(filepath.Join(dir, "diffusion_pytorch_model.safetensors"), filepath.Join(dir, "model.safetensors")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		report, err := verify(dir)
+		if err != nil || len(report.Items) != 1 || report.Items[0].Tensors != 144 || !strings.Contains(fmt.Sprint(report.Items[0].Notes), want) {
+			t.Errorf("%s: %+v %v", config, report, err)
+		}
+	}
+}
+
 func TestNonFiniteWeights(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "w.safetensors")
 	list := []safetensors.Tensor{{Name: "a", DType: safetensors.F32, Shape: []int{2}}, {Name: "b", DType: safetensors.F64, Shape: []int{1}}, {Name: "c", DType: safetensors.I64, Shape: []int{1}}}
