@@ -360,10 +360,10 @@ func (v *verifier) single(r *diffusers.Repository) error {
 		return err
 	case class == "" && keys["model_type"]:
 		v.done[filepath.Clean(config)] = true
-		return v.unjudged(r.Dir, "model", "a model of transformers")
+		return v.unjudged(r.Dir, "a model of transformers")
 	case class != "" && !judged(class):
 		v.done[filepath.Clean(config)] = true
-		return v.unjudged(r.Dir, "diffusion_pytorch_model", class)
+		return v.unjudged(r.Dir, class)
 	}
 	return v.network(r, "")
 }
@@ -440,24 +440,32 @@ func (v *verifier) component(r *diffusers.Repository, c diffusers.Component) err
 	if strings.Contains(c.Class, "Tokenizer") || strings.Contains(c.Class, "Processor") || strings.Contains(c.Class, "FeatureExtractor") {
 		return nil // its files are read with the rest of the folder
 	}
-	stem := "model"
-	if c.Library == "diffusers" {
-		stem = "diffusion_pytorch_model"
-	}
 	if config := filepath.Join(dir, "config.json"); isFile(config) {
 		v.done[filepath.Clean(config)] = true
 		if _, _, err := topLevel(config); err != nil {
 			return err
 		}
 	}
-	return v.unjudged(dir, stem, c.Class)
+	return v.unjudged(dir, c.Class)
 }
 
 // unjudged verifies the weights of a class whose configuration says nothing
-// here.
-func (v *verifier) unjudged(dir, stem, class string) error {
+// here. transformers calls them model, diffusers diffusion_pytorch_model.
+func (v *verifier) unjudged(dir, class string) error {
 	before := len(v.report.Items)
-	if err := v.weights(dir, stem); err != nil {
+	path, sharded, err := diffusers.FindWeights(dir, "model", v.opt.Variant)
+	if err != nil {
+		path, sharded, err = diffusers.FindWeights(dir, "diffusion_pytorch_model", v.opt.Variant)
+	}
+	if err != nil {
+		return err
+	}
+	v.done[filepath.Clean(path)] = true
+	open := safetensors.Open
+	if sharded {
+		open = safetensors.OpenIndex
+	}
+	if err := v.tensors(path, open); err != nil {
 		return err
 	}
 	for i := before; i < len(v.report.Items); i++ {
@@ -465,19 +473,6 @@ func (v *verifier) unjudged(dir, stem, class string) error {
 		v.report.Items[i].Notes = append(v.report.Items[i].Notes, "the tensors were not compared with a configuration: "+class+" is not judged here")
 	}
 	return nil
-}
-
-// weights verifies the safetensors files of a folder without a known class.
-func (v *verifier) weights(dir, stem string) error {
-	path, sharded, err := diffusers.FindWeights(dir, stem, v.opt.Variant)
-	if err != nil {
-		return err
-	}
-	v.done[filepath.Clean(path)] = true
-	if sharded {
-		return v.tensors(path, safetensors.OpenIndex)
-	}
-	return v.tensors(path, safetensors.Open)
 }
 
 // network verifies configuration and weights together.
