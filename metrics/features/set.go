@@ -46,6 +46,7 @@ type Set struct {
 	N    int // pictures or rows; 0 where statistics do not say
 	ID   metrics.Identity
 
+	Labels     []int    // classes of the rows, where a .npz has labels or class_labels
 	Unreadable []string // files that were left out because they could not be read
 
 	files  []string
@@ -112,6 +113,13 @@ func readSet(path string, open func() (*npz.Archive, error)) (*Set, error) {
 			return nil, err
 		}
 	}
+	for _, name := range []string{"class_labels", "labels"} {
+		if s.Labels == nil && has(name) {
+			if s.Labels, err = readLabels(a, name); err != nil {
+				return nil, err
+			}
+		}
+	}
 	switch {
 	case has("images"), has("arr_0") && !has("mu"):
 		name := "images"
@@ -174,6 +182,22 @@ func readRows(a *npz.Archive, name string) (metrics.Samples, error) {
 		return nil, refuse.Errorf(a.Path(), "%v", err)
 	}
 	return metrics.Matrix{N: x.Shape[0], D: x.Shape[1], X: d}, nil
+}
+
+func readLabels(a *npz.Archive, name string) ([]int, error) {
+	x, err := a.Array(name)
+	if err != nil {
+		return nil, err
+	}
+	v, err := x.Int64()
+	if err != nil || len(x.Shape) != 1 {
+		return nil, refuse.Errorf(a.Path(), "%s is %s of shape %v, want one whole number per row", name, x.DType, x.Shape)
+	}
+	out := make([]int, len(v))
+	for i, k := range v {
+		out[i] = int(k)
+	}
+	return out, nil
 }
 
 func readStats(a *npz.Archive, id metrics.Identity) (metrics.Stats, error) {
