@@ -9,6 +9,7 @@ import (
 	"math"
 	"reflect"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"drift/internal/atomicfile"
@@ -47,8 +48,9 @@ func (w *Writer) Array(x Info) (*Member, error) {
 		return nil, fmt.Errorf("%s: writing npz: the name %.100q stands twice, is not UTF-8 or too long", w.path, x.Name)
 	}
 	w.names[x.Name] = true
-	// ModifiedDate 33 is 1980-01-01 in the format of MS-DOS.
-	out, err := w.zip.CreateHeader(&zip.FileHeader{Name: x.Name + ".npy", Method: zip.Store, ModifiedDate: 33})
+	// One fixed date, so that equal arrays give equal bytes.
+	date := time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC)
+	out, err := w.zip.CreateHeader(&zip.FileHeader{Name: x.Name + ".npy", Method: zip.Store, Modified: date})
 	if err != nil {
 		return nil, fmt.Errorf("%s: writing npz: %w", w.path, err)
 	}

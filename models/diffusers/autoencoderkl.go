@@ -6,26 +6,26 @@ import "fmt"
 // autoencoder of Stable Diffusion. Its encoder gives mean and log variance;
 // pipelines scale latents z = (mean - ShiftFactor) ScalingFactor.
 type AutoencoderKLConfig struct {
-	InChannels           int       `json:"in_channels"`
-	OutChannels          int       `json:"out_channels"`
-	DownBlockTypes       []string  `json:"down_block_types"`
-	UpBlockTypes         []string  `json:"up_block_types"`
-	BlockOutChannels     []int     `json:"block_out_channels"`
-	LayersPerBlock       int       `json:"layers_per_block"`
-	ActFn                string    `json:"act_fn"`
-	LatentChannels       int       `json:"latent_channels"`
-	NormNumGroups        int       `json:"norm_num_groups"`
-	SampleSize           Size      `json:"sample_size"`
-	ScalingFactor        float64   `json:"scaling_factor"`
-	ShiftFactor          float64   `json:"shift_factor,null"` // null is 0
-	LatentsMean          []float64 `json:"latents_mean,null"` // nil: null
-	LatentsStd           []float64 `json:"latents_std,null"`  // nil: null
-	ForceUpcast          bool      `json:"force_upcast"`
-	UseQuantConv         bool      `json:"use_quant_conv"`
-	UsePostQuantConv     bool      `json:"use_post_quant_conv"`
-	MidBlockAddAttention bool      `json:"mid_block_add_attention"`
+	InChannels           int       `key:"in_channels"`
+	OutChannels          int       `key:"out_channels"`
+	DownBlockTypes       []string  `key:"down_block_types"`
+	UpBlockTypes         []string  `key:"up_block_types"`
+	BlockOutChannels     []int     `key:"block_out_channels"`
+	LayersPerBlock       int       `key:"layers_per_block"`
+	ActFn                string    `key:"act_fn"`
+	LatentChannels       int       `key:"latent_channels"`
+	NormNumGroups        int       `key:"norm_num_groups"`
+	SampleSize           Size      `key:"sample_size"`
+	ScalingFactor        float64   `key:"scaling_factor"`
+	ShiftFactor          float64   `key:"shift_factor,null"` // null is 0
+	LatentsMean          []float64 `key:"latents_mean,null"` // nil: null
+	LatentsStd           []float64 `key:"latents_std,null"`  // nil: null
+	ForceUpcast          bool      `key:"force_upcast"`
+	UseQuantConv         bool      `key:"use_quant_conv"`
+	UsePostQuantConv     bool      `key:"use_post_quant_conv"`
+	MidBlockAddAttention bool      `key:"mid_block_add_attention"`
 
-	Info `json:"-"`
+	Info `key:"-"`
 }
 
 func newAutoencoderKL() *AutoencoderKLConfig {

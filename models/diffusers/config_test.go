@@ -77,7 +77,7 @@ func checkDefaults(t *testing.T, c any, got []string, want map[string]any) {
 	v := reflect.ValueOf(c).Elem()
 	values := map[string]string{}
 	for i := range v.NumField() {
-		key, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+		key, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("key"), ",")
 		if key == "" || key == "-" {
 			continue
 		}

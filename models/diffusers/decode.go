@@ -10,7 +10,7 @@ import (
 	"drift/internal/strictjson"
 )
 
-// A decoder fills a struct from a JSON object by the json tags of its fields.
+// A decoder fills a struct from a JSON object by the key tags of its fields.
 // The option ",null" allows null, which becomes the zero value; a number 0
 // written in the file is then refused, since it would mean the same (but a
 // fraction, where 0 is as good as null). ",inf" allows an infinite number.
@@ -33,7 +33,7 @@ func (d *decoder) decode() error {
 	var order []string
 	v := reflect.ValueOf(d.dst).Elem()
 	for i := range v.NumField() {
-		tag := v.Type().Field(i).Tag.Get("json")
+		tag := v.Type().Field(i).Tag.Get("key")
 		if tag == "" || tag == "-" {
 			continue
 		}

@@ -6,24 +6,24 @@ import "fmt"
 // "Scalable Diffusion Models with Transformers"). Old files call the class
 // Transformer2DModel, with norm_type ada_norm_zero.
 type DiTConfig struct {
-	NumAttentionHeads     int     `json:"num_attention_heads"`
-	AttentionHeadDim      int     `json:"attention_head_dim"`
-	InChannels            int     `json:"in_channels"`
-	OutChannels           int     `json:"out_channels,null"` // 0: null, InChannels
-	NumLayers             int     `json:"num_layers"`
-	Dropout               float64 `json:"dropout"`
-	NormNumGroups         int     `json:"norm_num_groups"`
-	AttentionBias         bool    `json:"attention_bias"`
-	SampleSize            int     `json:"sample_size"`
-	PatchSize             int     `json:"patch_size"`
-	ActivationFn          string  `json:"activation_fn"` // "gelu-approximate" (tanh) or "gelu"
-	NumEmbedsAdaNorm      int     `json:"num_embeds_ada_norm"`
-	UpcastAttention       bool    `json:"upcast_attention"`
-	NormType              string  `json:"norm_type"`
-	NormElementwiseAffine bool    `json:"norm_elementwise_affine"`
-	NormEps               float64 `json:"norm_eps"`
+	NumAttentionHeads     int     `key:"num_attention_heads"`
+	AttentionHeadDim      int     `key:"attention_head_dim"`
+	InChannels            int     `key:"in_channels"`
+	OutChannels           int     `key:"out_channels,null"` // 0: null, InChannels
+	NumLayers             int     `key:"num_layers"`
+	Dropout               float64 `key:"dropout"`
+	NormNumGroups         int     `key:"norm_num_groups"`
+	AttentionBias         bool    `key:"attention_bias"`
+	SampleSize            int     `key:"sample_size"`
+	PatchSize             int     `key:"patch_size"`
+	ActivationFn          string  `key:"activation_fn"` // "gelu-approximate" (tanh) or "gelu"
+	NumEmbedsAdaNorm      int     `key:"num_embeds_ada_norm"`
+	UpcastAttention       bool    `key:"upcast_attention"`
+	NormType              string  `key:"norm_type"`
+	NormElementwiseAffine bool    `key:"norm_elementwise_affine"`
+	NormEps               float64 `key:"norm_eps"`
 
-	Info `json:"-"`
+	Info `key:"-"`
 }
 
 func newDiT() *DiTConfig {

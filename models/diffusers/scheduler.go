@@ -16,77 +16,77 @@ import (
 // does not have is left at zero, Has tells. Absent keys of the class have the
 // defaults of diffusers 0.42.
 type SchedulerConfig struct {
-	ClassName string `json:"-"`
+	ClassName string `key:"-"`
 
 	// The process.
-	NumTrainTimesteps   int       `json:"num_train_timesteps"`
-	BetaStart           float64   `json:"beta_start"`
-	BetaEnd             float64   `json:"beta_end"`
-	BetaSchedule        string    `json:"beta_schedule"`      // "linear", "scaled_linear", "squaredcos_cap_v2", ...
-	TrainedBetas        []float64 `json:"trained_betas,null"` // nil: null
-	RescaleBetasZeroSNR bool      `json:"rescale_betas_zero_snr"`
-	PredictionType      string    `json:"prediction_type"` // "epsilon", "sample", "v_prediction" or "flow_prediction"
-	SigmaData           float64   `json:"sigma_data"`
+	NumTrainTimesteps   int       `key:"num_train_timesteps"`
+	BetaStart           float64   `key:"beta_start"`
+	BetaEnd             float64   `key:"beta_end"`
+	BetaSchedule        string    `key:"beta_schedule"`      // "linear", "scaled_linear", "squaredcos_cap_v2", ...
+	TrainedBetas        []float64 `key:"trained_betas,null"` // nil: null
+	RescaleBetasZeroSNR bool      `key:"rescale_betas_zero_snr"`
+	PredictionType      string    `key:"prediction_type"` // "epsilon", "sample", "v_prediction" or "flow_prediction"
+	SigmaData           float64   `key:"sigma_data"`
 
 	// The grid.
-	TimestepSpacing        string   `json:"timestep_spacing"` // "leading", "linspace" or "trailing"
-	TimestepType           string   `json:"timestep_type"`    // "discrete" or "continuous"
-	StepsOffset            int      `json:"steps_offset"`
-	SetAlphaToOne          bool     `json:"set_alpha_to_one"`
-	InterpolationType      string   `json:"interpolation_type"` // "linear" or "log_linear"
-	UseKarrasSigmas        bool     `json:"use_karras_sigmas"`
-	UseExponentialSigmas   bool     `json:"use_exponential_sigmas"`
-	UseBetaSigmas          bool     `json:"use_beta_sigmas"`
-	UseLuLambdas           bool     `json:"use_lu_lambdas"`
-	UseFlowSigmas          bool     `json:"use_flow_sigmas"`
-	FlowShift              float64  `json:"flow_shift"`
-	FinalSigmasType        string   `json:"final_sigmas_type"`      // "zero" or "sigma_min"
-	LambdaMinClipped       float64  `json:"lambda_min_clipped,inf"` // -Inf: not clipped
-	SigmaMin               *float64 `json:"sigma_min,null"`         // nil: null
-	SigmaMax               *float64 `json:"sigma_max,null"`         // nil: null
-	SigmaSchedule          string   `json:"sigma_schedule"`         // "karras" or "exponential"
-	Rho                    float64  `json:"rho"`
-	OriginalInferenceSteps int      `json:"original_inference_steps"`
-	TimestepScaling        float64  `json:"timestep_scaling"`
+	TimestepSpacing        string   `key:"timestep_spacing"` // "leading", "linspace" or "trailing"
+	TimestepType           string   `key:"timestep_type"`    // "discrete" or "continuous"
+	StepsOffset            int      `key:"steps_offset"`
+	SetAlphaToOne          bool     `key:"set_alpha_to_one"`
+	InterpolationType      string   `key:"interpolation_type"` // "linear" or "log_linear"
+	UseKarrasSigmas        bool     `key:"use_karras_sigmas"`
+	UseExponentialSigmas   bool     `key:"use_exponential_sigmas"`
+	UseBetaSigmas          bool     `key:"use_beta_sigmas"`
+	UseLuLambdas           bool     `key:"use_lu_lambdas"`
+	UseFlowSigmas          bool     `key:"use_flow_sigmas"`
+	FlowShift              float64  `key:"flow_shift"`
+	FinalSigmasType        string   `key:"final_sigmas_type"`      // "zero" or "sigma_min"
+	LambdaMinClipped       float64  `key:"lambda_min_clipped,inf"` // -Inf: not clipped
+	SigmaMin               *float64 `key:"sigma_min,null"`         // nil: null
+	SigmaMax               *float64 `key:"sigma_max,null"`         // nil: null
+	SigmaSchedule          string   `key:"sigma_schedule"`         // "karras" or "exponential"
+	Rho                    float64  `key:"rho"`
+	OriginalInferenceSteps int      `key:"original_inference_steps"`
+	TimestepScaling        float64  `key:"timestep_scaling"`
 
 	// The grid of flows.
-	Shift              float64  `json:"shift"`
-	UseDynamicShifting bool     `json:"use_dynamic_shifting"` // sampling then needs mu
-	BaseShift          float64  `json:"base_shift"`
-	MaxShift           float64  `json:"max_shift"`
-	BaseImageSeqLen    int      `json:"base_image_seq_len"`
-	MaxImageSeqLen     int      `json:"max_image_seq_len"`
-	InvertSigmas       bool     `json:"invert_sigmas"`
-	ShiftTerminal      *float64 `json:"shift_terminal,null"` // nil: null
-	TimeShiftType      string   `json:"time_shift_type"`     // "exponential" or "linear"
-	StochasticSampling bool     `json:"stochastic_sampling"`
+	Shift              float64  `key:"shift"`
+	UseDynamicShifting bool     `key:"use_dynamic_shifting"` // sampling then needs mu
+	BaseShift          float64  `key:"base_shift"`
+	MaxShift           float64  `key:"max_shift"`
+	BaseImageSeqLen    int      `key:"base_image_seq_len"`
+	MaxImageSeqLen     int      `key:"max_image_seq_len"`
+	InvertSigmas       bool     `key:"invert_sigmas"`
+	ShiftTerminal      *float64 `key:"shift_terminal,null"` // nil: null
+	TimeShiftType      string   `key:"time_shift_type"`     // "exponential" or "linear"
+	StochasticSampling bool     `key:"stochastic_sampling"`
 
 	// The step.
-	VarianceType             string  `json:"variance_type,null"` // "": null
-	ClipSample               bool    `json:"clip_sample"`
-	ClipSampleRange          float64 `json:"clip_sample_range"`
-	ClipDenoised             bool    `json:"clip_denoised"`
-	Thresholding             bool    `json:"thresholding"`
-	DynamicThresholdingRatio float64 `json:"dynamic_thresholding_ratio"`
-	SampleMaxValue           float64 `json:"sample_max_value"`
-	SkipPRKSteps             bool    `json:"skip_prk_steps"`
-	SolverOrder              int     `json:"solver_order"`
-	PredictorOrder           int     `json:"predictor_order"`
-	CorrectorOrder           int     `json:"corrector_order"`
-	AlgorithmType            string  `json:"algorithm_type"`
-	SolverType               string  `json:"solver_type"`
-	LowerOrderFinal          bool    `json:"lower_order_final"`
-	EulerAtFinal             bool    `json:"euler_at_final"`
-	PredictX0                bool    `json:"predict_x0"`
-	DisableCorrector         []int   `json:"disable_corrector"`
-	NoiseSamplerSeed         *int    `json:"noise_sampler_seed,null"` // nil: null
-	Eta                      float64 `json:"eta"`
-	SNoise                   float64 `json:"s_noise"`
-	SNR                      float64 `json:"snr"`
-	SamplingEps              float64 `json:"sampling_eps"`
-	CorrectSteps             int     `json:"correct_steps"`
+	VarianceType             string  `key:"variance_type,null"` // "": null
+	ClipSample               bool    `key:"clip_sample"`
+	ClipSampleRange          float64 `key:"clip_sample_range"`
+	ClipDenoised             bool    `key:"clip_denoised"`
+	Thresholding             bool    `key:"thresholding"`
+	DynamicThresholdingRatio float64 `key:"dynamic_thresholding_ratio"`
+	SampleMaxValue           float64 `key:"sample_max_value"`
+	SkipPRKSteps             bool    `key:"skip_prk_steps"`
+	SolverOrder              int     `key:"solver_order"`
+	PredictorOrder           int     `key:"predictor_order"`
+	CorrectorOrder           int     `key:"corrector_order"`
+	AlgorithmType            string  `key:"algorithm_type"`
+	SolverType               string  `key:"solver_type"`
+	LowerOrderFinal          bool    `key:"lower_order_final"`
+	EulerAtFinal             bool    `key:"euler_at_final"`
+	PredictX0                bool    `key:"predict_x0"`
+	DisableCorrector         []int   `key:"disable_corrector"`
+	NoiseSamplerSeed         *int    `key:"noise_sampler_seed,null"` // nil: null
+	Eta                      float64 `key:"eta"`
+	SNoise                   float64 `key:"s_noise"`
+	SNR                      float64 `key:"snr"`
+	SamplingEps              float64 `key:"sampling_eps"`
+	CorrectSteps             int     `key:"correct_steps"`
 
-	Info `json:"-"`
+	Info `key:"-"`
 
 	keys map[string]bool
 }

@@ -95,7 +95,7 @@ func TestSchedulerDefaults(t *testing.T) {
 			}
 			// Keys that the class does not have are zero.
 			for i := range v.NumField() {
-				key, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+				key, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("key"), ",")
 				if key != "" && key != "-" && !c.Has(key) && !v.Field(i).IsZero() {
 					t.Errorf("%s is not a key of the class, but %v", key, v.Field(i).Interface())
 				}
@@ -109,7 +109,7 @@ func TestSchedulerDefaults(t *testing.T) {
 
 func fieldByKey(v reflect.Value, key string) (reflect.Value, bool) {
 	for i := range v.NumField() {
-		if k, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ","); k == key {
+		if k, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("key"), ","); k == key {
 			return v.Field(i), true
 		}
 	}

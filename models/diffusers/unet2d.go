@@ -6,36 +6,36 @@ import "fmt"
 // defaults of diffusers 0.42. Zero stands for JSON null where a comment says
 // so; a 0 written in the file is refused there.
 type UNet2DConfig struct {
-	SampleSize           Size     `json:"sample_size,null"` // zero: null, any size
-	InChannels           int      `json:"in_channels"`
-	OutChannels          int      `json:"out_channels"`
-	CenterInputSample    bool     `json:"center_input_sample"`
-	TimeEmbeddingType    string   `json:"time_embedding_type"`     // "positional", "fourier" or "learned"
-	TimeEmbeddingDim     int      `json:"time_embedding_dim,null"` // 0: null, 4 BlockOutChannels[0]
-	FreqShift            float64  `json:"freq_shift"`
-	FlipSinToCos         bool     `json:"flip_sin_to_cos"`
-	DownBlockTypes       []string `json:"down_block_types"`
-	MidBlockType         string   `json:"mid_block_type,null"` // "": null, no middle block
-	UpBlockTypes         []string `json:"up_block_types"`
-	BlockOutChannels     []int    `json:"block_out_channels"`
-	LayersPerBlock       int      `json:"layers_per_block"`
-	MidBlockScaleFactor  float64  `json:"mid_block_scale_factor"`
-	DownsamplePadding    int      `json:"downsample_padding"`
-	DownsampleType       string   `json:"downsample_type"` // "conv" or "resnet", Attn blocks only
-	UpsampleType         string   `json:"upsample_type"`   // "conv" or "resnet", Attn blocks only
-	Dropout              float64  `json:"dropout"`
-	ActFn                string   `json:"act_fn"`
-	AttentionHeadDim     int      `json:"attention_head_dim,null"` // 0: null, one head as wide as the block
-	NormNumGroups        int      `json:"norm_num_groups,null"`    // 0: null, only for Skip blocks (NCSN++)
-	AttnNormNumGroups    int      `json:"attn_norm_num_groups,null"`
-	NormEps              float64  `json:"norm_eps"`
-	ResnetTimeScaleShift string   `json:"resnet_time_scale_shift"` // "default" or "scale_shift"
-	AddAttention         bool     `json:"add_attention"`
-	ClassEmbedType       string   `json:"class_embed_type,null"`    // "": null; "timestep" or "identity"
-	NumClassEmbeds       int      `json:"num_class_embeds,null"`    // 0: null
-	NumTrainTimesteps    int      `json:"num_train_timesteps,null"` // 0: null; rows of the learned time embedding
+	SampleSize           Size     `key:"sample_size,null"` // zero: null, any size
+	InChannels           int      `key:"in_channels"`
+	OutChannels          int      `key:"out_channels"`
+	CenterInputSample    bool     `key:"center_input_sample"`
+	TimeEmbeddingType    string   `key:"time_embedding_type"`     // "positional", "fourier" or "learned"
+	TimeEmbeddingDim     int      `key:"time_embedding_dim,null"` // 0: null, 4 BlockOutChannels[0]
+	FreqShift            float64  `key:"freq_shift"`
+	FlipSinToCos         bool     `key:"flip_sin_to_cos"`
+	DownBlockTypes       []string `key:"down_block_types"`
+	MidBlockType         string   `key:"mid_block_type,null"` // "": null, no middle block
+	UpBlockTypes         []string `key:"up_block_types"`
+	BlockOutChannels     []int    `key:"block_out_channels"`
+	LayersPerBlock       int      `key:"layers_per_block"`
+	MidBlockScaleFactor  float64  `key:"mid_block_scale_factor"`
+	DownsamplePadding    int      `key:"downsample_padding"`
+	DownsampleType       string   `key:"downsample_type"` // "conv" or "resnet", Attn blocks only
+	UpsampleType         string   `key:"upsample_type"`   // "conv" or "resnet", Attn blocks only
+	Dropout              float64  `key:"dropout"`
+	ActFn                string   `key:"act_fn"`
+	AttentionHeadDim     int      `key:"attention_head_dim,null"` // 0: null, one head as wide as the block
+	NormNumGroups        int      `key:"norm_num_groups,null"`    // 0: null, only for Skip blocks (NCSN++)
+	AttnNormNumGroups    int      `key:"attn_norm_num_groups,null"`
+	NormEps              float64  `key:"norm_eps"`
+	ResnetTimeScaleShift string   `key:"resnet_time_scale_shift"` // "default" or "scale_shift"
+	AddAttention         bool     `key:"add_attention"`
+	ClassEmbedType       string   `key:"class_embed_type,null"`    // "": null; "timestep" or "identity"
+	NumClassEmbeds       int      `key:"num_class_embeds,null"`    // 0: null
+	NumTrainTimesteps    int      `key:"num_train_timesteps,null"` // 0: null; rows of the learned time embedding
 
-	Info `json:"-"`
+	Info `key:"-"`
 }
 
 func newUNet2D() *UNet2DConfig {

@@ -7,56 +7,56 @@ import "fmt"
 // comment says so. Settings of the class that no such model uses are refused
 // by name when they differ from their default.
 type UNet2DConditionConfig struct {
-	SampleSize                       Size     `json:"sample_size,null"` // zero: null, any size
-	InChannels                       int      `json:"in_channels"`
-	OutChannels                      int      `json:"out_channels"`
-	CenterInputSample                bool     `json:"center_input_sample"`
-	FlipSinToCos                     bool     `json:"flip_sin_to_cos"`
-	FreqShift                        float64  `json:"freq_shift"`
-	DownBlockTypes                   []string `json:"down_block_types"`
-	MidBlockType                     string   `json:"mid_block_type,null"` // "": null, no middle block
-	UpBlockTypes                     []string `json:"up_block_types"`
-	OnlyCrossAttention               bool     `json:"only_cross_attention"`
-	BlockOutChannels                 []int    `json:"block_out_channels"`
-	LayersPerBlock                   PerLevel `json:"layers_per_block"`
-	DownsamplePadding                int      `json:"downsample_padding"`
-	MidBlockScaleFactor              float64  `json:"mid_block_scale_factor"`
-	Dropout                          float64  `json:"dropout"`
-	ActFn                            string   `json:"act_fn"`
-	NormNumGroups                    int      `json:"norm_num_groups"`
-	NormEps                          float64  `json:"norm_eps"`
-	CrossAttentionDim                PerLevel `json:"cross_attention_dim"`
-	TransformerLayersPerBlock        PerLevel `json:"transformer_layers_per_block"`
-	ReverseTransformerLayersPerBlock PerLevel `json:"reverse_transformer_layers_per_block,null"`
-	EncoderHidDim                    int      `json:"encoder_hid_dim,null"`
-	EncoderHidDimType                string   `json:"encoder_hid_dim_type,null"`
-	AttentionHeadDim                 PerLevel `json:"attention_head_dim"` // the number of heads, in spite of its name
-	NumAttentionHeads                PerLevel `json:"num_attention_heads,null"`
-	DualCrossAttention               bool     `json:"dual_cross_attention"`
-	UseLinearProjection              bool     `json:"use_linear_projection"`
-	ClassEmbedType                   string   `json:"class_embed_type,null"`        // "": null; "timestep", "identity", "projection", "simple_projection"
-	AdditionEmbedType                string   `json:"addition_embed_type,null"`     // "": null; "text_time"
-	AdditionTimeEmbedDim             int      `json:"addition_time_embed_dim,null"` // 0: null
-	NumClassEmbeds                   int      `json:"num_class_embeds,null"`        // 0: null
-	UpcastAttention                  bool     `json:"upcast_attention,null"`
-	ResnetTimeScaleShift             string   `json:"resnet_time_scale_shift"` // "default" or "scale_shift"
-	ResnetSkipTimeAct                bool     `json:"resnet_skip_time_act"`
-	ResnetOutScaleFactor             float64  `json:"resnet_out_scale_factor"`
-	TimeEmbeddingType                string   `json:"time_embedding_type"`
-	TimeEmbeddingDim                 int      `json:"time_embedding_dim,null"` // 0: null, 4 BlockOutChannels[0]
-	TimeEmbeddingActFn               string   `json:"time_embedding_act_fn,null"`
-	TimestepPostAct                  string   `json:"timestep_post_act,null"`
-	TimeCondProjDim                  int      `json:"time_cond_proj_dim,null"` // 0: null; width of timestep_cond (LCM)
-	ConvInKernel                     int      `json:"conv_in_kernel"`
-	ConvOutKernel                    int      `json:"conv_out_kernel"`
-	ProjectionClassEmbeddingsDim     int      `json:"projection_class_embeddings_input_dim,null"` // 0: null
-	AttentionType                    string   `json:"attention_type"`
-	ClassEmbeddingsConcat            bool     `json:"class_embeddings_concat"`
-	MidBlockOnlyCrossAttention       bool     `json:"mid_block_only_cross_attention,null"`
-	CrossAttentionNorm               string   `json:"cross_attention_norm,null"`
-	AdditionEmbedTypeNumHeads        int      `json:"addition_embed_type_num_heads"`
+	SampleSize                       Size     `key:"sample_size,null"` // zero: null, any size
+	InChannels                       int      `key:"in_channels"`
+	OutChannels                      int      `key:"out_channels"`
+	CenterInputSample                bool     `key:"center_input_sample"`
+	FlipSinToCos                     bool     `key:"flip_sin_to_cos"`
+	FreqShift                        float64  `key:"freq_shift"`
+	DownBlockTypes                   []string `key:"down_block_types"`
+	MidBlockType                     string   `key:"mid_block_type,null"` // "": null, no middle block
+	UpBlockTypes                     []string `key:"up_block_types"`
+	OnlyCrossAttention               bool     `key:"only_cross_attention"`
+	BlockOutChannels                 []int    `key:"block_out_channels"`
+	LayersPerBlock                   PerLevel `key:"layers_per_block"`
+	DownsamplePadding                int      `key:"downsample_padding"`
+	MidBlockScaleFactor              float64  `key:"mid_block_scale_factor"`
+	Dropout                          float64  `key:"dropout"`
+	ActFn                            string   `key:"act_fn"`
+	NormNumGroups                    int      `key:"norm_num_groups"`
+	NormEps                          float64  `key:"norm_eps"`
+	CrossAttentionDim                PerLevel `key:"cross_attention_dim"`
+	TransformerLayersPerBlock        PerLevel `key:"transformer_layers_per_block"`
+	ReverseTransformerLayersPerBlock PerLevel `key:"reverse_transformer_layers_per_block,null"`
+	EncoderHidDim                    int      `key:"encoder_hid_dim,null"`
+	EncoderHidDimType                string   `key:"encoder_hid_dim_type,null"`
+	AttentionHeadDim                 PerLevel `key:"attention_head_dim"` // the number of heads, in spite of its name
+	NumAttentionHeads                PerLevel `key:"num_attention_heads,null"`
+	DualCrossAttention               bool     `key:"dual_cross_attention"`
+	UseLinearProjection              bool     `key:"use_linear_projection"`
+	ClassEmbedType                   string   `key:"class_embed_type,null"`        // "": null; "timestep", "identity", "projection", "simple_projection"
+	AdditionEmbedType                string   `key:"addition_embed_type,null"`     // "": null; "text_time"
+	AdditionTimeEmbedDim             int      `key:"addition_time_embed_dim,null"` // 0: null
+	NumClassEmbeds                   int      `key:"num_class_embeds,null"`        // 0: null
+	UpcastAttention                  bool     `key:"upcast_attention,null"`
+	ResnetTimeScaleShift             string   `key:"resnet_time_scale_shift"` // "default" or "scale_shift"
+	ResnetSkipTimeAct                bool     `key:"resnet_skip_time_act"`
+	ResnetOutScaleFactor             float64  `key:"resnet_out_scale_factor"`
+	TimeEmbeddingType                string   `key:"time_embedding_type"`
+	TimeEmbeddingDim                 int      `key:"time_embedding_dim,null"` // 0: null, 4 BlockOutChannels[0]
+	TimeEmbeddingActFn               string   `key:"time_embedding_act_fn,null"`
+	TimestepPostAct                  string   `key:"timestep_post_act,null"`
+	TimeCondProjDim                  int      `key:"time_cond_proj_dim,null"` // 0: null; width of timestep_cond (LCM)
+	ConvInKernel                     int      `key:"conv_in_kernel"`
+	ConvOutKernel                    int      `key:"conv_out_kernel"`
+	ProjectionClassEmbeddingsDim     int      `key:"projection_class_embeddings_input_dim,null"` // 0: null
+	AttentionType                    string   `key:"attention_type"`
+	ClassEmbeddingsConcat            bool     `key:"class_embeddings_concat"`
+	MidBlockOnlyCrossAttention       bool     `key:"mid_block_only_cross_attention,null"`
+	CrossAttentionNorm               string   `key:"cross_attention_norm,null"`
+	AdditionEmbedTypeNumHeads        int      `key:"addition_embed_type_num_heads"`
 
-	Info `json:"-"`
+	Info `key:"-"`
 }
 
 func newUNet2DCondition() *UNet2DConditionConfig {
