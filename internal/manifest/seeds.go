@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -33,12 +34,12 @@ func ParseSeeds(s string) ([]uint64, error) {
 			}
 		}
 	}
-	seen := make(map[uint64]bool, len(out))
-	for _, k := range out {
-		if seen[k] {
-			return nil, fmt.Errorf("seeds %q: seed %d comes twice", s, k)
+	sorted := slices.Clone(out)
+	slices.Sort(sorted)
+	for i := 1; i < len(sorted); i++ {
+		if sorted[i] == sorted[i-1] {
+			return nil, fmt.Errorf("seeds %q: seed %d comes twice", s, sorted[i])
 		}
-		seen[k] = true
 	}
 	return out, nil
 }
