@@ -114,6 +114,20 @@ func winoOut2AVX2(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, col
 //go:noescape
 func winoOut4AVX2(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
 
+//go:noescape
+func winoWeights2AVX2(dst *float32, step int, src *float32, n int, matrix *float64)
+
+//go:noescape
+func winoWeights4AVX2(dst *float32, step int, src *float32, n int, matrix *float64)
+
+func winoWeightsSIMD(m int, dst *float32, step int, src *float32, n int, matrix *float64) {
+	if m == 2 {
+		winoWeights2AVX2(dst, step, src, n, matrix)
+	} else {
+		winoWeights4AVX2(dst, step, src, n, matrix)
+	}
+}
+
 func winoInSIMD(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int) {
 	if m == 2 {
 		winoIn2AVX2(dst, src, dstStep, rowStep, pixStep, tileStep, c, tiles)
@@ -150,6 +164,7 @@ var avx2Ops = ops{
 	sumSq:       sumSqSIMD,
 	normRow:     normRowSIMD,
 	winoIn:      winoInSIMD,
+	winoWeights: winoWeightsSIMD,
 	roundBF16:   roundBF16SIMD,
 	toBF16:      toBF16SIMD,
 	winoOut:     winoOutSIMD,

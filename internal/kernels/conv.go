@@ -158,34 +158,54 @@ func newConvOn(o *ops, tier Tier, dtype DType, spec ConvSpec, weight, bias []flo
 	c.bias = alignedFloats(c.panels * o.nr)
 	copy(c.bias, bias)
 	c.cut()
-	round := func(v float32) float32 { return v }
-	if dtype == BF16 {
-		round = roundBF16
-	}
 	if how != direct {
 		m := 2
 		if how == wino4 {
 			m = 4
 		}
-		c.wino = newWinograd(o, m, spec, weight, round)
+		c.wino = newWinograd(o, m, spec, weight, dtype == BF16)
 		return c
 	}
 	c.w = alignedFloats(c.panels * o.nr * c.k)
-	taps := spec.KH * spec.KW
-	packPanels(c.w, c.k, spec.Cout, o.nr, func(k, j int) float32 {
-		tap, ci := k/c.slots, k%c.slots
-		if o.pairs == 0 {
-			return round(weight[(j*spec.Cin+ci)*taps+tap])
-		}
-		var pair [2]uint32
-		for i := range pair {
-			if ch := 2*ci + i; ch < spec.Cin {
-				pair[i] = f32bits(round(weight[(j*spec.Cin+ch)*taps+tap])) >> 16
+	c.pack(weight)
+	return c
+}
+
+// pack writes the weights in panels of nr columns: [panel][tap][slot][nr].
+func (c *Conv) pack(weight []float32) {
+	o, s := c.ops, &c.spec
+	taps := s.KH * s.KW
+	for j0 := 0; j0 < s.Cout; j0 += o.nr {
+		panel := c.w[j0*c.k : (j0+o.nr)*c.k]
+		switch {
+		case o.pairs > 0:
+			for lane := range min(o.nr, s.Cout-j0) {
+				for ci := range s.Cin {
+					src := weight[((j0+lane)*s.Cin+ci)*taps:][:taps]
+					for tap, v := range src {
+						at := &panel[(tap*c.slots+ci/2)*o.nr+lane]
+						half := f32bits(roundBF16(v)) >> 16
+						*at = f32frombits(f32bits(*at) | half<<(16*(ci&1)))
+					}
+				}
+			}
+			continue
+		case taps == 1:
+			packPanel(o, panel, weight, c.k, s.Cout, j0, s.Cin, true)
+		default:
+			for lane := range min(o.nr, s.Cout-j0) {
+				for ci := range s.Cin {
+					src := weight[((j0+lane)*s.Cin+ci)*taps:][:taps]
+					for tap, v := range src {
+						panel[(tap*s.Cin+ci)*o.nr+lane] = v
+					}
+				}
 			}
 		}
-		return f32frombits(pair[1]<<16 | pair[0])
-	})
-	return c
+		if c.dtype == BF16 {
+			o.roundBF16(panel)
+		}
+	}
 }
 
 // cut divides K into segments and passes. Neighbouring taps of a kernel row

@@ -76,6 +76,9 @@ type ops struct {
 	// winoIn and winoOut are the transforms of F(m by m, 3 by 3).
 	winoIn  func(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)
 	winoOut func(m int, dst, src, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
+	// winoWeights transforms 3 by 3 kernels for n columns, a multiple of 4:
+	// src has 9 rows of n taps, value k goes to dst + k*step bytes.
+	winoWeights func(m int, dst *float32, step int, src *float32, n int, g *float64)
 	// roundBF16 rounds in place, toBF16 to half the width.
 	roundBF16 func(x []float32)
 	toBF16    func(dst []uint16, src []float32)
@@ -176,24 +179,6 @@ func (o *ops) gemmRows(g *gemmArgs, m int) {
 	}
 	t.tiles = int64(n - large)
 	gemmTiles(o.tier, small, &t)
-}
-
-// packPanels packs a k-by-n matrix given by at into panels of nr columns with
-// zeros beyond n.
-func packPanels(dst []float32, k, n, nr int, at func(k, j int) float32) {
-	for j0 := 0; j0 < n; j0 += nr {
-		p := dst[j0*k:]
-		for i := range k {
-			row := p[i*nr : i*nr+nr]
-			for j := range row {
-				if j0+j < n {
-					row[j] = at(i, j0+j)
-				} else {
-					row[j] = 0
-				}
-			}
-		}
-	}
 }
 
 // alignedFloats allocates n float32 at a 64-byte boundary with slack behind.

@@ -26,6 +26,7 @@ var portableOps = ops{
 	sumSq:       sumSqGo,
 	normRow:     normRowGo,
 	winoIn:      winoInGo,
+	winoWeights: winoWeightsGo,
 	roundBF16:   roundRowGo,
 	toBF16:      toBF16Go,
 	winoOut:     winoOutGo,

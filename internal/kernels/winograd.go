@@ -114,7 +114,7 @@ func winoMatricesOf(m int) *winoMatrices {
 	return t
 }
 
-func newWinograd(o *ops, m int, s ConvSpec, weight []float32, round func(float32) float32) *winograd {
+func newWinograd(o *ops, m int, s ConvSpec, weight []float32, bf16 bool) *winograd {
 	al := m + 2
 	w := &winograd{m: m}
 	panels := ceilDiv(s.Cout, o.nr)
@@ -122,27 +122,30 @@ func newWinograd(o *ops, m int, s ConvSpec, weight []float32, round func(float32
 	w.groups = ceilDiv(panels, w.per)
 	w.u = alignedFloats(panels * o.nr * s.Cin * al * al)
 	t := winoTables[m]
-	for co := range s.Cout {
-		pn, lane := co/o.nr, co%o.nr
-		g := pn / w.per
+	g := make([]float64, 0, 18)
+	for i := range al {
+		g = append(g, t.g[i][:]...)
+	}
+	taps := make([]float32, 9*o.nr)
+	for pn := range panels {
+		j0, group := pn*o.nr, pn/w.per
+		have := min(o.nr, s.Cout-j0)
+		first := w.at(o, s.Cin, panels, group, 0, pn-group*w.per)
+		step := w.at(o, s.Cin, panels, group, 1, pn-group*w.per) - first
 		for ci := range s.Cin {
-			var k, half [6][3]float64
-			for y := range 3 {
-				for x := range 3 {
-					k[y][x] = float64(round(weight[((co*s.Cin+ci)*3+y)*3+x]))
+			for lane := range have {
+				k := weight[((j0+lane)*s.Cin+ci)*9:][:9]
+				for i, v := range k {
+					taps[i*o.nr+lane] = v
 				}
 			}
-			for i := range al {
-				for x := range 3 {
-					half[i][x] = t.g[i][0]*k[0][x] + t.g[i][1]*k[1][x] + t.g[i][2]*k[2][x]
-				}
+			if bf16 {
+				o.roundBF16(taps)
 			}
-			for i := range al {
-				for j := range al {
-					v := half[i][0]*t.g[j][0] + half[i][1]*t.g[j][1] + half[i][2]*t.g[j][2]
-					w.u[w.at(o, s.Cin, panels, g, i*al+j, pn-g*w.per)+ci*o.nr+lane] = float32(v)
-				}
-			}
+			o.winoWeights(m, &w.u[first+ci*o.nr], step*4, &taps[0], o.nr, &g[0])
+		}
+		if have < o.nr {
+			clear(taps)
 		}
 	}
 	return w
@@ -376,6 +379,29 @@ func (j *winoJob) multiply(v, m []float32, group, first, last int) {
 					at := ((n*pl.ho+y+q)*pl.wo+x)*s.Cout + j0
 					finish(o, &j.ep, j.dst[at:], 1, s.Cout, 0, real)
 				}
+			}
+		}
+	}
+}
+
+// winoWeightsGo is the portable twin of the weight transform.
+func winoWeightsGo(m int, dst *float32, step int, src *float32, n int, g *float64) {
+	al := m + 2
+	gm := unsafe.Slice(g, 3*al)
+	taps := unsafe.Slice(src, 9*n)
+	for lane := range n {
+		var half [6][3]float64
+		for i := range al {
+			for x := range 3 {
+				for y := range 3 {
+					half[i][x] += gm[3*i+y] * float64(taps[(3*y+x)*n+lane])
+				}
+			}
+		}
+		for i := range al {
+			for j := range al {
+				v := half[i][0]*gm[3*j] + half[i][1]*gm[3*j+1] + half[i][2]*gm[3*j+2]
+				*(*float32)(unsafe.Add(unsafe.Pointer(dst), (i*al+j)*step+lane*4)) = float32(v)
 			}
 		}
 	}

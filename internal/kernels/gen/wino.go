@@ -34,6 +34,7 @@ func winoFile() []byte {
 	for _, m := range []int{2, 4} {
 		winoIn(a, m)
 		winoOut(a, m)
+		winoWeights(a, m)
 	}
 	return a.Bytes()
 }
@@ -255,6 +256,69 @@ func winoOut(a *asm, m int) {
 	a.label("nores")
 	a.op("SUBQ $8, R13")
 	a.op("JNE channel")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// winoWeights transforms kernels for n columns, a multiple of 4: src has 9
+// rows of n taps, value k of the result goes to dst + k*step bytes. g is the
+// matrix G, (m+2) by 3.
+func winoWeights(a *asm, m int) {
+	al := m + 2
+	a.text(fmt.Sprintf("winoWeights%dAVX2", m), "(dst *float32, step int, src *float32, n int, matrix *float64)", al*3*32, 40)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ step+8(FP), R8")
+	a.op("MOVQ src+16(FP), SI")
+	a.op("MOVQ n+24(FP), CX")
+	a.op("MOVQ matrix+32(FP), DX")
+	a.op("MOVQ CX, R9")
+	a.op("SHLQ $2, R9") // bytes between taps
+	a.label("columns")
+	a.op("MOVQ SI, AX")
+	for t := range 9 {
+		a.op("VCVTPS2PD (AX), Y%d", t)
+		if t < 8 {
+			a.op("ADDQ R9, AX")
+		}
+	}
+	broadcast := func(row int) {
+		for k := range 3 {
+			a.op("VBROADCASTSD %d(DX), Y%d", (row*3+k)*8, 9+k)
+		}
+	}
+	for i := range al {
+		broadcast(i)
+		for x := range 3 {
+			a.op("VMULPD Y%d, Y9, Y12", x)
+			a.op("VFMADD231PD Y%d, Y10, Y12", 3+x)
+			a.op("VFMADD231PD Y%d, Y11, Y12", 6+x)
+			a.op("VMOVUPD Y12, %d(SP)", (i*3+x)*32)
+		}
+	}
+	a.op("IMUL3Q $%d, R8, R10", al)
+	a.op("MOVQ DI, BX")
+	for j := range al {
+		broadcast(j)
+		a.op("MOVQ BX, AX")
+		for i := range al {
+			r := 12 + i%4
+			a.op("VMULPD %d(SP), Y9, Y%d", i*3*32, r)
+			a.op("VFMADD231PD %d(SP), Y10, Y%d", (i*3+1)*32, r)
+			a.op("VFMADD231PD %d(SP), Y11, Y%d", (i*3+2)*32, r)
+			a.op("VCVTPD2PSY Y%d, X%d", r, r)
+			a.op("VMOVUPS X%d, (AX)", r)
+			if i < al-1 {
+				a.op("ADDQ R10, AX")
+			}
+		}
+		if j < al-1 {
+			a.op("ADDQ R8, BX")
+		}
+	}
+	a.op("ADDQ $16, SI")
+	a.op("ADDQ $16, DI")
+	a.op("SUBQ $4, CX")
+	a.op("JNE columns")
 	a.op("VZEROUPPER")
 	a.op("RET")
 }
