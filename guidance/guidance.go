@@ -95,7 +95,8 @@ func readSpan(o *spec.Options) Span {
 //	guided = uncond + W (cond - uncond)
 //
 // W = 1 is off: only the conditional prediction is made, bit for bit the unguided run. Rows without a class are left
-// alone. A guided step costs two evaluations.
+// alone. A guided step costs two evaluations. The answer's Parts are "cond" with weight W and "uncond" with weight 1-W;
+// they hold until the next question.
 type CFG struct {
 	W        float64
 	Negative int // class in place of "no class", plus 1; 0 = none
@@ -118,6 +119,8 @@ type cfg struct {
 	g      CFG
 	cond   models.Cond
 	uncond models.Pred
+	with   *tensor.Dense // copy of the conditional prediction
+	parts  [2]models.Part
 }
 
 func (c *cfg) Unwrap() models.Denoiser { return c.Denoiser }
@@ -147,6 +150,10 @@ func (c *cfg) Predict(ctx context.Context, q *models.Query, p *models.Pred) erro
 	if c.uncond.Kind != p.Kind {
 		return fmt.Errorf("guidance: cfg: the model answered with %v and with %v", p.Kind, c.uncond.Kind)
 	}
+	c.with = models.Reuse(c.with, p.Out.Shape())
+	copy(models.Data(c.with), models.Data(p.Out))
+	c.parts = [2]models.Part{{Name: "cond", Weight: c.g.W, Out: c.with, Kind: p.Kind}, {Name: "uncond", Weight: 1 - c.g.W, Out: c.uncond.Out, Kind: p.Kind}}
+	p.Parts = c.parts[:]
 	mix(models.Data(p.Out), models.Data(c.uncond.Out), c.g.W)
 	if p.Extra != nil && c.uncond.Extra != nil {
 		mix(models.Data(p.Extra), models.Data(c.uncond.Extra), c.g.W)

@@ -201,3 +201,32 @@ func ExampleParse() {
 	fmt.Println(p.Kind, meter.Evals(), err)
 	// Output: x0 2 <nil>
 }
+
+// TestParts: a guided answer says what it is made of, and the weighted parts sum up to it; without guidance there are
+// none.
+func TestParts(t *testing.T) {
+	m := models.Metered(target(t))
+	q := &models.Query{X: models.Wrap([]float64{0.3, -0.2, -1, 0.5}, 2, 2), At: []schedules.Node{schedules.VPLinear{}.At(0.4), schedules.VPLinear{}.At(0.4)}, Cond: &models.Cond{Classes: []int{0, 1}}}
+	var guided, cond models.Pred
+	if err := guide(t, m, "cfg:w=3").Predict(context.Background(), q, &guided); err != nil {
+		t.Fatal(err)
+	}
+	if err := guide(t, m, "cfg:w=1").Predict(context.Background(), q, &cond); err != nil {
+		t.Fatal(err)
+	}
+	if len(cond.Parts) != 0 || len(guided.Parts) != 2 || guided.Parts[0].Name != "cond" || guided.Parts[1].Name != "uncond" {
+		t.Fatalf("parts %+v and %+v", guided.Parts, cond.Parts)
+	}
+	if !slices.Equal(models.Data(guided.Parts[0].Out), models.Data(cond.Out)) {
+		t.Error("the part cond is not the conditional prediction")
+	}
+	for i, have := range models.Data(guided.Out) {
+		sum := 0.0
+		for _, p := range guided.Parts {
+			sum += p.Weight * models.Data(p.Out)[i]
+		}
+		if math.Abs(sum-have) > 1e-12 {
+			t.Errorf("element %d: the parts sum to %g, the prediction is %g", i, sum, have)
+		}
+	}
+}

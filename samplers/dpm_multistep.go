@@ -40,6 +40,8 @@ type DPMMultistep struct {
 	Diffusers bool    // 3M-SDE as diffusers writes it
 	EulerLast bool    // the last step is first order (diffusers' euler_at_final)
 	Lower     Lowering
+
+	momentum momentum // of hb:base=dpmpp-2m
 }
 
 func init() {
@@ -131,6 +133,9 @@ func (m DPMMultistep) step(ctx context.Context, r *run, s, t schedules.Node) err
 			return err
 		}
 		lin(r.y, term{t.Alpha, m0})
+	} else if m.momentum.on() {
+		w := m.weights(r, f, s, order)
+		m.momentum.multistep(r, f, q, w, order)
 	} else {
 		w := m.weights(r, f, s, order)
 		terms := [4]term{{f.ratio, r.x}, {-f.a * w[0], q}}
@@ -214,6 +219,9 @@ func (m DPMMultistep) settable() []string {
 }
 
 func (m DPMMultistep) label() string {
+	if m.momentum.on() {
+		return "hb:base=dpmpp-2m"
+	}
 	name := "dpm-solver-"
 	if m.Kind == schedules.X0 {
 		name = "dpmpp-"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strings"
 
 	"drift/internal/spec"
 	"drift/schedules"
@@ -23,25 +24,44 @@ type GHVB struct {
 	Beta  float64 // in (0, 1]; 0 = 0.8
 }
 
+var ghvbOptions = []Option{{"order", "3.8", "real, in (0, 5]: q = 3.8 is k = 4, beta = 0.8; or an integer k with beta"}, {"beta", "", "in (0, 1], with an integer order"}}
+
 func init() {
 	register(Info{
 		Name: "ghvb", Order: "2", NFE: "1",
 		Summary: "generalized heavy ball: momentum that trades accuracy for fewer divergence artifacts at high guidance",
 		Source:  "arXiv 2307.11118, section 4.2",
-		Options: []Option{{"order", "3.8", "real, in (0, 5]: q = 3.8 is k = 4, beta = 0.8; or an integer k with beta"}, {"beta", "", "in (0, 1], with an integer order"}},
+		Options: ghvbOptions,
 		New: func(o *spec.Options) (Sampler, error) {
-			q := o.FloatIn("order", 3.8, 1e-3, 5)
-			k := math.Ceil(q - 1e-9)
-			beta := q - k + 1
-			if o.Has("beta") {
-				if q != k {
-					return nil, fmt.Errorf("ghvb: give a real order or an integer order with beta, not order=%g with beta", q)
-				}
-				beta = o.FloatIn("beta", 1, 1e-6, 1)
-			}
-			return GHVB{Order: int(k), Beta: beta}, nil
+			k, beta, err := readGHVB(o)
+			return GHVB{Order: k, Beta: beta}, err
 		},
 	})
+}
+
+// readGHVB reads a real order, or an integer order with beta.
+func readGHVB(o *spec.Options) (k int, beta float64, err error) {
+	q := o.FloatIn("order", 3.8, 1e-3, 5)
+	up := math.Ceil(q - 1e-9)
+	beta = q - up + 1
+	if o.Has("beta") {
+		if q != up {
+			return 0, 0, fmt.Errorf("give a real order, or an integer order with beta, not order=%g with beta", q)
+		}
+		beta = o.FloatIn("beta", 1, 1e-6, 1)
+	}
+	return int(up), beta, nil
+}
+
+func (m GHVB) values() (k int, beta float64) {
+	k, beta = m.Order, m.Beta
+	if k == 0 {
+		k = 4
+	}
+	if beta == 0 {
+		beta = 0.8
+	}
+	return k, beta
 }
 
 // ghvbWeights returns b of the doc comment.
@@ -62,13 +82,7 @@ func (m GHVB) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	if s.Alpha == 0 {
 		return r.firstOrder(ctx, t)
 	}
-	order, beta := m.Order, m.Beta
-	if order == 0 {
-		order = 4
-	}
-	if beta == 0 {
-		beta = 0.8
-	}
+	order, beta := m.values()
 	v, err := r.predict(ctx, schedules.Eps)
 	if err != nil {
 		return err
@@ -104,13 +118,125 @@ func (GHVB) label() string { return "ghvb" }
 //	Nesterov:   xb_{n+1} = xb_n + (sb_{n+1} - sb_n) [(1 - beta) v_n + beta p_n]
 //
 // beta = 1 is PLMS-k. Order 1; the stability region grows without bound as beta -> 0.
+//
+// The sampler "hb" also has bases that are not PLMS (see HeavyBallOn).
 type HeavyBall struct {
 	Order    int     // of the base, 1 to 5; 0 = 4
 	Beta     float64 // in (0, 1]; 0 = 0.8
 	Nesterov bool
 }
 
+// momentum is the heavy ball on the bracket of an exponential integrator. A step of the data form is
+//
+//	x_t = ratio x_s - a (e^z - 1) D,  D the average of the data over the step
+//
+// (DPM-Solver++(2M): D = m_0 + (m_0 - m_1)/(2 r_0)), and momentum puts v_n = (1 - beta) v_{n-1} + beta D_n for D.
+type momentum struct {
+	beta   float64 // 0 = no momentum
+	model  bool    // 2M: v starts as the first prediction, not as the first bracket
+	parity bool    // UniPC as the paper's repository runs it
+}
+
+func (m momentum) on() bool { return m.beta != 0 }
+
+// multistep writes a step of DPM-Solver++(2M) with weights w into r.y. Only second-order steps carry momentum; the first
+// step and a lowered last one go around it.
+func (m momentum) multistep(r *run, f form, q []float64, w [3]float64, order int) {
+	if order == 1 {
+		if m.model && len(r.hist) == 0 {
+			v, _ := r.vec("v")
+			copy(v, q)
+		}
+		lin(r.y, term{f.ratio, r.x}, term{-f.a * w[0], q})
+		return
+	}
+	k := math.Expm1(f.z)
+	v, old := r.vec("v")
+	keep := 1 - m.beta
+	if !old {
+		keep = 0
+	}
+	lin(v, term{keep, v}, term{(1 - keep) * w[0] / k, q}, term{(1 - keep) * w[1] / k, r.hist[0].V})
+	lin(r.y, term{f.ratio, r.x}, term{-f.a * k, v})
+}
+
+// unipc returns the averaged bracket of a step of UniPC. Predictor and corrector have a velocity each. The repository
+// averages in the corrector only, and there D/sigma_t (of the process scaled to alpha^2 + sigma^2 = 1) in place of D;
+// its predictor computes a velocity and then overwrites it.
+func (m momentum) unipc(r *run, d []term, correct bool) []float64 {
+	name := "predictor v"
+	scale := 1.0
+	if correct {
+		name = "corrector v"
+		if m.parity { // the corrected step ends at the node where the run stands
+			sb := r.grid[r.i].Ratio()
+			scale = math.Hypot(1, sb) / sb
+		}
+	} else if m.parity {
+		v := r.temp()
+		lin(v, d...)
+		return v
+	}
+	v, old := r.vec(name)
+	keep := 1 - m.beta
+	if !old {
+		keep = 0
+	}
+	b := r.temp()
+	lin(b, d...)
+	lin(v, term{keep, v}, term{(1 - keep) * scale, b})
+	lin(b, term{1 / scale, v})
+	return b
+}
+
+// HeavyBallOn returns the heavy ball on a base that is named as on the command line: plmsK (K = 1 to 5; euler and ddim
+// are plms1), dpmpp-2m, or unipcP-bhV (P = 1 to 6, V = 1 or 2). beta = 1 is the base.
+func HeavyBallOn(base string, beta float64) (Sampler, error) {
+	if !(beta > 0 && beta <= 1) {
+		return nil, fmt.Errorf("samplers: hb: beta = %g, want a number in (0, 1]", beta)
+	}
+	if base == "euler" || base == "ddim" {
+		base = "plms1"
+	}
+	if k, ok := strings.CutPrefix(base, "plms"); ok && len(k) == 1 && k >= "1" && k <= "5" {
+		return HeavyBall{Order: int(k[0] - '0'), Beta: beta}, nil
+	}
+	if base == "dpmpp-2m" {
+		return DPMMultistep{Order: 2, Kind: schedules.X0, momentum: momentum{beta: beta}}, nil
+	}
+	if p, ok := strings.CutPrefix(base, "unipc"); ok && p != "" && p[0] >= '1' && p[0] <= '6' && (p[1:] == "" || p[1:] == "-bh1" || p[1:] == "-bh2") {
+		return UniPC{Order: int(p[0] - '0'), BH1: p[1:] == "-bh1", Kind: schedules.X0, momentum: momentum{beta: beta}}, nil
+	}
+	return nil, fmt.Errorf("samplers: hb: unknown base %q: want plms1 to plms5, dpmpp-2m, or unipc1-bh1 to unipc6-bh2", base)
+}
+
 func init() {
+	register(Info{
+		Name: "hb", Order: "1", NFE: "1",
+		Summary: "heavy-ball momentum on PLMS, DPM-Solver++(2M) or UniPC: a larger stability region, for accuracy",
+		Source:  "arXiv 2307.11118, section 4.1 and appendix",
+		Options: []Option{{"base", "plms4", "plms1 (= euler, ddim) to plms5, dpmpp-2m, unipc1-bh1 to unipc6-bh2"}, {"beta", "0.8", "in (0, 1]; 1 = the base"},
+			{"init", "first-bracket", "first-bracket or model: start of the velocity of dpmpp-2m"},
+			{"variant", "exact", "exact, or parity: the repository's unipc (momentum in the corrector only, in units of 1/sigma)"},
+			{"lower-order-final", "true", "dpmpp-2m: first-order last step on grids with fewer than lower-below steps; unipc: on all"}, {"lower-below", "15", ""}},
+		New: func(o *spec.Options) (Sampler, error) {
+			s, err := HeavyBallOn(o.Text("base", "plms4"), o.FloatIn("beta", 0.8, 1e-6, 1))
+			if err != nil {
+				return nil, err
+			}
+			switch m := s.(type) {
+			case DPMMultistep:
+				m.momentum.model = o.Choice("init", "first-bracket", "model") == "model"
+				m.Lower = lowering(o, true)
+				s = m
+			case UniPC:
+				m.momentum.parity = o.Choice("variant", "exact", "parity") == "parity"
+				m.Lower = lowering(o, true)
+				s = m
+			}
+			return s, nil
+		},
+	})
 	register(Info{
 		Name: "nesterov", Order: "1", NFE: "1", Summary: "PLMS with Nesterov's momentum", Source: "arXiv 2307.11118, appendix",
 		Options: []Option{{"order", "4", "of the base, 1 to 5"}, {"beta", "0.8", "in (0, 1]"}},
@@ -124,13 +250,7 @@ func (m HeavyBall) step(ctx context.Context, r *run, s, t schedules.Node) error 
 	if s.Alpha == 0 {
 		return r.firstOrder(ctx, t)
 	}
-	order, beta := m.Order, m.Beta
-	if order == 0 {
-		order = 4
-	}
-	if beta == 0 {
-		beta = 0.8
-	}
+	order, beta := GHVB{m.Order, m.Beta}.values()
 	e, err := r.predict(ctx, schedules.Eps)
 	if err != nil {
 		return err

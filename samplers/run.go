@@ -544,6 +544,14 @@ type saved struct {
 	Kind   schedules.Kind
 	CurAt  schedules.Node
 	HasCur bool
+	Parts  []savedPart
+}
+
+type savedPart struct {
+	Name   string
+	Weight float64
+	Kind   schedules.Kind
+	Out    []float64
 }
 
 // Save implements Saver.
@@ -558,6 +566,9 @@ func (r *run) Save(w io.Writer) error {
 		}
 		if t := r.cur.pred.Extra; t != nil {
 			s.Extra, s.ExtraS = models.Data(t), t.Shape()
+		}
+		for _, p := range r.cur.pred.Parts {
+			s.Parts = append(s.Parts, savedPart{p.Name, p.Weight, p.Kind, models.Data(p.Out)})
 		}
 	}
 	if err := gob.NewEncoder(w).Encode(&s); err != nil {
@@ -611,6 +622,12 @@ func resume(p *Problem, m method, rd io.Reader) (Run, error) {
 		}
 		if s.Extra != nil {
 			r.cur.pred.Extra = models.Wrap(s.Extra, s.ExtraS...)
+		}
+		for _, q := range s.Parts {
+			if len(q.Out) != n {
+				return nil, fmt.Errorf("samplers: the saved run does not fit the problem")
+			}
+			r.cur.pred.Parts = append(r.cur.pred.Parts, models.Part{Name: q.Name, Weight: q.Weight, Kind: q.Kind, Out: models.Wrap(q.Out, s.Shape...)})
 		}
 	}
 	if k, ok := models.As[models.Keeper](r.den); ok {

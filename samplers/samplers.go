@@ -32,6 +32,7 @@ type Needs struct {
 	OwnGrid bool // places its own nodes between the two ends of the grid (adaptive methods)
 	Noise   bool // draws step noise
 	VJP     bool // needs a model with gradients
+	Parts   bool // needs a guided model that says what it is made of (models.Pred.Parts)
 	Couples bool // rows of a group belong together and must not be split over batches
 }
 

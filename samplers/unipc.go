@@ -26,6 +26,8 @@ type UniPC struct {
 	Kind        schedules.Kind // X0 or Eps
 	NoCorrector bool
 	Lower       Lowering
+
+	momentum momentum // of hb:base=unipc
 }
 
 func init() {
@@ -128,19 +130,27 @@ func (m UniPC) combine(r *run, dst, x []float64, f form, s schedules.Node, hist 
 	default:
 		vandermonde(rk[:n], rho[:n])
 	}
-	var terms [9]term
-	terms[0] = term{f.ratio, x}
-	c0 := k
+	var terms [9]term // the bracket, divided by e^z - 1
+	c0 := 1.0
 	for i := range n {
-		w := b * rho[i] / rk[i]
+		w := b / k * rho[i] / rk[i]
 		c0 -= w
 		v := next
 		if i < p-1 {
 			v = hist[i+1].V
 		}
-		terms[2+i] = term{-f.a * w, v}
+		terms[1+i] = term{w, v}
 	}
-	terms[1] = term{-f.a * c0, hist[0].V}
+	terms[0] = term{c0, hist[0].V}
+	if m.momentum.on() {
+		v := m.momentum.unipc(r, terms[:1+n], next != nil)
+		lin(dst, term{f.ratio, x}, term{-f.a * k, v})
+		return
+	}
+	for i := range terms[:1+n] {
+		terms[i].c *= -f.a * k
+	}
+	terms[1+n] = term{f.ratio, x}
 	lin(dst, terms[:2+n]...)
 }
 
@@ -187,4 +197,9 @@ func (UniPC) Needs() Needs { return Needs{} }
 
 func (UniPC) corrects() {}
 
-func (UniPC) label() string { return "unipc" }
+func (m UniPC) label() string {
+	if m.momentum.on() {
+		return "hb:base=unipc"
+	}
+	return "unipc"
+}
