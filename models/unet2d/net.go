@@ -586,7 +586,7 @@ func (n *Net) MACs(h, w int) (int, error) {
 
 // Memory is what a network holds, in bytes.
 type Memory struct {
-	Weights     int // all tensors in the data type they are kept in, without the packing's own padding
+	Weights     int // all tensors as float32; packing may take more (Winograd) or less (bfloat16)
 	Activations int // arena and scratch at their largest so far
 }
 

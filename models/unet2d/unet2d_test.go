@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -250,6 +251,29 @@ func TestFormulaDDPMCIFAR10(t *testing.T) {
 	if !(got <= 1.5e-2) {
 		t.Errorf("bf16 relative error %.3g, want at most 1.5e-2", got)
 	}
+}
+
+// The published CIFAR-10 network stays below 700 MB at batch 16.
+func TestMemoryDDPMCIFAR10(t *testing.T) {
+	if os.Getenv("DRIFT_SLOW") == "" {
+		t.Skip("DRIFT_SLOW is not set")
+	}
+	live := func() int {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	before := live()
+	n := cifar(t, Options{})
+	x, b := images(n, 16, 32, 32)
+	forwardOf(t, n, x, b)
+	used := live() - before
+	t.Logf("%.0f MB live, of which activations %.0f MB", float64(used)/1e6, float64(n.Memory().Activations)/1e6)
+	if used > 700e6 {
+		t.Errorf("%d bytes", used)
+	}
+	runtime.KeepAlive(n)
 }
 
 func TestZoo(t *testing.T) {
