@@ -332,6 +332,7 @@ func TestGemmText(t *testing.T) {
 		pairs      bool
 	}{
 		{"gemm_avx2_amd64.s", "gemmAVX2", 6, 16, false},
+		{"gemm_narrow_amd64.s", "gemmNarrow", 12, 8, false},
 		{"gemm_avx512_amd64.s", "gemmAVX512", 12, 32, false},
 		{"gemm_bf16_amd64.s", "gemmBF16", 12, 32, true},
 	} {

@@ -103,10 +103,10 @@ func gemmAVX2(m int, g *gemmArgs) {
 }
 
 //go:noescape
-func winoIn2AVX2(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)
+func winoIn2AVX2(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int)
 
 //go:noescape
-func winoIn4AVX2(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)
+func winoIn4AVX2(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int)
 
 //go:noescape
 func winoOut2AVX2(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
@@ -128,11 +128,11 @@ func winoWeightsSIMD(m int, dst *float32, step int, src *float32, n int, matrix 
 	}
 }
 
-func winoInSIMD(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int) {
+func winoInSIMD(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int) {
 	if m == 2 {
-		winoIn2AVX2(dst, src, dstStep, rowStep, pixStep, tileStep, c, tiles)
+		winoIn2AVX2(dst, src, dstStep, rowStep, pixStep, tileStep, c, tiles, skip)
 	} else {
-		winoIn4AVX2(dst, src, dstStep, rowStep, pixStep, tileStep, c, tiles)
+		winoIn4AVX2(dst, src, dstStep, rowStep, pixStep, tileStep, c, tiles, skip)
 	}
 }
 
@@ -141,6 +141,71 @@ func winoOutSIMD(m int, dst, src, bias, res *float32, mStep, rowStep, pixStep, r
 		winoOut2AVX2(dst, src, bias, res, mStep, rowStep, pixStep, rows, cols, c)
 	} else {
 		winoOut4AVX2(dst, src, bias, res, mStep, rowStep, pixStep, rows, cols, c)
+	}
+}
+
+//go:noescape
+func gemmNarrow_1(args *gemmArgs)
+
+//go:noescape
+func gemmNarrow_2(args *gemmArgs)
+
+//go:noescape
+func gemmNarrow_3(args *gemmArgs)
+
+//go:noescape
+func gemmNarrow_4(args *gemmArgs)
+
+//go:noescape
+func gemmNarrow_5(args *gemmArgs)
+
+//go:noescape
+func gemmNarrow_6(args *gemmArgs)
+
+//go:noescape
+func gemmNarrow_7(args *gemmArgs)
+
+//go:noescape
+func gemmNarrow_8(args *gemmArgs)
+
+//go:noescape
+func gemmNarrow_9(args *gemmArgs)
+
+//go:noescape
+func gemmNarrow_10(args *gemmArgs)
+
+//go:noescape
+func gemmNarrow_11(args *gemmArgs)
+
+//go:noescape
+func gemmNarrow_12(args *gemmArgs)
+
+func gemmNarrow(m int, g *gemmArgs) {
+	switch m {
+	case 1:
+		gemmNarrow_1(g)
+	case 2:
+		gemmNarrow_2(g)
+	case 3:
+		gemmNarrow_3(g)
+	case 4:
+		gemmNarrow_4(g)
+	case 5:
+		gemmNarrow_5(g)
+	case 6:
+		gemmNarrow_6(g)
+	case 7:
+		gemmNarrow_7(g)
+	case 8:
+		gemmNarrow_8(g)
+	case 9:
+		gemmNarrow_9(g)
+	case 10:
+		gemmNarrow_10(g)
+	case 11:
+		gemmNarrow_11(g)
+	case 12:
+		gemmNarrow_12(g)
 	}
 }
 
@@ -363,3 +428,11 @@ func toBF16SIMD(dst []uint16, src []float32) {
 	}
 	toBF16Go(dst[n:], src[n:])
 }
+
+// narrowOps has tiles of 12 rows by 8 columns, for layers of at most 8 output
+// channels on every tier from AVX2 on.
+var narrowOps = func() ops {
+	o := avx2Ops
+	o.tier, o.mr, o.nr = narrow, 12, 8
+	return o
+}()

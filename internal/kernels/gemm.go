@@ -74,7 +74,7 @@ type ops struct {
 	// normRow is dst = (x - mean)*rstd*gamma + beta; gamma, beta may be nil.
 	normRow func(dst, x []float32, mean, rstd float32, gamma, beta []float32)
 	// winoIn and winoOut are the transforms of F(m by m, 3 by 3).
-	winoIn  func(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)
+	winoIn  func(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int)
 	winoOut func(m int, dst, src, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
 	// winoWeights transforms 3 by 3 kernels for n columns, a multiple of 4:
 	// src has 9 rows of n taps, value k goes to dst + k*step bytes.
@@ -94,16 +94,21 @@ func opsOf(t Tier) *ops {
 }
 
 // layerOps is opsOf for a layer's matrix kernels.
-func layerOps(t Tier, d DType) *ops {
+func layerOps(t Tier, d DType, cout int) *ops {
+	if t >= AVX2 && cout <= 8 && (d == F32 || t < AVX512BF16) {
+		return fewOps()
+	}
 	if d == BF16 && t >= AVX512BF16 {
 		return bf16Ops(t)
 	}
 	return opsOf(t)
 }
 
-// Kernels that the tests run in place of those the machine lacks.
+// Sets of kernels that are no tier. The twins are run by the tests in place of
+// those the machine lacks.
 const (
-	twinBF16 Tier = numTiers + iota
+	narrow Tier = numTiers + iota
+	twinBF16
 	twinAMX
 )
 

@@ -59,6 +59,8 @@ func gemmTiles(t Tier, m int, g *gemmArgs) {
 	switch t {
 	case AVX2:
 		gemmAVX2(m, g)
+	case narrow:
+		gemmNarrow(m, g)
 	case AVX512:
 		gemmAVX512(m, g)
 	case AVX512BF16:
@@ -77,6 +79,8 @@ func amxTiles(t Tier, g *amxArgs) {
 	}
 	gemmAMXGo(g)
 }
+
+func fewOps() *ops { return &narrowOps }
 
 func bf16Ops(t Tier) *ops {
 	if t == AMX {

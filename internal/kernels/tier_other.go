@@ -8,6 +8,8 @@ func tierOps(Tier) *ops { return &portableOps }
 
 func spinPause() {}
 
+func fewOps() *ops { return &portableOps }
+
 func bf16Ops(Tier) *ops { return &portableOps }
 
 func gemmTiles(t Tier, m int, g *gemmArgs) {

@@ -22,8 +22,8 @@ GLOBL wino_s<>(SB), RODATA|NOPTR, $4
 DATA wino_p2q2<>+0(SB)/4, $0x3fa20000
 GLOBL wino_p2q2<>(SB), RODATA|NOPTR, $4
 
-// func winoIn2AVX2(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)
-TEXT ·winoIn2AVX2(SB), 0, $512-64
+// func winoIn2AVX2(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int)
+TEXT ·winoIn2AVX2(SB), 0, $512-72
 	NO_LOCAL_POINTERS
 	MOVQ dst+0(FP), DI
 	MOVQ src+8(FP), SI
@@ -163,6 +163,7 @@ channel:
 	SUBQ $8, R11
 	JNE channel
 	ADDQ tileStep+40(FP), SI
+	ADDQ skip+64(FP), DI
 	SUBQ $1, R12
 	JNE tile
 	VZEROUPPER
@@ -527,8 +528,8 @@ columns:
 	VZEROUPPER
 	RET
 
-// func winoIn4AVX2(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)
-TEXT ·winoIn4AVX2(SB), 0, $1152-64
+// func winoIn4AVX2(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int)
+TEXT ·winoIn4AVX2(SB), 0, $1152-72
 	NO_LOCAL_POINTERS
 	MOVQ dst+0(FP), DI
 	MOVQ src+8(FP), SI
@@ -938,6 +939,7 @@ channel:
 	SUBQ $8, R11
 	JNE channel
 	ADDQ tileStep+40(FP), SI
+	ADDQ skip+64(FP), DI
 	SUBQ $1, R12
 	JNE tile
 	VZEROUPPER

@@ -166,6 +166,10 @@ func winoTiles(m, cin int) int {
 	return min(max((768<<10)/(al*al*cin*4), 24), 96)
 }
 
+// winoChannels is how many channels of a row of tiles are transformed at a
+// time, so that a tile and its result share the first level cache.
+const winoChannels = 128
+
 type winoPlan struct {
 	n, hi, wi, ho, wo int
 	pad               Pad
@@ -327,8 +331,11 @@ func (j *winoJob) transform(v, buf []float32, first, from, to int) {
 		fillInput(c.ops, buf, &j.in, n, pl.hi, pl.wi, pl.pad, cin,
 			y*m, (y+cnt)*m+2, 0, pl.pitch, pl.pitch, c.dtype)
 		for q := range cnt {
-			c.ops.winoIn(m, &v[(r+q-first)*pl.tx*cin], &buf[q*m*pl.pitch*cin],
-				pl.vStep*4, pl.pitch*cin*4, cin*4, m*cin*4, cin, pl.tx)
+			for ch := 0; ch < cin; ch += winoChannels {
+				some := min(winoChannels, cin-ch)
+				c.ops.winoIn(m, &v[(r+q-first)*pl.tx*cin+ch], &buf[q*m*pl.pitch*cin+ch],
+					pl.vStep*4, pl.pitch*cin*4, cin*4, m*cin*4, some, pl.tx, (cin-some)*4)
+			}
 		}
 		r += cnt
 	}
@@ -408,7 +415,7 @@ func winoWeightsGo(m int, dst *float32, step int, src *float32, n int, g *float6
 }
 
 // winoInGo is the portable twin of the input transform.
-func winoInGo(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int) {
+func winoInGo(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int) {
 	t := winoTables[m]
 	al := m + 2
 	var d, e [6][6]float32
@@ -429,7 +436,7 @@ func winoInGo(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, 
 					e[y][i] = s
 				}
 			}
-			out := unsafe.Add(unsafe.Pointer(dst), (tile*c+ch)*4)
+			out := unsafe.Add(unsafe.Pointer(dst), tile*skip+(tile*c+ch)*4)
 			for i := range al {
 				for x := range al {
 					var s float32

@@ -17,6 +17,9 @@ type isa struct {
 
 var avx2 = isa{name: "AVX2", reg: "Y", vl: 8, vecs: 2, mr: 6, es: 4, zero: "VXORPS"}
 
+// avx2Narrow is for layers of few output channels.
+var avx2Narrow = isa{name: "Narrow", reg: "Y", vl: 8, vecs: 1, mr: 12, es: 4, zero: "VXORPS"}
+
 var avx512 = isa{name: "AVX512", reg: "Z", vl: 16, vecs: 2, mr: 12, es: 4, zero: "VPXORQ"}
 
 // avx512bf16 multiplies pairs: a lane holds two neighbouring k of bfloat16.
@@ -166,8 +169,9 @@ func (v *isa) kernel(a *asm, m int) {
 		if !ahead {
 			// No register is left for the distance: any further part of the
 			// panels will be wanted soon.
-			a.op("PREFETCHT1 %d(BX)", u*v.vecs*bytes+farAhead)
-			a.op("PREFETCHT1 %d(BX)", u*v.vecs*bytes+64+farAhead)
+			for l := range v.vecs * bytes / 64 {
+				a.op("PREFETCHT1 %d(BX)", u*v.vecs*bytes+64*l+farAhead)
+			}
 		}
 		if ahead {
 			for l := range v.vecs * bytes / 64 {

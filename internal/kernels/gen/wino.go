@@ -15,7 +15,7 @@ const (
 
 // winoInArgs and winoOutArgs mirror the Go declarations.
 const (
-	inSig  = "(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles int)"
+	inSig  = "(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int)"
 	outSig = "(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)"
 )
 
@@ -75,10 +75,10 @@ func in1(a *asm, m int) []int {
 
 // winoIn transforms a row of tiles. The source of a tile is (m+2)^2 pixels,
 // rowStep and pixStep bytes apart, tiles tileStep apart; value k of the result
-// is at dst + k*dstStep, tiles c values apart.
+// is at dst + k*dstStep, tiles c values and skip bytes apart.
 func winoIn(a *asm, m int) {
 	al := m + 2
-	a.text(fmt.Sprintf("winoIn%dAVX2", m), inSig, al*al*32, 64)
+	a.text(fmt.Sprintf("winoIn%dAVX2", m), inSig, al*al*32, 72)
 	a.op("MOVQ dst+0(FP), DI")
 	a.op("MOVQ src+8(FP), SI")
 	a.op("MOVQ dstStep+16(FP), R8")
@@ -132,6 +132,7 @@ func winoIn(a *asm, m int) {
 	a.op("SUBQ $8, R11")
 	a.op("JNE channel")
 	a.op("ADDQ tileStep+40(FP), SI")
+	a.op("ADDQ skip+64(FP), DI")
 	a.op("SUBQ $1, R12")
 	a.op("JNE tile")
 	a.op("VZEROUPPER")
