@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"strconv"
@@ -204,6 +205,7 @@ func (a *app) columns() int {
 func (a *app) verbs() []*cli.Command {
 	return []*cli.Command{
 		sampleVerb(a),
+		benchVerb(a),
 		modelVerb(a),
 		listVerb(a),
 		metadataVerb(a),
@@ -217,12 +219,13 @@ func common() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "json", Usage: "stdout carries one JSON object per line"},
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no talk and no progress"},
-		&cli.IntFlag{Name: "threads", Aliases: []string{"t"}, Usage: "CPU `T`hreads to use; never changes a result"},
+		&cli.IntFlag{Name: "threads", Aliases: []string{"t"}, Usage: "CPU threads to use (`T`); never changes a result"},
 	}
 }
 
 // cli makes the command table.
 func (a *app) cli() *cli.App {
+	cli.FlagStringer = flagLine
 	root := &cli.App{
 		Name: "drift", Usage: "draw samples from diffusion and flow models",
 		HideVersion: true, HideHelpCommand: true,
@@ -239,6 +242,26 @@ func (a *app) cli() *cli.App {
 	}
 	finish(a, root.Commands)
 	return root
+}
+
+var placeholder = regexp.MustCompile("`([^`]*)`")
+
+// flagLine describes a flag in a verb's help. The word in backquotes in its usage is the name of its value.
+func flagLine(f cli.Flag) string {
+	d, ok := f.(cli.DocGenerationFlag)
+	if !ok {
+		return f.String()
+	}
+	name, usage := "--"+f.Names()[0], d.GetUsage()
+	if m := placeholder.FindStringSubmatch(usage); m != nil {
+		name += " " + m[1]
+		usage = strings.Replace(usage, " (`"+m[1]+"`)", "", 1)
+		usage = placeholder.ReplaceAllString(usage, "$1")
+	}
+	for _, alias := range f.Names()[1:] {
+		name += ", -" + alias
+	}
+	return fmt.Sprintf("%-28s %s", name, usage)
 }
 
 // finish gives every verb the common flags, the exit codes in its help, and our ways with errors.

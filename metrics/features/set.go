@@ -46,7 +46,7 @@ type Set struct {
 	N    int // pictures or rows; 0 where statistics do not say
 	ID   metrics.Identity
 
-	Labels     []int    // classes of the rows, where a .npz has labels or class_labels
+	Labels     []int    // classes of the rows, where a .npz has classes, class_labels or labels
 	Unreadable []string // files that were left out because they could not be read
 
 	files  []string
@@ -113,7 +113,7 @@ func readSet(path string, open func() (*npz.Archive, error)) (*Set, error) {
 			return nil, err
 		}
 	}
-	for _, name := range []string{"class_labels", "labels"} {
+	for _, name := range []string{"classes", "class_labels", "labels"} {
 		if s.Labels == nil && has(name) {
 			if s.Labels, err = readLabels(a, name); err != nil {
 				return nil, err

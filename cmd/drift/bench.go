@@ -1,0 +1,510 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+	"gonum.org/v1/gonum/mat"
+
+	"drift/internal/bench"
+	"drift/internal/job"
+	"drift/internal/kernels"
+	"drift/internal/manifest"
+	"drift/internal/pixels"
+	"drift/metrics"
+	"drift/metrics/features"
+	"drift/models"
+	"drift/models/analytic"
+	"drift/samplers"
+)
+
+func benchVerb(a *app) *cli.Command {
+	return &cli.Command{
+		Name: "bench", Usage: "measure samplers against each other: quality by evaluations",
+		Description: "Draws the same seeds through every combination of models, samplers, schedules, guiders and budgets, and scores the pictures. " +
+			"--nfe counts true evaluations per picture, guidance included, so at one budget all samplers cost the same. " +
+			"The folder gets results.json, .csv, .md and .bench (for benchstat), plot.png and plot.svg, report.html, which needs no other file, and times.csv. " +
+			"The same line again goes on where it was, however it was stopped; a larger matrix or more pictures reuse what is there. The table goes to stdout.",
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "model", Usage: "model `X`, as of sample; repeatable, or a list a,b"},
+			&cli.StringFlag{Name: "samplers", Aliases: []string{"sampler"}, Usage: "samplers `a,b:key=value;...`, or all (those that need no gradient)"},
+			&cli.StringFlag{Name: "schedules", Aliases: []string{"schedule"}, Usage: "schedules `a,b`; default: what the model or the sampler's name implies"},
+			&cli.StringFlag{Name: "guiders", Aliases: []string{"guider"}, Usage: "guiders `a;b`, each a chain x+y; default = only the model's own, none = not even those"},
+			&cli.StringFlag{Name: "cfg-scale", Usage: "shorthand of --guiders: classifier-free guidance by `W,W`; 1 = off"},
+			&cli.StringFlag{Name: "sweep", Usage: "multiply samplers by options, `\"eta=0,0.5,1 order=2,3\"`, each where the sampler has it"},
+			&cli.StringFlag{Name: "nfe", Usage: "budgets in evaluations per picture (5,10,20) (`N,N`)"},
+			&cli.StringFlag{Name: "steps", Usage: "numbers of steps in place of budgets (`N,N`)"},
+			&cli.StringFlag{Name: "metric", Aliases: []string{"metrics"}, Usage: "scores `a,b` (fid,class-acc for the embedded models, fid,energy for targets); see drift list metrics"},
+			&cli.IntFlag{Name: "count", Value: 1000, Usage: "`N`umber of pictures per cell"},
+			&cli.Uint64Flag{Name: "seed", Usage: "stream of the first picture; picture k uses stream `N`+k in every cell"},
+			&cli.StringFlag{Name: "reference", Usage: "set to compare with: fashion (the embedded statistics), exact (of analytic targets), or a folder or `REF.npz`"},
+			&cli.StringFlag{Name: "extractor", Value: "fashion", Usage: "what turns pictures into features: `NAME`"},
+			&cli.StringFlag{Name: "out", Value: "bench", Usage: "`DIR` of the results"},
+			&cli.StringFlag{Name: "compare", Usage: "compare with `OLD/results.json`"},
+			&cli.IntFlag{Name: "samples", Value: 24, Usage: "pictures per cell shown in the report (`N`)"},
+			&cli.IntFlag{Name: "batch", Usage: "pictures at a time, `B`; never changes a result"},
+			&cli.StringFlag{Name: "dtype", Usage: "arithmetic of the network: f32, bf16, f64 (`T`)"},
+			&cli.StringFlag{Name: "tier", Usage: "kernel `TIER` (default: the best this CPU has)"},
+			&cli.StringFlag{Name: "rounding", Usage: "to 8 bit: floor or `diffusers`"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "print the cells with their steps and evaluations, and stop"},
+		},
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			b := &benching{app: a, c: c}
+			defer b.close()
+			return b.run(c.Context)
+		},
+	}
+}
+
+// benching is one run of the verb.
+type benching struct {
+	*app
+	c *cli.Context
+
+	matrix   bench.Matrix
+	subjects []*bench.Subject
+	ex       features.Extractor
+	closers  []func()
+}
+
+func (b *benching) close() {
+	for _, f := range slices.Backward(b.closers) {
+		f()
+	}
+}
+
+func (b *benching) run(ctx context.Context) error {
+	if err := b.resolve(ctx); err != nil {
+		return err
+	}
+	var old *bench.Report
+	if name := b.c.String("compare"); name != "" {
+		r, err := readReport(name)
+		if err != nil {
+			return err
+		}
+		old = &r
+	}
+	cells, err := b.matrix.Cells(ctx, release, b.subjects)
+	if err != nil {
+		return &usage{strings.TrimPrefix(err.Error(), "bench: "), err}
+	}
+	if b.c.Bool("dry-run") {
+		b.listCells(cells)
+		return nil
+	}
+	dir := b.c.String("out")
+	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
+		return usagef("--out %s is a file; bench wants a folder", dir)
+	}
+	bar := b.start("drift bench")
+	run := &bench.Bench{
+		Dir: dir, Matrix: b.matrix, Subjects: b.subjects, Cells: cells, Pictures: b.c.Int("samples"), Batch: b.c.Int("batch"),
+		Observe: bar.Set, Finished: b.finished,
+	}
+	rows, err := run.Run(ctx, b.stop)
+	bar.Close()
+	b.bar = nil
+	if err != nil {
+		if exitCode(err) == exitInterrupted {
+			return &hint{fmt.Errorf("%w: %d of %d cells are finished and kept, and the batches of the next", job.ErrStopped, len(rows), len(cells)), "go on with the same line again"}
+		}
+		return &hint{err, "what is finished is kept; the same line again goes on"}
+	}
+	report := bench.NewReport(release, b.matrix, rows)
+	if err := bench.Write(dir, report, rows); err != nil {
+		return err
+	}
+	switch {
+	case old != nil:
+		lines, err := bench.Compare(*old, report)
+		if err != nil {
+			return err
+		}
+		if b.json {
+			for _, l := range lines {
+				b.emit(l)
+			}
+		} else if err := bench.WriteComparison(b.out, lines); err != nil {
+			return err
+		}
+	case !b.json:
+		if err := report.Markdown(b.out); err != nil {
+			return err
+		}
+	}
+	if b.json {
+		b.emit(map[string]any{"event": "done", "out": dir, "cells": len(rows)})
+	}
+	b.say("drift: %d cells: %s", len(rows), filepath.Join(dir, "report.html"))
+	if !slices.ContainsFunc(rows, func(r bench.Row) bool { return r.Reason == "" }) {
+		return &hint{errors.New("no cell of the matrix has a result"), rows[0].Name() + " " + rows[0].At() + ": " + rows[0].Reason}
+	}
+	return nil
+}
+
+// finished tells about a cell.
+func (b *benching) finished(r bench.Row) {
+	if r.Reason != "" {
+		b.warn("%s %s: %s", r.Name(), r.At(), r.Reason)
+		return
+	}
+	if b.json {
+		for _, s := range r.Scores {
+			b.emit(struct {
+				Event    string  `json:"event"`
+				Model    string  `json:"model"`
+				Sampler  string  `json:"sampler"`
+				Schedule string  `json:"schedule"`
+				Guiders  string  `json:"guiders,omitempty"`
+				Budget   int     `json:"budget,omitempty"`
+				Steps    int     `json:"steps,omitempty"`
+				NFE      float64 `json:"nfe"`
+				bench.Score
+			}{"score", r.Model, r.Sampler, r.Schedule, r.Guiders, r.Budget, r.Steps, r.NFE, s})
+		}
+	}
+	var text []string
+	for _, s := range r.Scores {
+		for _, col := range s.Columns() {
+			text = append(text, fmt.Sprintf("%s %.4g", col, s.Number(col)))
+		}
+	}
+	b.say("drift: %s %s (%d steps, %g evaluations): %s", r.Name(), r.At(), r.Steps, r.NFE, strings.Join(text, ", "))
+}
+
+func (b *benching) listCells(cells []*bench.Cell) {
+	for _, c := range cells {
+		if b.json {
+			b.emit(map[string]any{"model": c.Model, "sampler": c.Sampler, "schedule": c.Schedule, "guiders": c.Guiders, "budget": c.Budget, "steps": c.Steps, "nfe": c.NFE, "reason": c.Reason})
+			continue
+		}
+		text := fmt.Sprintf("%d steps, %g evaluations", c.Steps, c.NFE)
+		switch {
+		case c.Reason != "":
+			text = c.Reason
+		case c.NFE == 0:
+			text = "the sampler decides how many evaluations"
+		}
+		fmt.Fprintf(b.out, "%-60s %-10s %s\n", c.Name(), c.At(), text)
+	}
+}
+
+// resolve turns the flags into a matrix and opens what it names.
+func (b *benching) resolve(ctx context.Context) error {
+	c := b.c
+	for _, pair := range [][2]string{{"nfe", "steps"}, {"guiders", "cfg-scale"}} {
+		if c.IsSet(pair[0]) && c.IsSet(pair[1]) {
+			return usagef("--%s and --%s exclude each other", pair[0], pair[1])
+		}
+	}
+	m := &b.matrix
+	m.Count, m.Seed = c.Int("count"), c.Uint64("seed")
+	if m.Count < 2 || m.Count > manifest.MaxImages {
+		return usagef("--count %d: want 2 to %d", m.Count, manifest.MaxImages)
+	}
+	if m.Seed > math.MaxUint64-uint64(m.Count) {
+		return usagef("--seed %d: %d pictures need streams beyond the last", m.Seed, m.Count)
+	}
+	if n := c.Int("batch"); c.IsSet("batch") && n < 1 {
+		return usagef("--batch %d: want 1 or more", n)
+	}
+	if n := c.Int("samples"); n < 0 || n > 1000 {
+		return usagef("--samples %d: want 0 to 1000", n)
+	}
+	var err error
+	if c.IsSet("steps") {
+		m.Steps, err = wholes("steps", c.String("steps"), mostSteps)
+	} else {
+		m.NFE, err = wholes("nfe", orText(c.String("nfe"), "5,10,20"), mostSteps)
+	}
+	if err != nil {
+		return err
+	}
+	for _, x := range c.StringSlice("model") {
+		for name := range strings.SplitSeq(x, ",") {
+			m.Models = append(m.Models, strings.TrimSpace(name))
+		}
+	}
+	if len(m.Models) == 0 {
+		m.Models = []string{defaultModel()}
+	}
+	if c.IsSet("rounding") {
+		r, err := pixels.ParseRounding(c.String("rounding"))
+		if err != nil {
+			return badUse("rounding", err)
+		}
+		m.Rounding = string(r)
+	}
+	m.Schedules = []string{""}
+	if c.IsSet("schedules") {
+		m.Schedules = bench.Split(c.String("schedules"))
+	}
+	if err := b.guiders(); err != nil {
+		return err
+	}
+	if err := b.open(ctx); err != nil {
+		return err
+	}
+	switch text := c.String("samplers"); {
+	case text == "all":
+		for _, i := range samplers.List() {
+			if s, err := samplers.Parse(i.Name); err == nil && !s.Needs().VJP && !s.Needs().Couples {
+				m.Samplers = append(m.Samplers, i.Name)
+			}
+		}
+	case text == "":
+		m.Samplers = []string{"euler", "heun", "dpmpp-2m", "unipc"}
+	default:
+		m.Samplers = bench.Split(text)
+	}
+	if c.IsSet("sweep") {
+		if m.Samplers, err = bench.Sweep(m.Samplers, c.String("sweep")); err != nil {
+			return badUse("sweep", err)
+		}
+	}
+	return b.metrics()
+}
+
+// wholes reads a list of positive whole numbers.
+func wholes(flag, text string, most int) ([]int, error) {
+	var out []int
+	for part := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(part))
+		if err != nil || n < 1 || n > most {
+			return nil, usagef("--%s %s: want whole numbers from 1 to %d", flag, text, most)
+		}
+		if !slices.Contains(out, n) {
+			out = append(out, n)
+		}
+	}
+	return out, nil
+}
+
+func (b *benching) guiders() error {
+	b.matrix.Guiders = []string{""}
+	switch {
+	case b.c.IsSet("cfg-scale"):
+		b.matrix.Guiders = nil
+		for part := range strings.SplitSeq(b.c.String("cfg-scale"), ",") {
+			w, err := strconv.ParseFloat(strings.TrimSpace(part), 64)
+			if err != nil || math.IsNaN(w) || math.IsInf(w, 0) {
+				return usagef("--cfg-scale: %q is not a finite number", part)
+			}
+			b.matrix.Guiders = append(b.matrix.Guiders, strings.Join(cfgSpec(w), "+"))
+		}
+	case b.c.IsSet("guiders"):
+		b.matrix.Guiders = nil
+		for g := range strings.SplitSeq(b.c.String("guiders"), ";") {
+			if g = strings.TrimSpace(g); g == "default" {
+				g = ""
+			}
+			b.matrix.Guiders = append(b.matrix.Guiders, g)
+		}
+	}
+	return nil
+}
+
+// open opens the models, the extractor and the reference.
+func (b *benching) open(ctx context.Context) error {
+	for _, name := range b.matrix.Models {
+		m, err := b.openModel(ctx, name, b.c.String("dtype"), b.c.String("tier"))
+		if err != nil {
+			return err
+		}
+		b.closers = append(b.closers, func() { m.Close() })
+		s := &bench.Subject{Name: name, Model: m}
+		if pixels.Picture(m.Info.Shape) {
+			if b.ex == nil {
+				if b.ex, err = b.openExtractor(b.c.String("extractor"), "", b.c.String("tier")); err != nil {
+					return err
+				}
+				b.closers = append(b.closers, b.ex.Close)
+			}
+			if s.Measure, err = bench.PictureMeasurer(ctx, b.ex, m.Info.Shape); err != nil {
+				return usagef("%s: %w", name, err)
+			}
+		} else {
+			dim := 1
+			for _, n := range m.Info.Shape {
+				dim *= n
+			}
+			s.Measure = bench.States{Dim: dim}
+		}
+		if s.Reference, err = b.reference(s); err != nil {
+			return err
+		}
+		b.subjects = append(b.subjects, s)
+	}
+	return nil
+}
+
+// openExtractor opens what turns pictures into features.
+func (a *app) openExtractor(name, resize, tier string) (features.Extractor, error) {
+	t := kernels.Detect()
+	if tier != "" {
+		var err error
+		if t, err = kernels.ParseTier(tier); err != nil {
+			return nil, badUse("tier", err)
+		}
+	}
+	ex, err := features.Open(name, features.Options{Threads: runtime.GOMAXPROCS(0), Tier: t, Resize: resize})
+	if err != nil {
+		return nil, &usage{"--extractor: " + strings.TrimPrefix(err.Error(), "features: "), err}
+	}
+	return ex, nil
+}
+
+// reference finds what a model's samples are compared with.
+func (b *benching) reference(s *bench.Subject) (bench.Reference, error) {
+	name := b.c.String("reference")
+	mix, exact := models.As[*analytic.Mixture](s.Model.Denoiser)
+	if name == "" {
+		name = "fashion"
+		if exact {
+			name = "exact"
+		} else if !embedded(s.Name) {
+			return bench.Reference{}, nil // only scores that need none
+		}
+	}
+	switch name {
+	case "exact":
+		if !exact {
+			return bench.Reference{}, usagef("--reference exact: %s is no analytic target", s.Name)
+		}
+		return exactReference(mix)
+	case "fashion":
+		return fashionReference(b.ex)
+	}
+	set, err := features.OpenSet(name)
+	if err != nil {
+		return bench.Reference{}, err
+	}
+	return bench.ReferenceOf(set, b.ex, true), nil
+}
+
+// fashionReference is the embedded reference: moments of the training pictures, features of the test pictures.
+func fashionReference(ex features.Extractor) (bench.Reference, error) {
+	if ex == nil {
+		return bench.Reference{}, usagef("--reference fashion is for pictures")
+	}
+	train, err := features.Embedded(ex, "train-60000")
+	if err != nil {
+		return bench.Reference{}, badUse("reference", err)
+	}
+	test, err := features.Embedded(ex, "test-10000")
+	if err != nil {
+		return bench.Reference{}, badUse("reference", err)
+	}
+	return bench.Reference{Moments: bench.SetSide(train, ex, true), Rows: bench.SetSide(test, ex, true)}, nil
+}
+
+// exactReference compares with a target's exact moments, and with 10,000 exact samples.
+func exactReference(m *analytic.Mixture) (bench.Reference, error) {
+	const n = 10_000
+	const stream = 0xd1f7 // of the samples; apart from the seeds of runs by Mixture.Sample itself
+	id := bench.States{}.Identity()
+	text, err := m.JSON()
+	if err != nil {
+		return bench.Reference{}, err
+	}
+	digest := features.Digest(string(text))
+	t, d := m.Target(), m.Dim()
+	mean, cov := make([]float64, d), mat.NewSymDense(d, nil)
+	for k, w := range t.Weights {
+		for i := range d {
+			mean[i] += w * t.Means[k][i]
+		}
+	}
+	for k, w := range t.Weights {
+		for i := range d {
+			for j := i; j < d; j++ {
+				v := (t.Means[k][i] - mean[i]) * (t.Means[k][j] - mean[j])
+				switch {
+				case t.Covs != nil:
+					v += t.Covs[k][i][j]
+				case i == j:
+					v += t.Vars[k][i]
+				}
+				cov.SetSym(i, j, cov.At(i, j)+w*v)
+			}
+		}
+	}
+	x := make([]float64, n*d)
+	if err := m.Sample(x, models.NoClass, stream); err != nil {
+		return bench.Reference{}, err
+	}
+	return bench.Reference{
+		Moments: &bench.Side{Name: "exact moments", Digest: digest, ID: id, Stats: func(context.Context) (metrics.Stats, error) {
+			return metrics.Stats{Mean: mean, Cov: cov, ID: id}, nil
+		}},
+		Rows: &bench.Side{Name: "exact samples", Digest: digest, ID: id, N: n, Rows: func(context.Context) (metrics.Samples, metrics.Samples, error) {
+			return metrics.Matrix{N: n, D: d, X: x}, nil, nil
+		}},
+	}, nil
+}
+
+// metrics finds the scores: asked for, or those that suit all models.
+func (b *benching) metrics() error {
+	if text := b.c.String("metric"); text != "" {
+		for name := range strings.SplitSeq(text, ",") {
+			s, err := bench.FindScorer(strings.TrimSpace(name))
+			if err != nil {
+				return badUse("metric", err)
+			}
+			if !slices.Contains(b.matrix.Metrics, s.Name) {
+				b.matrix.Metrics = append(b.matrix.Metrics, s.Name)
+			}
+		}
+	} else {
+		b.matrix.Metrics = []string{"fid", "class-acc"}
+		for _, s := range b.subjects {
+			if _, classes := s.Measure.Dims(); classes == 0 {
+				b.matrix.Metrics = []string{"fid", "energy"}
+			}
+		}
+	}
+	for _, name := range b.matrix.Metrics {
+		sc, err := bench.FindScorer(name)
+		if err != nil {
+			return err
+		}
+		for _, s := range b.subjects {
+			if sc.NeedsReference() && s.Reference.Moments == nil {
+				return usagef("--metric %s needs --reference for %s", name, s.Name)
+			}
+		}
+	}
+	return nil
+}
+
+func orText(s, def string) string {
+	if s == "" {
+		return def
+	}
+	return s
+}
+
+// readReport reads results.json, or the folder that has one.
+func readReport(name string) (bench.Report, error) {
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		name = filepath.Join(name, "results.json")
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return bench.Report{}, err
+	}
+	return bench.ParseReport(name, text)
+}

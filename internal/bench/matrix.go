@@ -1,0 +1,397 @@
+package bench
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"drift/guidance"
+	"drift/internal/job"
+	"drift/internal/manifest"
+	"drift/internal/spec"
+	"drift/models"
+	"drift/models/open"
+	"drift/samplers"
+	"drift/schedules"
+)
+
+// Matrix is what a bench runs over: every combination of its axes.
+type Matrix struct {
+	Models    []string `json:"models"`
+	Samplers  []string `json:"samplers"`
+	Schedules []string `json:"schedules"` // "" = what sampler or model imply
+	Guiders   []string `json:"guiders"`   // chains "a+b"; "" = the model's own only, "none" = not even those
+	NFE       []int    `json:"nfe,omitempty"`
+	Steps     []int    `json:"steps,omitempty"` // in place of NFE
+	Metrics   []string `json:"metrics"`
+	Count     int      `json:"count"`
+	Seed      uint64   `json:"seed"`
+	Rounding  string   `json:"rounding,omitempty"` // "" = the model's
+}
+
+// Cell is one combination.
+type Cell struct {
+	Model    string
+	Sampler  string
+	Schedule string
+	Guiders  string
+	Budget   int     // the budget asked for, 0 when steps were, or when the sampler takes none
+	Steps    int     // 0 where the sampler places its own
+	NFE      float64 // evaluations per picture, 0 where only the run tells
+	Key      string  // hash of all that decides the pictures
+	Run      manifest.Run
+	Reason   string // why the cell cannot run, or failed; empty = fine
+
+	plan    *job.Plan
+	subject *Subject
+}
+
+// Name is the cell's name in reports: model/sampler/schedule/guiders.
+func (c *Cell) Name() string {
+	parts := []string{c.Model, c.Sampler}
+	if c.Schedule != "" {
+		parts = append(parts, c.Schedule)
+	}
+	if c.Guiders != "" {
+		parts = append(parts, c.Guiders)
+	}
+	return strings.Join(parts, "/")
+}
+
+// At is the budget or number of steps of the cell: "nfe=10" or "steps=20".
+func (c *Cell) At() string {
+	switch {
+	case c.Budget > 0:
+		return "nfe=" + strconv.Itoa(c.Budget)
+	case c.Steps > 0:
+		return "steps=" + strconv.Itoa(c.Steps)
+	}
+	return "adaptive"
+}
+
+// Split takes a list of names with options apart: at semicolons where there
+// are any, else at commas; a piece like key=value then belongs to the name
+// before it.
+func Split(text string) []string {
+	var out []string
+	if strings.Contains(text, ";") {
+		for p := range strings.SplitSeq(text, ";") {
+			out = append(out, strings.TrimSpace(p))
+		}
+		return out
+	}
+	for p := range strings.SplitSeq(text, ",") {
+		p = strings.TrimSpace(p)
+		name, _, ok := strings.Cut(p, "=")
+		if ok && !strings.Contains(name, ":") && len(out) > 0 {
+			out[len(out)-1] += "," + p
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// chain takes a chain of guiders apart, "a+b"; a plus inside a number stays.
+func chain(text string) []string {
+	var out []string
+	from := 0
+	for i := range len(text) {
+		if text[i] == '+' && i+1 < len(text) && (text[i+1] >= 'a' && text[i+1] <= 'z') {
+			out = append(out, text[from:i])
+			from = i + 1
+		}
+	}
+	return append(out, text[from:])
+}
+
+// Sweep multiplies samplers by options, "eta=0,0.5,1 order=2,3": every sampler
+// is taken with every combination of the options that it has.
+func Sweep(list []string, text string) ([]string, error) {
+	for axis := range strings.FieldsSeq(text) {
+		key, values, ok := strings.Cut(axis, "=")
+		if !ok || values == "" {
+			return nil, fmt.Errorf("bench: sweep %q: want key=value,value", axis)
+		}
+		var out []string
+		used := false
+		for _, s := range list {
+			var with []string
+			for v := range strings.SplitSeq(values, ",") {
+				t, err := withOption(s, key, v)
+				if err == nil {
+					_, err = samplers.Parse(t)
+				}
+				if err == nil {
+					with = append(with, t)
+				}
+			}
+			if with == nil {
+				with = []string{s}
+			} else {
+				used = true
+			}
+			out = append(out, with...)
+		}
+		if !used {
+			return nil, fmt.Errorf("bench: sweep: no sampler here takes %s=%s", key, values)
+		}
+		list = out
+	}
+	return list, nil
+}
+
+func withOption(text, key, value string) (string, error) {
+	sp, err := spec.Parse(text)
+	if err != nil {
+		return "", err
+	}
+	if slices.ContainsFunc(sp.Args, func(a spec.Arg) bool { return a.Key == key }) {
+		return "", fmt.Errorf("%s is given in %q already", key, text)
+	}
+	sp.Args = append(sp.Args, spec.Arg{Key: key, Value: value})
+	return sp.String(), nil
+}
+
+// Subject is an opened model with what measures its samples.
+type Subject struct {
+	Name      string
+	Model     *open.Model
+	Measure   Measurer
+	Reference Reference
+}
+
+// Cells lists the cells of m in order: by model, guiders, sampler, schedule and
+// budget. What cannot be run has a Reason. Names that stand for nothing are
+// errors.
+func (m *Matrix) Cells(ctx context.Context, version string, subjects []*Subject) ([]*Cell, error) {
+	if (len(m.NFE) == 0) == (len(m.Steps) == 0) {
+		return nil, errors.New("bench: a matrix has budgets, or numbers of steps")
+	}
+	var out []*Cell
+	seen := map[string]bool{}
+	for _, s := range subjects {
+		for _, g := range m.Guiders {
+			for _, sampler := range m.Samplers {
+				for _, schedule := range m.Schedules {
+					for _, n := range append(slices.Clone(m.NFE), m.Steps...) {
+						if err := ctx.Err(); err != nil {
+							return nil, err
+						}
+						c, err := m.cell(ctx, version, s, g, sampler, schedule, n)
+						if err != nil {
+							return nil, err
+						}
+						id := c.Name() + " " + c.At()
+						if !seen[id] {
+							seen[id] = true
+							out = append(out, c)
+						}
+					}
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
+// cell resolves one combination.
+func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, sampler, schedule string, n int) (*Cell, error) {
+	canonical, implied, err := samplers.Resolve(sampler)
+	if err != nil {
+		return nil, fmt.Errorf("bench: %w", err)
+	}
+	smp, err := samplers.Parse(canonical)
+	if err != nil {
+		return nil, fmt.Errorf("bench: %w", err)
+	}
+	c := &Cell{Model: s.Name, Sampler: canonical, Schedule: schedule, Guiders: guiders, subject: s}
+	if len(m.NFE) > 0 {
+		c.Budget = n
+	}
+	specs, wrap, err := guide(s.Model, guiders)
+	if err != nil {
+		return nil, fmt.Errorf("bench: guiders %q: %w", guiders, err)
+	}
+	info := s.Model.Info
+	set := manifest.Set{}
+	if s.Model.Net != nil {
+		for k := range info.Classes {
+			set.Classes = append(set.Classes, k)
+		}
+	}
+	p, ok := s.Model.Denoiser.Process().(schedules.Gaussian)
+	if !ok {
+		return nil, fmt.Errorf("bench: %s: the process %s is not Gaussian: no solver here runs on it", s.Name, s.Model.Denoiser.Process().Name())
+	}
+	own := smp.Needs().OwnGrid
+	count := func(g schedules.Grid) (job.Cost, error) {
+		return job.CountNFE(ctx, smp, wrap, s.Model.Denoiser, info.Shape, len(set.Classes) > 0, g, 0, 0)
+	}
+	if own {
+		if smp, canonical, err = budgeted(ctx, c, smp, canonical, wrap, s, len(set.Classes) > 0, p); err != nil {
+			return nil, fmt.Errorf("bench: %w", err)
+		}
+		c.Sampler = canonical
+	}
+	if c.Schedule == "" {
+		c.Schedule = orDefault(implied, s.Model, p)
+	}
+	make, err := gridMaker(s.Model, p, &c.Schedule, own)
+	if err != nil {
+		return nil, fmt.Errorf("bench: %w", err)
+	}
+	var g schedules.Grid
+	if c.Budget > 0 && !own {
+		g, err = job.Fit(c.Budget, make, func(g schedules.Grid) (float64, error) {
+			cost, err := count(g)
+			return cost.NFE, err
+		})
+	} else if own {
+		if g, err = make(max(n, 2)); err == nil && len(g) > 2 {
+			g = schedules.Grid{g[0], g[len(g)-1]}
+		}
+	} else {
+		g, err = make(n)
+	}
+	if err == nil {
+		err = g.Check()
+	}
+	if err == nil && !own {
+		var cost job.Cost
+		if cost, err = count(g); err == nil {
+			c.Steps, c.NFE = len(g)-1, cost.NFE
+		}
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		c.Reason = "cannot run: " + err.Error()
+		if c.Budget == 0 && !own {
+			c.Steps = n
+		}
+		return c, nil
+	}
+	rounding := m.Rounding
+	if rounding == "" {
+		rounding = s.Model.Defaults.Rounding
+	}
+	c.plan = &job.Plan{Model: s.Model.Denoiser, Wrap: wrap, Shape: info.Shape, Sampler: smp, Grid: g, Sets: []manifest.Set{set}}
+	c.Run = manifest.Run{
+		Format: manifest.Format, Version: version, Verb: "bench",
+		Model:   manifest.Model{Path: s.Name, Hash: info.Hash, DType: info.DType, Tier: info.Tier, Shape: info.Shape},
+		Sampler: canonical, Schedule: c.Schedule, Grid: manifest.NewGrid(g), NFE: int(math.Round(c.NFE)), Guiders: specs,
+		Seeds: strconv.FormatUint(m.Seed, 10) + "-", Sets: []manifest.Set{set}, Rounding: s.Measure.Rounding(rounding),
+	}
+	id := s.Measure.Identity()
+	sum := sha256.Sum256([]byte(c.Run.Hash() + "\x00" + id.Extractor + "\x00" + id.Resize))
+	c.Key = hex.EncodeToString(sum[:])[:24]
+	return c, nil
+}
+
+// guide reads a chain of guiders, after those that the model asks for itself.
+func guide(m *open.Model, text string) ([]string, job.Wrap, error) {
+	specs := slices.Clone(m.Defaults.Guiders)
+	if text != "" {
+		for _, g := range chain(text) {
+			if g == "none" {
+				specs = nil
+				continue
+			}
+			specs = append(specs, g)
+		}
+	}
+	if len(specs) == 0 {
+		return nil, nil, nil
+	}
+	wrap := func(d models.Denoiser) (models.Denoiser, error) {
+		for _, text := range specs {
+			g, err := guidance.Parse(text)
+			if err != nil {
+				return nil, err
+			}
+			d = g.Guide(d)
+		}
+		return d, nil
+	}
+	_, err := wrap(m.Denoiser)
+	return specs, wrap, err
+}
+
+// budgeted hands a budget to a sampler that places its own steps: in its
+// option nfe where it has one (less what guidance multiplies), else not at all.
+func budgeted(ctx context.Context, c *Cell, smp samplers.Sampler, text string, wrap job.Wrap, s *Subject, classes bool, p schedules.Gaussian) (samplers.Sampler, string, error) {
+	budget := c.Budget
+	c.Budget = 0
+	if budget == 0 {
+		return smp, text, nil
+	}
+	if with, err := withOption(text, "nfe", "1"); err != nil {
+		return smp, text, nil
+	} else if _, err = samplers.Parse(with); err != nil {
+		return smp, text, nil
+	}
+	g, err := schedules.NewGrid(p, schedules.DefaultGrid(p), 1, schedules.Ends{})
+	if err != nil {
+		return nil, "", err
+	}
+	one, err := job.CountNFE(ctx, samplers.Euler{}, wrap, s.Model.Denoiser, s.Model.Info.Shape, classes, g, 0, 0)
+	if err != nil {
+		return nil, "", err
+	}
+	with, err := withOption(text, "nfe", strconv.Itoa(max(1, int(float64(budget)/max(one.NFE, 1)))))
+	if err != nil {
+		return nil, "", err
+	}
+	c.Budget = budget
+	smp, err = samplers.Parse(with)
+	return smp, with, err
+}
+
+const modelSchedule = "model"
+
+func orDefault(implied string, m *open.Model, p schedules.Gaussian) string {
+	switch {
+	case implied != "":
+		return implied
+	case m.Defaults.Schedule != "":
+		return m.Defaults.Schedule
+	case m.Defaults.Grid != nil:
+		return modelSchedule
+	}
+	return schedules.DefaultGrid(p)
+}
+
+// gridMaker makes grids by number of steps; it spells the schedule's name out.
+func gridMaker(m *open.Model, p schedules.Gaussian, name *string, own bool) (func(int) (schedules.Grid, error), error) {
+	if *name == modelSchedule {
+		if m.Defaults.Grid == nil {
+			return func(int) (schedules.Grid, error) {
+				return nil, fmt.Errorf("the model has no scheduler configuration")
+			}, nil
+		}
+		return m.Defaults.Grid, nil
+	}
+	sp, err := spec.Parse(*name)
+	if err != nil {
+		return nil, err
+	}
+	info, err := schedules.Lookup(sp.Name)
+	if err != nil {
+		return nil, err
+	}
+	sp.Name = info.Name
+	*name = sp.String()
+	ends := schedules.Ends{}
+	if own {
+		ends.Final = "min"
+	}
+	return func(n int) (schedules.Grid, error) { return schedules.NewGrid(p, *name, n, ends) }, nil
+}

@@ -1,0 +1,344 @@
+package bench
+
+import (
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"drift/internal/manifest"
+	"drift/internal/refuse"
+)
+
+// Report is what results.json holds. It has no times and no dates: equal benches have equal reports.
+type Report struct {
+	Format  int          `json:"format"`
+	Version string       `json:"version"`
+	Matrix  Matrix       `json:"matrix"`
+	Cells   []ReportCell `json:"cells"`
+}
+
+// ReportCell is a cell of a Report.
+type ReportCell struct {
+	Model    string  `json:"model"`
+	Sampler  string  `json:"sampler"`
+	Schedule string  `json:"schedule"`
+	Guiders  string  `json:"guiders,omitempty"`
+	Budget   int     `json:"budget,omitempty"` // asked for
+	Steps    int     `json:"steps,omitempty"`
+	NFE      float64 `json:"nfe,omitempty"` // true evaluations per picture, guidance counted
+	N        int     `json:"n,omitempty"`
+	Seeds    string  `json:"seeds,omitempty"`
+	Status   string  `json:"status"` // done, or why not
+	Key      string  `json:"key,omitempty"`
+	Scores   []Score `json:"scores,omitempty"`
+
+	Run *manifest.Run `json:"run,omitempty"`
+}
+
+// Name is the cell's name in tables.
+func (c ReportCell) Name() string {
+	return (&Cell{Model: c.Model, Sampler: c.Sampler, Schedule: c.Schedule, Guiders: c.Guiders}).Name()
+}
+
+// At is the budget or number of steps.
+func (c ReportCell) At() string {
+	return (&Cell{Budget: c.Budget, Steps: c.Steps}).At()
+}
+
+// Score finds the score that has a column.
+func (c ReportCell) Score(column string) (Score, bool) {
+	for _, s := range c.Scores {
+		if slices.Contains(s.Columns(), column) {
+			return s, true
+		}
+	}
+	return Score{}, false
+}
+
+const reportFormat = 1
+
+// statusDone is the status of a cell with scores.
+const statusDone = "done"
+
+// NewReport makes the report of finished rows.
+func NewReport(version string, m Matrix, rows []Row) Report {
+	r := Report{Format: reportFormat, Version: version, Matrix: m}
+	for _, row := range rows {
+		c := ReportCell{
+			Model: row.Model, Sampler: row.Sampler, Schedule: row.Schedule, Guiders: row.Guiders, Budget: row.Budget,
+			Steps: row.Steps, NFE: row.NFE, N: row.N, Status: statusDone, Key: row.Key, Scores: row.Scores,
+		}
+		if row.Reason != "" {
+			c.Status, c.Scores, c.N, c.NFE = row.Reason, nil, 0, row.Cell.NFE
+		} else {
+			c.Seeds = fmt.Sprintf("%d-%d", m.Seed, m.Seed+uint64(row.N-1))
+			run := row.Run
+			run.Seeds = c.Seeds
+			c.Run = &run
+		}
+		r.Cells = append(r.Cells, c)
+	}
+	return r
+}
+
+// Columns are the columns of scores, in the order of the metrics.
+func (r Report) Columns() []string {
+	var out []string
+	for _, name := range r.Matrix.Metrics {
+		out = append(out, Score{Metric: name}.Columns()...)
+	}
+	return out
+}
+
+// maxReport bounds what LoadReport reads.
+const maxReport = 256 << 20
+
+// ParseReport reads results.json; name is the file for errors.
+func ParseReport(name string, text []byte) (Report, error) {
+	var r Report
+	if len(text) > maxReport {
+		return r, refuse.Errorf(name, "more than %d bytes", maxReport)
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		return r, refuse.Errorf(name, "not the results of a bench: %v", err)
+	}
+	if r.Format != reportFormat {
+		return r, refuse.Errorf(name, "the results have format %d, this version knows %d", r.Format, reportFormat)
+	}
+	return r, nil
+}
+
+// Write writes results.json, .csv, .md and .bench (benchstat's form), the plots and the page into dir, and times.csv.
+func Write(dir string, r Report, rows []Row) error {
+	for _, f := range []struct {
+		name string
+		fill func(io.Writer) error
+	}{
+		{"results.csv", r.csv},
+		{"results.md", r.Markdown},
+		{"results.bench", r.benchstat},
+		{"times.csv", func(w io.Writer) error { return times(w, rows) }},
+		{"report.html", func(w io.Writer) error { return page(w, r, rows) }},
+	} {
+		if err := write(filepath.Join(dir, f.name), f.fill); err != nil {
+			return err
+		}
+	}
+	if err := plots(dir, r); err != nil {
+		return err
+	}
+	return writeJSON(filepath.Join(dir, "results.json"), r)
+}
+
+func number(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
+
+func (r Report) csv(w io.Writer) error {
+	out := csv.NewWriter(w)
+	head := []string{"model", "sampler", "schedule", "guiders", "budget", "steps", "nfe", "n", "seeds", "status"}
+	for _, c := range r.Columns() {
+		head = append(head, c, c+"_stderr")
+	}
+	_ = out.Write(append(head, "key")) // sticky: Error tells
+	for _, c := range r.Cells {
+		line := []string{c.Model, c.Sampler, c.Schedule, c.Guiders, positive(c.Budget), positive(c.Steps), number(c.NFE), strconv.Itoa(c.N), c.Seeds, c.Status}
+		for _, col := range r.Columns() {
+			s, ok := c.Score(col)
+			if !ok {
+				line = append(line, "", "")
+				continue
+			}
+			line = append(line, number(s.Number(col)), stderrOf(s, col, number))
+		}
+		_ = out.Write(append(line, c.Key))
+	}
+	out.Flush()
+	return out.Error()
+}
+
+func positive(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(n)
+}
+
+// stderrOf writes the standard error of a column, empty where there is none.
+func stderrOf(s Score, column string, form func(float64) string) string {
+	if s.StdErr == 0 || column != s.Metric {
+		return ""
+	}
+	return form(s.StdErr)
+}
+
+// short writes a number for eyes: four digits.
+func short(v float64) string {
+	switch a := math.Abs(v); {
+	case v == 0:
+		return "0"
+	case a >= 1000:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case a >= 0.1:
+		return strconv.FormatFloat(v, 'f', max(0, 3-int(math.Floor(math.Log10(a)))), 64)
+	}
+	return strconv.FormatFloat(v, 'g', 3, 64)
+}
+
+// lane is the cells of one name, by budget.
+type lane struct {
+	name  string
+	cells map[string]ReportCell
+}
+
+// lanes groups the cells by name, and lists the budgets in the order of the matrix.
+func (r Report) lanes(model string) (lanes []lane, at []string) {
+	for _, n := range r.Matrix.NFE {
+		at = append(at, "nfe="+strconv.Itoa(n))
+	}
+	for _, n := range r.Matrix.Steps {
+		at = append(at, "steps="+strconv.Itoa(n))
+	}
+	adaptive := false
+	for _, c := range r.Cells {
+		if c.Model != model {
+			continue
+		}
+		k := slices.IndexFunc(lanes, func(l lane) bool { return l.name == c.Name() })
+		if k < 0 {
+			k = len(lanes)
+			lanes = append(lanes, lane{c.Name(), map[string]ReportCell{}})
+		}
+		a := c.At()
+		adaptive = adaptive || a == "adaptive"
+		lanes[k].cells[a] = c
+	}
+	if adaptive {
+		at = append(at, "adaptive")
+	}
+	return lanes, at
+}
+
+// Markdown writes one table per model and column of scores: a line per sampler, a column per budget.
+func (r Report) Markdown(w io.Writer) error {
+	var b strings.Builder
+	for _, model := range r.Matrix.Models {
+		lanes, at := r.lanes(model)
+		for _, col := range r.Columns() {
+			fmt.Fprintf(&b, "## %s: %s (%s is better)\n\n", model, col, map[int]string{-1: "smaller", 1: "larger"}[better(col)])
+			b.WriteString("| sampler / schedule / guiders |")
+			for _, a := range at {
+				fmt.Fprintf(&b, " %s |", strings.Replace(a, "=", " ", 1))
+			}
+			b.WriteString("\n|---|" + strings.Repeat("---|", len(at)) + "\n")
+			for _, l := range lanes {
+				fmt.Fprintf(&b, "| %s |", strings.TrimPrefix(l.name, model+"/"))
+				for _, a := range at {
+					b.WriteString(" " + cellText(l.cells[a], col, a) + " |")
+				}
+				b.WriteString("\n")
+			}
+			b.WriteString("\n")
+		}
+	}
+	b.WriteString(r.notes())
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// cellText is a number with its standard error, and the true evaluations where they are not the budget.
+func cellText(c ReportCell, col, at string) string {
+	s, ok := c.Score(col)
+	if !ok {
+		return "-"
+	}
+	text := short(s.Number(col))
+	if e := stderrOf(s, col, func(v float64) string { return strconv.FormatFloat(v, 'g', 2, 64) }); e != "" {
+		text += " ± " + e
+	}
+	if at != "nfe="+number(c.NFE) {
+		text += fmt.Sprintf(" (%s)", strconv.FormatFloat(c.NFE, 'f', -1, 64))
+	}
+	return text
+}
+
+// notes say how the tables are to be read.
+func (r Report) notes() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d samples per cell, seeds %d to %d in every cell. A number in brackets is the true count of evaluations per sample where it is not the budget itself; ± is one standard error over samples. A dash: no result, see below.\n\n",
+		r.Matrix.Count, r.Matrix.Seed, r.Matrix.Seed+uint64(max(1, r.Matrix.Count)-1))
+	var about []string
+	warned := map[string]int{}
+	for _, c := range r.Cells {
+		for _, s := range c.Scores {
+			if line := "- " + s.About(); !slices.Contains(about, line) {
+				about = append(about, line)
+			}
+			for _, w := range s.Warnings {
+				warned[s.Metric+": "+w]++
+			}
+		}
+	}
+	slices.Sort(about)
+	b.WriteString(strings.Join(about, "\n") + "\n")
+	var lines []string
+	for w, n := range warned {
+		lines = append(lines, fmt.Sprintf("- warning in %d cells: %s", n, w))
+	}
+	for _, c := range r.Cells {
+		if c.Status != statusDone {
+			lines = append(lines, fmt.Sprintf("- %s %s: %s", c.Name(), c.At(), c.Status))
+		}
+	}
+	slices.Sort(lines)
+	if len(lines) > 0 {
+		b.WriteString(strings.Join(lines, "\n") + "\n")
+	}
+	return b.String()
+}
+
+// benchstat writes the format of Go benchmarks, which benchstat reads.
+func (r Report) benchstat(w io.Writer) error {
+	var b strings.Builder
+	for _, c := range r.Cells {
+		if c.Status != statusDone {
+			continue
+		}
+		name := strings.Map(func(x rune) rune {
+			if x == ' ' || x == '\t' {
+				return '_'
+			}
+			return x
+		}, c.Name()+"/"+c.At())
+		fmt.Fprintf(&b, "Benchmark%s %d %s evals/sample", strings.ToUpper(name[:1])+name[1:], c.N, number(c.NFE))
+		for _, col := range r.Columns() {
+			if s, ok := c.Score(col); ok {
+				fmt.Fprintf(&b, " %s %s", number(s.Number(col)), col)
+			}
+		}
+		b.WriteString("\n")
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// times writes what the cells took.
+func times(w io.Writer, rows []Row) error {
+	out := csv.NewWriter(w)
+	_ = out.Write([]string{"model", "sampler", "schedule", "guiders", "budget", "nfe", "images", "seconds", "model_seconds", "ms_per_image"}) // sticky
+	seen := map[string]bool{}
+	for _, r := range rows {
+		if r.Time.Images == 0 || seen[r.Key] {
+			continue
+		}
+		seen[r.Key] = true
+		_ = out.Write([]string{r.Model, r.Sampler, r.Schedule, r.Guiders, positive(r.Budget), number(r.NFE), strconv.Itoa(r.Time.Images),
+			fmt.Sprintf("%.3f", r.Time.Seconds), fmt.Sprintf("%.3f", r.Time.Model), fmt.Sprintf("%.3f", 1000*r.Time.Seconds/float64(r.Time.Images))})
+	}
+	out.Flush()
+	return out.Error()
+}

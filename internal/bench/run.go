@@ -1,0 +1,448 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"gorgonia.org/tensor"
+
+	"drift/internal/atomicfile"
+	"drift/internal/job"
+	"drift/internal/manifest"
+	"drift/metrics"
+	"drift/models"
+	"drift/samplers"
+)
+
+// Bench runs a matrix in a folder.
+type Bench struct {
+	Dir      string
+	Matrix   Matrix
+	Subjects []*Subject
+	Cells    []*Cell // of Matrix.Cells
+	Options  Options // of the scores
+	Pictures int     // kept per cell for the sheets
+	Batch    int     // pictures at a time, 0 = what suits the model; changes no result
+
+	// Observe is told how much of the work of this run is done, in [0, 1]; may be nil.
+	Observe func(done float64, where string)
+	// Finished is told about every cell as soon as it is scored; may be nil.
+	Finished func(Row)
+
+	lock *lock
+	rate map[string]*rate // by model
+	todo float64          // evaluations that this run has to make, by model in left
+	left map[string]float64
+	from time.Time
+}
+
+// Row is a finished cell.
+type Row struct {
+	*Cell
+	N      int
+	NFE    float64 // measured for samplers that place their own steps
+	Scores []Score
+	Sheet  []byte // bytes of the first pictures, (n, H, W, C)
+	Time   Times
+}
+
+// Times is what a cell's pictures took. It is not a result: it differs from run to run.
+type Times struct {
+	Images  int     `json:"images"`
+	Seconds float64 `json:"seconds"`
+	Model   float64 `json:"model_seconds"`
+}
+
+// rate is the time per evaluation of a model, as seen so far.
+type rate struct{ evals, seconds, params float64 }
+
+// storing is an error of the disk, which ends a bench; errors of a cell do not.
+type storing struct{ error }
+
+func (s storing) Unwrap() error { return s.error }
+
+// Run makes what is missing, cell by cell, and returns the rows. Closing stop ends it after the step under way with
+// job.ErrStopped; everything before the batch under way is kept.
+func (b *Bench) Run(ctx context.Context, stop <-chan struct{}) ([]Row, error) {
+	if err := os.MkdirAll(filepath.Join(b.Dir, "cells"), 0o777); err != nil {
+		return nil, err
+	}
+	var err error
+	if b.lock, err = lockDir(b.Dir); err != nil {
+		return nil, err
+	}
+	defer b.lock.release()
+	for _, dir := range []string{b.Dir, filepath.Join(b.Dir, "cells")} { // what a killed process was writing
+		left, err := filepath.Glob(filepath.Join(dir, "*.tmp[0-9]*"))
+		for _, name := range left {
+			err = errors.Join(err, os.Remove(name))
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	b.plan()
+	done := map[string]Row{}
+	var rows []Row
+	for k, c := range b.Cells {
+		row, ok := done[c.Key]
+		if !ok || c.Key == "" {
+			if row, err = b.cell(ctx, stop, c, fmt.Sprintf("cell %d/%d, %s %s", k+1, len(b.Cells), c.Name(), c.At())); err != nil {
+				return rows, err
+			}
+			if c.Key != "" {
+				done[c.Key] = row
+			}
+		}
+		c.Reason = row.Cell.Reason
+		row.Cell = c
+		rows = append(rows, row)
+		if b.Finished != nil {
+			b.Finished(row)
+		}
+	}
+	return rows, nil
+}
+
+// plan counts the evaluations to come.
+func (b *Bench) plan() {
+	b.rate, b.left, b.from = map[string]*rate{}, map[string]float64{}, time.Now()
+	for _, s := range b.Subjects {
+		b.rate[s.Name] = &rate{params: max(1, float64(s.Model.Info.Params))}
+	}
+	seen := map[string]bool{}
+	for _, c := range b.Cells {
+		if c.Reason == "" && !seen[c.Key] {
+			seen[c.Key] = true
+			b.left[c.Model] += b.missing(c) * c.evals()
+		}
+	}
+}
+
+// evals is the cost of a picture, guessed where only the run tells.
+func (c *Cell) evals() float64 {
+	if c.NFE > 0 {
+		return c.NFE
+	}
+	return 50
+}
+
+// missing is the number of pictures that a cell lacks, about.
+func (b *Bench) missing(c *Cell) float64 {
+	info, err := os.Stat(b.path(c, ".rec"))
+	if err != nil {
+		return float64(b.Matrix.Count)
+	}
+	d, k := c.subject.Measure.Dims()
+	have := float64(info.Size()-recordHeader) / float64(8*(1+d+k)+4)
+	return max(0, float64(b.Matrix.Count)-have)
+}
+
+func (b *Bench) path(c *Cell, ext string) string {
+	return filepath.Join(b.Dir, "cells", c.Key+ext)
+}
+
+// progress tells how far all is: time gone by against time to come, each model at its own speed.
+func (b *Bench) progress(c *Cell, inCell float64, where string) {
+	if b.Observe == nil {
+		return
+	}
+	known := 0.0 // seconds per evaluation and parameter
+	for _, r := range b.rate {
+		if r.evals > 0 {
+			known = max(known, r.seconds/r.evals/r.params)
+		}
+	}
+	togo := 0.0
+	for name, evals := range b.left {
+		r := b.rate[name]
+		per := known * r.params
+		if r.evals > 0 {
+			per = r.seconds / r.evals
+		}
+		if name == c.Model {
+			evals -= inCell
+		}
+		togo += max(0, evals) * per
+	}
+	gone := time.Since(b.from).Seconds()
+	if known == 0 {
+		b.Observe(0, where)
+		return
+	}
+	b.Observe(gone/(gone+togo), where)
+}
+
+// cell draws what a cell lacks and scores it.
+func (b *Bench) cell(ctx context.Context, stop <-chan struct{}, c *Cell, where string) (Row, error) {
+	row := Row{Cell: c}
+	if c.Reason != "" {
+		return row, nil
+	}
+	n := b.Matrix.Count
+	d, k := c.subject.Measure.Dims()
+	width := 1 + d + k // evaluations, features, logits
+	rec, err := openRecords(b.path(c, ".rec"), c.Key, 8*width)
+	if err != nil {
+		return row, err
+	}
+	defer rec.close()
+	var pix *records
+	if size, ok := picture(c.subject); ok && b.Pictures > 0 {
+		if pix, err = openRecords(b.path(c, ".pix"), c.Key, size); err != nil {
+			return row, err
+		}
+		defer pix.close()
+	}
+	if err := b.draw(ctx, stop, c, rec, pix, where); err != nil {
+		var s storing
+		switch {
+		case errors.As(err, &s), errors.Is(err, job.ErrStopped), ctx.Err() != nil:
+			return row, err
+		}
+		var bad *samplers.NotFinite
+		if errors.As(err, &bad) {
+			c.Reason = "failed: " + err.Error()
+		} else {
+			c.Reason = "cannot run: " + err.Error()
+		}
+		return row, nil
+	}
+	row.N = n
+	if row.Time, err = b.times(c); err != nil {
+		return row, err
+	}
+	row.NFE = c.NFE
+	if row.NFE == 0 {
+		nfe, v := rec.columns(n, 0, 1), []float64{0}
+		sum := 0.0
+		for i := range n {
+			nfe.Row(v, i)
+			sum += v[0]
+		}
+		row.NFE = sum / float64(n)
+	}
+	if pix != nil {
+		for i := range min(b.Pictures, n, pix.n) {
+			p, err := pix.at(i)
+			if err != nil {
+				return row, err
+			}
+			row.Sheet = append(row.Sheet, p...)
+		}
+	}
+	b.progress(c, 0, where+", scores")
+	row.Scores, err = b.scores(ctx, c, rec, d, k)
+	if err != nil && ctx.Err() == nil {
+		c.Reason = "failed: " + err.Error()
+		return row, nil
+	}
+	return row, err
+}
+
+// picture is the number of bytes of a picture.
+func picture(s *Subject) (int, bool) {
+	if s.Measure.Rounding("") == "" {
+		return 0, false
+	}
+	return tensor.Shape(s.Model.Info.Shape).TotalSize(), true
+}
+
+// draw makes the pictures that are missing, a batch at a time.
+func (b *Bench) draw(ctx context.Context, stop <-chan struct{}, c *Cell, rec, pix *records, where string) error {
+	size := b.Batch
+	if size <= 0 {
+		size = c.plan.Batch()
+	}
+	n := b.Matrix.Count
+	if rec.n < n { // begin at a whole batch, so that batches are the same whatever happened
+		if err := rec.cut(rec.n / size * size); err != nil {
+			return storing{err}
+		}
+	}
+	first := rec.n
+	if pix != nil && pix.n < min(b.Pictures, rec.n) {
+		first = pix.n / size * size // pictures that an earlier bench did not keep
+	}
+	last := n
+	if rec.n >= n && first < rec.n {
+		last = min(b.Pictures, n)
+	}
+	if first >= last {
+		return nil
+	}
+	if err := b.writeRun(c); err != nil {
+		return storing{err}
+	}
+	spent, err := b.times(c)
+	if err != nil {
+		return storing{err}
+	}
+	seeds := make([]uint64, 0, last-first)
+	for k := first; k < last; k++ {
+		seeds = append(seeds, b.Matrix.Seed+uint64(k))
+	}
+	_, classes := c.subject.Measure.Dims()
+	features, _ := c.subject.Measure.Dims()
+	w := 1 + features + classes
+	r := b.rate[c.Model]
+	_, err = c.plan.Run(ctx, stop, job.Items(1, seeds, first), size, job.Hooks{
+		Step: func(batch job.Batch, s *samplers.State) error {
+			b.progress(c, s.Done*float64(len(batch.Items))*c.evals(), fmt.Sprintf("%s, %d/%d images", where, first+batch.Index, n))
+			return nil
+		},
+		Done: func(batch job.Batch, _, out *tensor.Dense, st samplers.Stats) error {
+			rows := len(batch.Items)
+			at := first + batch.Index
+			v, bytes, err := c.subject.Measure.Measure(ctx, models.Data(out), rows, c.Run.Rounding)
+			if err != nil {
+				return storing{err}
+			}
+			if pix != nil && pix.n >= at && pix.n < min(b.Pictures, at+rows) {
+				size := pix.width
+				if err := pix.add(bytes[(pix.n-at)*size : min(b.Pictures-at, rows)*size]); err != nil {
+					return storing{err}
+				}
+			}
+			if rec.n == at {
+				line := make([]byte, 0, rows*8*w)
+				for i := range rows {
+					line = binary.LittleEndian.AppendUint64(line, math.Float64bits(st.NFE))
+					for _, m := range []metrics.Matrix{v.Features, v.Logits} {
+						for j := range m.D {
+							line = binary.LittleEndian.AppendUint64(line, math.Float64bits(m.X[i*m.D+j]))
+						}
+					}
+				}
+				if err := rec.add(line); err != nil {
+					return storing{err}
+				}
+				spent.Images += rows
+				spent.Seconds += st.Wall.Seconds()
+				spent.Model += st.Model.Seconds()
+				if err := b.writeTimes(c, spent); err != nil {
+					return storing{err}
+				}
+			}
+			r.evals += st.NFE * float64(rows)
+			r.seconds += st.Wall.Seconds()
+			b.left[c.Model] = max(0, b.left[c.Model]-c.evals()*float64(rows))
+			return nil
+		},
+	})
+	return err
+}
+
+// writeRun stores what the cell is, once.
+func (b *Bench) writeRun(c *Cell) error {
+	path := b.path(c, ".run.json")
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	id := c.subject.Measure.Identity()
+	return writeJSON(path, struct {
+		Key       string       `json:"key"`
+		Extractor string       `json:"extractor"`
+		Resize    string       `json:"resize"`
+		Run       manifest.Run `json:"run"`
+	}{c.Key, id.Extractor, id.Resize, c.Run})
+}
+
+func (b *Bench) times(c *Cell) (Times, error) {
+	var t Times
+	text, err := os.ReadFile(b.path(c, ".time.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return t, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &t)
+	}
+	return t, err
+}
+
+func (b *Bench) writeTimes(c *Cell, t Times) error { return writeJSON(b.path(c, ".time.json"), t) }
+
+// writeJSON writes a file under its name only when it is whole.
+func writeJSON(path string, v any) error {
+	return write(path, func(w io.Writer) error {
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", " ")
+		return e.Encode(v)
+	})
+}
+
+func write(path string, fill func(io.Writer) error) error {
+	f, err := atomicfile.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Discard()
+	if err := fill(f); err != nil {
+		return err
+	}
+	return f.Commit()
+}
+
+// scores computes the scores of a cell, or takes them from the file where they were kept.
+func (b *Bench) scores(ctx context.Context, c *Cell, rec *records, d, k int) ([]Score, error) {
+	n := b.Matrix.Count
+	gen := &Side{Name: c.Name() + " " + c.At(), ID: c.subject.Measure.Identity(), N: n, Blocks: true}
+	gen.Rows = func(context.Context) (metrics.Samples, metrics.Samples, error) {
+		if k == 0 {
+			return rec.columns(n, 1, 1+d), nil, nil
+		}
+		return rec.columns(n, 1, 1+d), rec.columns(n, 1+d, 1+d+k), nil
+	}
+	if set := c.Run.Sets[0]; len(set.Classes) > 0 {
+		gen.Class = set.Class
+	}
+	path := b.path(c, ".scores.json")
+	kept := map[string]Score{}
+	if text, err := os.ReadFile(path); err == nil {
+		if json.Unmarshal(text, &kept) != nil {
+			clear(kept) // made again below
+		}
+	}
+	var out []Score
+	changed := false
+	for _, name := range b.Matrix.Metrics {
+		s, err := FindScorer(name)
+		if err != nil {
+			return nil, err
+		}
+		ref := c.subject.Reference
+		var digest []string
+		for _, side := range []*Side{ref.Moments, ref.Rows} {
+			if side != nil {
+				digest = append(digest, side.Digest)
+			}
+		}
+		key := fmt.Sprintf("%s n=%d %+v ref=%s %s", name, n, b.Options, strings.Join(digest, ","), c.Run.Version)
+		score, ok := kept[key]
+		if !ok {
+			if score, err = s.Compute(ctx, ref, gen, b.Options); err != nil {
+				return out, err
+			}
+			kept[key], changed = score, true
+		}
+		out = append(out, score)
+	}
+	if changed {
+		if err := writeJSON(path, kept); err != nil {
+			return out, err
+		}
+	}
+	return slices.Clip(out), nil
+}

@@ -1,0 +1,479 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"drift/internal/spec"
+	"drift/metrics"
+	"drift/metrics/features"
+)
+
+// Side is one of the two sets that a score compares.
+type Side struct {
+	Name   string
+	Digest string // short hash of a reference's numbers
+	ID     metrics.Identity
+	N      int
+	Stats  func(ctx context.Context) (metrics.Stats, error)
+	Rows   func(ctx context.Context) (rows, logits metrics.Samples, err error)
+	Class  func(i int) int // what row i should show; nil = unknown
+	Blocks bool            // Rows may be read several times: a Fréchet distance gets a jackknife
+}
+
+// Reference is what samples are compared with: moments, and rows for the
+// scores that need them. Either may be nil.
+type Reference struct{ Moments, Rows *Side }
+
+// SetSide is a set of files as a side.
+func SetSide(s *features.Set, ex features.Extractor, strict bool) *Side {
+	side := &Side{Name: s.Name, ID: s.ID, N: s.N}
+	if s.Kind == features.Pictures {
+		side.ID = ex.Identity()
+	} else {
+		side.Digest = s.Digest()
+	}
+	side.Stats = func(ctx context.Context) (metrics.Stats, error) {
+		st, err := s.Stats(ctx, ex, strict)
+		side.N = s.N
+		return st, err
+	}
+	side.Rows = func(ctx context.Context) (metrics.Samples, metrics.Samples, error) {
+		rows, logits, _, err := s.Rows(ctx, ex, strict)
+		side.N = s.N
+		return rows, logits, err
+	}
+	if len(s.Labels) == s.N {
+		side.Class = func(i int) int { return s.Labels[i] }
+	}
+	return side
+}
+
+// ReferenceOf makes a reference of one set.
+func ReferenceOf(s *features.Set, ex features.Extractor, strict bool) Reference {
+	side := SetSide(s, ex, strict)
+	r := Reference{Moments: side}
+	if s.Kind != features.Statistics {
+		r.Rows = side
+	}
+	return r
+}
+
+// Score is a number with everything that is needed to read it.
+type Score struct {
+	Metric    string             `json:"metric"`
+	Value     float64            `json:"value"`
+	StdErr    float64            `json:"stderr,omitempty"`
+	Std       float64            `json:"std,omitempty"`
+	N         []int              `json:"n"` // reference, generated; only generated where there is no reference
+	D         int                `json:"d,omitempty"`
+	Extractor string             `json:"extractor,omitempty"`
+	Resize    string             `json:"resize,omitempty"`
+	Reference string             `json:"reference,omitempty"`
+	RefHash   string             `json:"reference_hash,omitempty"`
+	Settings  string             `json:"settings,omitempty"`
+	Parts     map[string]float64 `json:"parts,omitempty"`
+	Warnings  []string           `json:"warnings,omitempty"`
+	Jackknife []float64          `json:"jackknife,omitempty"` // the score without block b of the pictures
+}
+
+// Options of scores; zero values are the defaults of package metrics.
+type Options struct {
+	Subsets    int     // of kid
+	Size       int     // of kid's subsets
+	K          int     // neighbours of prdc
+	Splits     int     // of is
+	Directions int     // of swd and mind
+	Q          float64 // order of vendi
+	Seed       uint32  // of every random choice; 0 means 2020, the field's
+	Force      bool    // compare although identities differ
+}
+
+// need says what a scorer looks at.
+type need int
+
+const (
+	needMoments need = iota
+	needRows         // of both sides
+	needAlone        // rows of the generated side
+	needLogits
+	needClasses
+)
+
+// Scorer is a named score.
+type Scorer struct {
+	Name   string
+	Doc    string
+	Better int // -1: smaller is better, 1: larger
+	Parts  []string
+	need   need
+	make   func(o Options) metrics.Score
+}
+
+// NeedsReference tells whether the score compares with a reference.
+func (s Scorer) NeedsReference() bool { return s.need == needMoments || s.need == needRows }
+
+// scorers is the table of scores of sets.
+var scorers = []Scorer{
+	{"fid", "Fréchet distance of normal distributions fitted to the features", -1, nil, needMoments, nil},
+	{"kid", "kernel inception distance: unbiased, for few samples", -1, nil, needRows, func(o Options) metrics.Score {
+		return metrics.KID{Subsets: o.Subsets, Size: o.Size, Source: metrics.NewSource(o.Seed)}
+	}},
+	{"prdc", "precision, recall, density and coverage by nearest neighbours; its value is the F score of the first two", 1, []string{"precision", "recall", "density", "coverage"}, needRows, func(o Options) metrics.Score {
+		return metrics.PRDC{K: o.K}
+	}},
+	{"is", "Inception score of the classifier's logits", 1, nil, needLogits, func(o Options) metrics.Score {
+		return metrics.InceptionScore{Splits: o.Splits, Source: metrics.NewSource(o.Seed)}
+	}},
+	{"vendi", "effective number of different samples", 1, nil, needAlone, func(o Options) metrics.Score { return metrics.Vendi{Q: o.Q} }},
+	{"swd", "sliced 2-Wasserstein distance", -1, nil, needRows, func(o Options) metrics.Score {
+		return metrics.Sliced{Directions: o.Directions, Source: metrics.NewSource(o.Seed)}
+	}},
+	{"mind", "sliced distance scaled by the dimension, of equal numbers of samples", -1, nil, needRows, func(o Options) metrics.Score {
+		return metrics.Sliced{Kind: metrics.MIND, Directions: o.Directions, Source: metrics.NewSource(o.Seed)}
+	}},
+	{"energy", "energy distance", -1, nil, needRows, func(Options) metrics.Score { return metrics.EnergyDistance{} }},
+	{"mmd", "squared maximum mean discrepancy with KID's kernel, over all samples", -1, nil, needRows, func(Options) metrics.Score { return metrics.MMD{} }},
+	{"cmmd", "maximum mean discrepancy of rows of unit length with a wide Gaussian kernel, times 1000", -1, nil, needRows, func(Options) metrics.Score { return metrics.CMMD{} }},
+	{"w2", "exact 2-Wasserstein distance, for up to about 2000 samples", -1, nil, needRows, func(Options) metrics.Score { return metrics.Wasserstein{} }},
+	{"sinkhorn", "debiased entropic transport cost, regularised by a twentieth of the median squared distance, for up to about 2000 samples", -1, nil, needRows, func(Options) metrics.Score { return sinkhorn{} }},
+	{"class-acc", "share of pictures that the classifier names as they were asked for", 1, nil, needClasses, nil},
+}
+
+// Scorers lists the scores of sets.
+func Scorers() []Scorer { return slices.Clone(scorers) }
+
+// FindScorer looks a score up.
+func FindScorer(name string) (Scorer, error) {
+	var names []string
+	for _, s := range scorers {
+		if s.Name == name {
+			return s, nil
+		}
+		names = append(names, s.Name)
+	}
+	return Scorer{}, fmt.Errorf("unknown metric %q%s", name, spec.Suggest(name, names))
+}
+
+// blocks is the number of blocks of a jackknife.
+func blocks(n, d int) int {
+	if d > 512 { // a Fréchet distance costs d³
+		return min(n, 8)
+	}
+	return min(n, 20)
+}
+
+// Compute scores a generated side against a reference, whose parts may be nil
+// where the score needs none.
+func (s Scorer) Compute(ctx context.Context, ref Reference, gen *Side, o Options) (Score, error) {
+	if o.Seed == 0 {
+		o.Seed = 2020
+	}
+	out := Score{Metric: s.Name, Extractor: gen.ID.Extractor, Resize: gen.ID.Resize}
+	side := ref.Moments
+	if s.need == needRows {
+		side = ref.Rows
+	}
+	if s.NeedsReference() {
+		if side == nil && ref.Moments != nil {
+			return out, fmt.Errorf("%s: the reference %s has statistics only; %s needs pictures or features", s.Name, ref.Moments.Name, s.Name)
+		}
+		if side == nil {
+			return out, fmt.Errorf("%s needs a reference", s.Name)
+		}
+		out.Reference, out.RefHash = side.Name, side.Digest
+	}
+	var r metrics.Result
+	var err error
+	switch s.need {
+	case needMoments:
+		r, out.Jackknife, err = fid(ctx, side, gen, o.Force)
+	case needClasses:
+		r, out.Jackknife, err = classAccuracy(ctx, gen)
+	default:
+		r, err = s.rows(ctx, side, gen, o)
+	}
+	if err != nil {
+		return out, fmt.Errorf("%s of %s: %w", s.Name, gen.Name, err)
+	}
+	if math.IsNaN(r.Value) || math.IsInf(r.Value, 0) {
+		return out, fmt.Errorf("%s of %s is %v", s.Name, gen.Name, r.Value)
+	}
+	out.Value, out.StdErr, out.Std, out.D, out.Settings, out.Parts = r.Value, r.StdErr, r.Std, r.D, r.Settings, r.Parts
+	if out.Jackknife != nil {
+		out.StdErr = jackknife(out.Jackknife)
+	}
+	out.N = []int{r.N}
+	if s.NeedsReference() {
+		out.N = []int{r.NRef, r.N}
+	}
+	for _, w := range r.Warnings {
+		out.Warnings = append(out.Warnings, w.Name+": "+w.Text)
+	}
+	return out, nil
+}
+
+// fid streams the generated rows once: into the moments of all, and into those
+// of the jackknife's blocks.
+func fid(ctx context.Context, ref, gen *Side, force bool) (metrics.Result, []float64, error) {
+	base, err := ref.Stats(ctx)
+	if err != nil {
+		return metrics.Result{}, nil, err
+	}
+	if !gen.Blocks {
+		st, err := gen.Stats(ctx)
+		if err != nil {
+			return metrics.Result{}, nil, err
+		}
+		r, err := metrics.CompareStats(base, st, force)
+		return r, nil, err
+	}
+	rows, _, err := gen.Rows(ctx)
+	if err != nil {
+		return metrics.Result{}, nil, err
+	}
+	n, d := rows.Dims()
+	b := blocks(n, d)
+	parts := make([]*metrics.Moments, b)
+	for k := range parts {
+		parts[k] = &metrics.Moments{ID: gen.ID}
+		lo, hi := k*n/b, (k+1)*n/b
+		if err := each(ctx, rows, lo, hi, parts[k].Add); err != nil {
+			return metrics.Result{}, nil, err
+		}
+	}
+	all := &metrics.Moments{ID: gen.ID}
+	if err := each(ctx, rows, 0, n, all.Add); err != nil {
+		return metrics.Result{}, nil, err
+	}
+	st, err := all.Stats()
+	if err != nil {
+		return metrics.Result{}, nil, err
+	}
+	r, err := metrics.CompareStats(base, st, force)
+	if err != nil || b < 4 {
+		return r, nil, err
+	}
+	without := make([]float64, b)
+	for k := range parts {
+		m, err := metrics.MergeAll(slices.Concat(parts[:k], parts[k+1:]))
+		if err != nil {
+			return r, nil, err
+		}
+		st, err := m.Stats()
+		if err != nil {
+			return r, nil, nil // too few different rows for a spread
+		}
+		f, err := metrics.FrechetDistance(base, st)
+		if err != nil {
+			return r, nil, err
+		}
+		without[k] = f.Distance
+	}
+	return r, without, nil
+}
+
+// each hands rows lo to hi over in blocks.
+func each(ctx context.Context, s metrics.Samples, lo, hi int, f func(metrics.Samples) error) error {
+	_, d := s.Dims()
+	const size = 256
+	for ; lo < hi; lo += size {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		m := metrics.Matrix{N: min(size, hi-lo), D: d, X: make([]float64, min(size, hi-lo)*d)}
+		for i := range m.N {
+			s.Row(m.X[i*d:(i+1)*d], lo+i)
+		}
+		if err := f(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// jackknife is the standard error from the values without one block each:
+// sqrt((b-1)/b Σ (v_k - mean)²) (Tukey 1958).
+func jackknife(v []float64) float64 {
+	b := float64(len(v))
+	mean, sum := 0.0, 0.0
+	for _, x := range v {
+		mean += x / b
+	}
+	for _, x := range v {
+		sum += (x - mean) * (x - mean)
+	}
+	return math.Sqrt((b - 1) / b * sum)
+}
+
+func classAccuracy(ctx context.Context, gen *Side) (metrics.Result, []float64, error) {
+	if gen.Class == nil {
+		return metrics.Result{}, nil, errors.New("nothing says which class each picture should show")
+	}
+	_, logits, err := gen.Rows(ctx)
+	if err != nil {
+		return metrics.Result{}, nil, err
+	}
+	if logits == nil {
+		return metrics.Result{}, nil, errors.New("the extractor names no classes")
+	}
+	n, k := logits.Dims()
+	row := make([]float64, k)
+	b := blocks(n, k)
+	right, size := make([]int, b), make([]int, b)
+	total := 0
+	for i := range n {
+		logits.Row(row, i)
+		for j, v := range row {
+			if math.IsNaN(v) || math.IsInf(v, 0) {
+				return metrics.Result{}, nil, fmt.Errorf("row %d, logit %d: %w", i, j, metrics.ErrNaN)
+			}
+		}
+		best := 0
+		for j, v := range row {
+			if v > row[best] {
+				best = j
+			}
+		}
+		at := i * b / n
+		size[at]++
+		if best == gen.Class(i) {
+			right[at]++
+			total++
+		}
+	}
+	without := make([]float64, b)
+	for j := range without {
+		without[j] = float64(total-right[j]) / float64(max(1, n-size[j]))
+	}
+	if b < 4 {
+		without = nil
+	}
+	return metrics.Result{Metric: "class-acc", Value: float64(total) / float64(n), N: n, D: k}, without, nil
+}
+
+func (s Scorer) rows(ctx context.Context, ref, gen *Side, o Options) (metrics.Result, error) {
+	rows, logits, err := gen.Rows(ctx)
+	if err != nil {
+		return metrics.Result{}, err
+	}
+	var base metrics.Samples
+	switch s.need {
+	case needLogits:
+		if logits == nil {
+			return metrics.Result{}, errors.New("the extractor names no classes")
+		}
+		rows = logits
+	case needRows:
+		if base, _, err = ref.Rows(ctx); err != nil {
+			return metrics.Result{}, err
+		}
+	}
+	var warn []metrics.Warning
+	if base != nil {
+		if warn, err = sameIdentity(ref.ID, gen.ID, o.Force); err != nil {
+			return metrics.Result{}, err
+		}
+	}
+	r, err := s.make(o).Compare(ctx, base, rows)
+	r.Warnings = append(r.Warnings, warn...)
+	return r, err
+}
+
+// sameIdentity refuses sets of different extractors; what is unknown is a warning.
+func sameIdentity(a, b metrics.Identity, force bool) ([]metrics.Warning, error) {
+	var out []metrics.Warning
+	for _, f := range []struct{ what, a, b string }{{"extractor", a.Extractor, b.Extractor}, {"resize", a.Resize, b.Resize}} {
+		switch {
+		case f.a == "" || f.b == "":
+			out = append(out, metrics.Warning{Name: metrics.WarnUnknownIdentity, Text: "a set does not say which " + f.what + " made it"})
+		case f.a != f.b && force:
+			out = append(out, metrics.Warning{Name: metrics.WarnForcedIdentity, Text: fmt.Sprintf("%s differs: %q and %q", f.what, f.a, f.b)})
+		case f.a != f.b:
+			return nil, fmt.Errorf("%w: %s %q and %q", metrics.ErrIdentity, f.what, f.a, f.b)
+		}
+	}
+	return out, nil
+}
+
+// sinkhorn is metrics.Sinkhorn's divergence with squared distances and a
+// regularisation that follows the scale of the data.
+type sinkhorn struct{}
+
+// Compare implements metrics.Score.
+func (sinkhorn) Compare(ctx context.Context, reference, generated metrics.Samples) (metrics.Result, error) {
+	n, d := generated.Dims()
+	m, e := reference.Dims()
+	if d != e {
+		return metrics.Result{}, fmt.Errorf("%w: %d and %d", metrics.ErrDims, e, d)
+	}
+	median, err := metrics.MedianDistance(ctx, reference, generated)
+	if err != nil {
+		return metrics.Result{}, err
+	}
+	if !(median > 0) {
+		return metrics.Result{}, metrics.ErrConstant
+	}
+	eta := 20 / (median * median)
+	v, err := metrics.Sinkhorn{Eta: eta}.Divergence(ctx, reference, generated, 2)
+	return metrics.Result{Metric: "sinkhorn", Value: v, N: n, NRef: m, D: d, Settings: fmt.Sprintf("cost=|x-y|^2 eta=%.6g", eta)}, err
+}
+
+// Columns are the numbers of a score that a table shows: its parts by name
+// where it has named ones, else its value.
+func (s Score) Columns() []string {
+	for _, x := range scorers {
+		if x.Name == s.Metric && x.Parts != nil {
+			return x.Parts
+		}
+	}
+	return []string{s.Metric}
+}
+
+// Number is the value of a column.
+func (s Score) Number(column string) float64 {
+	if column == s.Metric {
+		return s.Value
+	}
+	return s.Parts[column]
+}
+
+// better is the direction of a column.
+func better(column string) int {
+	for _, s := range scorers {
+		if s.Name == column || slices.Contains(s.Parts, column) {
+			return s.Better
+		}
+	}
+	return -1
+}
+
+// About is the line that stands below a table: who measured, with what, against what.
+func (s Score) About() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: ", s.Metric)
+	if len(s.N) == 2 {
+		fmt.Fprintf(&b, "%d samples against %d of %s", s.N[1], s.N[0], s.Reference)
+		if s.RefHash != "" {
+			fmt.Fprintf(&b, " (%s)", s.RefHash)
+		}
+	} else if len(s.N) == 1 {
+		fmt.Fprintf(&b, "%d samples", s.N[0])
+	}
+	fmt.Fprintf(&b, ", extractor %s, resize %s", or(s.Extractor, "unknown"), or(s.Resize, "unknown"))
+	if s.Settings != "" {
+		fmt.Fprintf(&b, ", %s", s.Settings)
+	}
+	return b.String()
+}
+
+func or(s, def string) string {
+	if s == "" {
+		return def
+	}
+	return s
+}
