@@ -78,7 +78,7 @@ type adaptiveRun struct {
 	single bool           // something between the run and the leaf model may look at Query.Step
 
 	at    []float64 // where the row lives on the axis
-	ctl   []float64 // four numbers of the step control, the first of which is the step size (0 = none yet)
+	ctl   []float64 // three numbers of the step control, the first of which is the step size (0 = none yet)
 	phase []float64
 	fresh []float64 // 1: q holds the prediction at x
 	q     []float64 // the first-stage prediction, of the axis's kind
@@ -103,7 +103,7 @@ type adaptiveRun struct {
 	names []models.Row
 }
 
-const control = 4 // width of ctl
+const control = 3 // width of ctl
 
 // ends returns the last noisy node of a sampler that places its own nodes, and whether the grid goes on from there to a
 // clean end. The nodes between the ends of the grid have no say, except that a clean end is stepped onto from the last
@@ -292,6 +292,11 @@ func (r *adaptiveRun) attempt(ctx context.Context, rows []int) error {
 	clear(r.added)
 	var open []int
 	for _, k := range rows {
+		for _, v := range r.row(r.q, k) {
+			if v-v != 0 {
+				return fmt.Errorf("row %d: the model's answer is not finite", k)
+			}
+		}
 		if r.phase[k] == stepping {
 			open = append(open, k)
 			continue
@@ -854,7 +859,9 @@ func (RK45) label() string { return "rk45" }
 // The step is made with the higher order. With k-diffusion's controller states are compared in the scale of the data
 // (x/alpha), and h is multiplied by f = 1 + atan(u - 1), u = e^(-(P+I+D)/k) e1^((P+2D)/k) e2^(-D/k), with e1
 // and e2 of the two accepted steps before and k the order (1.5 with Eta); a step with f >= Safety is taken. With DPM-Solver's
-// own controller states are compared as they are, a step with e <= 1 is taken, and h is multiplied by Safety e^(-1/k).
+// own controller states are compared as they are, a step with e <= 1 is taken, and h is multiplied by Safety e^(-1/k): nothing
+// limits its growth, so that a step with next to no error (as the first ones from much noise are) can be followed by one
+// that is too long to notice what it misses. Prefer the other.
 //
 // Order evaluations per try; a try after a refusal keeps the first of them. (The references ask it again.) With Eta the
 // step goes down to less noise than the goal's and fresh noise is added (see DDIM). A clean end is stepped onto from the
@@ -1039,17 +1046,20 @@ func (m DPMAdaptive) judge(r *adaptiveRun, k int, e float64, _ bool) bool {
 	if p == 0 && i == 0 && d == 0 {
 		i = 1
 	}
+	if math.IsInf(e, 1) { // a step that overflowed
+		h[0] *= 1 + math.Atan(-1)
+		return false
+	}
 	inv := 1 / (e + 1e-8) // errors may be 0
 	if h[1] == 0 {
-		h[2], h[3] = inv, inv
+		h[1], h[2] = inv, inv
 	}
-	h[1] = inv
-	factor := 1 + math.Atan(math.Pow(h[1], (p+i+d)/order)*math.Pow(h[2], -(p+2*d)/order)*math.Pow(h[3], d/order)-1)
+	factor := 1 + math.Atan(math.Pow(inv, (p+i+d)/order)*math.Pow(h[1], -(p+2*d)/order)*math.Pow(h[2], d/order)-1)
 	h[0] *= factor
 	if factor < cmpOr(m.Safety, 0.81) {
 		return false
 	}
-	h[2], h[3] = h[1], h[2]
+	h[1], h[2] = inv, h[1]
 	return true
 }
 
