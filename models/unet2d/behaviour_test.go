@@ -567,7 +567,8 @@ func TestTrace(t *testing.T) {
 	}
 }
 
-func ExampleNet_Forward() {
+// small is a network for the examples.
+func small() (*Net, error) {
 	cfg := diffusers.UNet2DConfig{
 		InChannels: 1, OutChannels: 1, TimeEmbeddingType: "positional", FlipSinToCos: true,
 		DownBlockTypes: []string{"DownBlock2D", "AttnDownBlock2D"}, MidBlockType: "UNetMidBlock2D",
@@ -577,19 +578,62 @@ func ExampleNet_Forward() {
 	}
 	weights, err := NewFormula(cfg) // a checkpoint in earnest
 	if err != nil {
-		fmt.Println(err)
-		return
+		return nil, err
 	}
-	net, err := New(cfg, weights, Options{})
+	return New(cfg, weights, Options{})
+}
+
+func ExampleNet_Forward() {
+	net, err := small()
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
 	defer net.Close()
-	x := make([]float64, 2*8*8)
+	x := make([]float64, 2*8*8) // two images of 8 by 8
 	out := make([]float64, len(x))
 	err = net.Forward(context.Background(), out, x, &Batch{H: 8, W: 8, T: []float64{999, 500}})
 	macs, _ := net.MACs(8, 8)
 	fmt.Println(err, net.Parameters(), "parameters,", macs, "multiply-adds per image")
 	// Output: <nil> 44969 parameters, 1042944 multiply-adds per image
+}
+
+func ExampleNet_VJP() {
+	net, err := small()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer net.Close()
+	ctx := context.Background()
+	energy := func(out []float64) (e float64) { // half the squared norm, whose gradient is out itself
+		for _, v := range out {
+			e += v * v / 2
+		}
+		return e
+	}
+	x := make([]float64, 8*8)
+	for i := range x {
+		x[i] = math.Sin(float64(i))
+	}
+	out, grad := make([]float64, len(x)), make([]float64, len(x))
+	b := &Batch{H: 8, W: 8, T: []float64{500}, Save: true}
+	if err := net.Forward(ctx, out, x, b); err != nil {
+		fmt.Println(err)
+		return
+	}
+	before := energy(out)
+	if err := net.VJP(ctx, grad, out); err != nil {
+		fmt.Println(err)
+		return
+	}
+	for i, g := range grad { // a step downhill
+		x[i] -= 0.01 * g
+	}
+	if err := net.Forward(ctx, out, x, b); err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("the energy falls:", energy(out) < before)
+	// Output: the energy falls: true
 }

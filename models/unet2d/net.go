@@ -280,7 +280,8 @@ type Batch struct {
 
 	// Save keeps what VJP needs until the next Forward.
 	Save bool
-	// Trace is called after every layer.
+	// Trace is called after every layer, for every group of images that goes
+	// through together.
 	Trace func(Layer)
 }
 
