@@ -205,7 +205,6 @@ func (a *app) columns() int {
 func (a *app) verbs() []*cli.Command {
 	return []*cli.Command{
 		sampleVerb(a),
-		benchVerb(a),
 		modelVerb(a),
 		listVerb(a),
 		metadataVerb(a),

@@ -138,3 +138,58 @@ func near(t *testing.T, what string, got, want []float64, abs, rel float64) {
 		}
 	}
 }
+
+// TestGoldenForward runs the small networks of the fixtures through model run.
+func TestGoldenForward(t *testing.T) {
+	root := os.Getenv("DRIFT_FIXTURES")
+	if root == "" {
+		t.Skip("DRIFT_FIXTURES is not set")
+	}
+	for _, c := range []struct {
+		name     string
+		out, vjp float64 // what the fixtures ask for, relative L2; 0 = no gradient there
+	}{
+		{"unet2d-plain", 2e-6, 3e-6}, {"unet2d-modern", 2e-6, 5e-6}, {"unet2d-scale-shift", 2e-6, 5e-6}, {"unet2d-resample-resnet", 2e-6, 0}, {"variant-sharded", 2e-6, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := filepath.Join(root, "models", c.name)
+			in, out := filepath.Join(dir, "io.npz"), filepath.Join(t.TempDir(), "out.npz")
+			args := []string{"model", "run", dir, "--quiet", "--in", in, "--out", out}
+			if c.vjp > 0 {
+				args = append(args, "--vjp", "cotangent")
+			}
+			if code, _, stderr := world(nil, args...); code != 0 {
+				t.Fatalf("exit code %d: %s", code, stderr)
+			}
+			got, err := npz.ReadAll(out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := npz.ReadAll(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, ask := range map[string]float64{"out": c.out, "vjp": c.vjp} {
+				if ask == 0 {
+					continue
+				}
+				a, err := got[name].Float64()
+				if err != nil {
+					t.Fatal(err)
+				}
+				b, err := want[name].Float64()
+				if err != nil || len(a) != len(b) {
+					t.Fatalf("%s: %d values for %d, %v", name, len(a), len(b), err)
+				}
+				var d, n float64
+				for i := range a {
+					d += (a[i] - b[i]) * (a[i] - b[i])
+					n += b[i] * b[i]
+				}
+				if e := math.Sqrt(d / n); !(e <= ask) {
+					t.Errorf("%s is off by %.2g, asked for %.2g", name, e, ask)
+				}
+			}
+		})
+	}
+}

@@ -23,7 +23,7 @@ func modelVerb(a *app) *cli.Command {
 	model := func(more ...cli.Flag) []cli.Flag {
 		return append([]cli.Flag{
 			&cli.StringFlag{Name: "dtype", Usage: "arithmetic of the network: f32, bf16 (`T`)"},
-			&cli.StringFlag{Name: "tier", Usage: "kernel `TIER` (default: the best this CPU has)"},
+			&cli.StringFlag{Name: "tier", Usage: "kernel tier (`TIER`); default: the best this CPU has"},
 		}, more...)
 	}
 	return &cli.Command{
@@ -44,7 +44,7 @@ func modelVerb(a *app) *cli.Command {
 				Flags: model(
 					&cli.StringFlag{Name: "in", Usage: "arguments (`IN.npz`)"},
 					&cli.StringFlag{Name: "out", Usage: "result (`OUT.npz`)"},
-					&cli.StringFlag{Name: "vjp", Usage: "also the gradient of sum(out * cotangent) with respect to sample; `COTANGENT` is an array of IN.npz, or a .npz that holds cotangent"},
+					&cli.StringFlag{Name: "vjp", Usage: "also the gradient of sum(out * cotangent) with respect to sample (`COTANGENT`): an array of IN.npz, or a .npz that holds cotangent"},
 				),
 				Action: func(c *cli.Context) error { return a.modelRun(c) },
 			},
@@ -239,8 +239,9 @@ func (a *app) verifyFolder(ctx context.Context, dir string) (string, error) {
 		}
 		base := e.Name()
 		switch {
-		case base == "config.json":
+		case base == "config.json": // verifyRepository reads it: a text encoder's has another form
 			network = true
+			return nil
 		case base == "scheduler_config.json", strings.HasSuffix(base, ".safetensors"), strings.HasSuffix(base, ".npz"), strings.HasSuffix(base, ".npy"),
 			strings.HasSuffix(base, ".safetensors.index.json"):
 		default:
@@ -253,7 +254,7 @@ func (a *app) verifyFolder(ctx context.Context, dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if files == 0 {
+	if files == 0 && !network {
 		return "", refuse.Errorf(dir, "holds no file of a model")
 	}
 	if !network {

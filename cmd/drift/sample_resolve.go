@@ -21,6 +21,7 @@ import (
 
 	"drift/guidance"
 	"drift/internal/job"
+	"drift/internal/kernels"
 	"drift/internal/manifest"
 	"drift/internal/npz"
 	"drift/internal/output"
@@ -114,7 +115,8 @@ func (s *sampling) base() (*manifest.Run, error) {
 	}
 	r, err := manifest.Load(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // nothing there yet: begin
+		s.say("drift: nothing to go on with in %s: starting", s.c.String("out"))
+		return nil, nil
 	}
 	return &r, err
 }
@@ -138,6 +140,10 @@ func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
 	dtype, tier := s.c.String("dtype"), s.c.String("tier")
 	if !other && dtype == "" && tier == "" {
 		dtype, tier = base.Model.DType, base.Model.Tier
+		if t, err := kernels.ParseTier(tier); s.c.IsSet("from") && err == nil && !t.Supported() {
+			s.warn("the picture was made on tier %s, which this machine does not have: the result may differ in the last bits", t)
+			tier = ""
+		}
 	}
 	m, err := s.openModel(ctx, name, dtype, tier)
 	if err != nil {

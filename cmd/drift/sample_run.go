@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -137,7 +138,11 @@ func (s *sampling) summary(stats samplers.Stats, made int, wall time.Duration) {
 	if !pixels.Picture(s.info.Shape) {
 		what = "samples"
 	}
-	s.say("drift: %d %s by %s, %d steps (%g evaluations each) in %v: %s", made, what, s.desc.Sampler, stats.Steps, stats.NFE, wall.Round(time.Millisecond), s.path)
+	nfe, steps := float64(s.desc.NFE), s.steps()
+	if nfe == 0 { // the sampler decided on its way
+		nfe, steps = math.Round(10*stats.NFE)/10, stats.Steps
+	}
+	s.say("drift: %d %s by %s, %d steps (%g evaluations each) in %v: %s", made, what, s.desc.Sampler, steps, nfe, wall.Round(time.Millisecond), s.path)
 }
 
 // stopped words an error of the run: what is kept, and how to go on.
@@ -150,7 +155,7 @@ func (s *sampling) stopped(err error, target output.Target, whole bool) error {
 	var n *samplers.NotFinite
 	switch {
 	case exitCode(err) == exitInterrupted:
-		err = fmt.Errorf("%w: %d of %d images are finished and kept", job.ErrStopped, kept, len(s.items))
+		err = fmt.Errorf("%w: %d of %d images are finished and kept%s", job.ErrStopped, kept, len(s.items), s.saved)
 		return &hint{err, "go on with: " + s.again()}
 	case errors.As(err, &n):
 		text := "try more steps, a lower guidance scale, or --dtype f32"
@@ -240,7 +245,11 @@ func (s *sampling) hooks(target output.Target, observers []observer, todo, store
 	}
 	if _, torch := s.noise().(*samplers.Torch); !whole && !torch { // torch's generator cannot go on in the middle
 		h.Save = func(b job.Batch, r samplers.Saver) error {
-			return output.SaveState(target, s.desc, b.Items, r.Save)
+			if err := output.SaveState(target, s.desc, b.Items, r.Save); err != nil {
+				return err
+			}
+			s.saved = fmt.Sprintf(", the batch of %d under way is saved", len(b.Items))
+			return nil
 		}
 		h.Resume = func(b job.Batch) (io.ReadCloser, error) { return output.LoadState(target, b.Items) }
 	}
