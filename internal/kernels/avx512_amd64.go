@@ -132,6 +132,12 @@ func gemmBF16(m int, g *gemmArgs) {
 	}
 }
 
+//go:noescape
+func fmaPeakAVX512(n int)
+
+//go:noescape
+func fmaPeakBF16(n int)
+
 // avx512Ops has the matrix kernels of AVX-512. The elementwise functions are
 // bound by memory or by short rows and stay those of AVX2.
 var avx512Ops = func() ops {

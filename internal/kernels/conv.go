@@ -135,7 +135,11 @@ func NewConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32) *Con
 }
 
 func newConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32, how method) *Conv {
-	return newConvOn(layerOps(tier, dtype, spec.Cout), tier, dtype, spec, weight, bias, how)
+	o := opsOf(tier)
+	if how == direct {
+		o = layerOps(tier, dtype, spec.Cout)
+	}
+	return newConvOn(o, tier, dtype, spec, weight, bias, how)
 }
 
 func newConvOn(o *ops, tier Tier, dtype DType, spec ConvSpec, weight, bias []float32, how method) *Conv {

@@ -345,6 +345,74 @@ func TestConvPairs(t *testing.T) {
 	}
 }
 
+// TestMethodAccuracy holds the error of each method on the shapes that it is
+// chosen for: activations after SiLU, against float64.
+func TestMethodAccuracy(t *testing.T) {
+	bounds := map[method]map[int]float64{
+		direct: {32: 5e-7, 128: 9e-7, 256: 1.2e-6, 512: 1.6e-6},
+		wino2:  {32: 3e-7, 128: 5e-7, 256: 7e-7, 512: 1e-6},
+		wino4:  {32: 8e-7, 128: 1.2e-6, 256: 1.7e-6, 512: 2.3e-6},
+	}
+	for _, tier := range Tiers() {
+		p := NewPool(tier, 1)
+		defer p.Close()
+		for _, c := range []int{32, 128, 256, 512} {
+			r := rng(uint64(c))
+			spec := ConvSpec{Cin: c, Cout: 16, KH: 3, KW: 3, Pad: Same(1)}.normal()
+			const h = 6
+			x := randoms(r, h*h*c)
+			for i, v := range x {
+				x[i] = SiLU.eval(v)
+			}
+			weight := randoms(r, 16*c*9)
+			in := Input{X: x, C: c}
+			want := refConv(spec, &in, 1, h, h, weight, nil, Epilogue{}, false)
+			for _, how := range []method{direct, wino2, wino4} {
+				l := newConv(tier, F32, spec, weight, nil, how)
+				got := poisoned(len(want))
+				l.Run(p, got, in, 1, h, h, poisoned(l.Scratch(1, 1, h, h, false)), Epilogue{})
+				e := relErr(got, want)
+				t.Logf("%v method %d, %d channels: %.2g", tier, how, c, e)
+				if !(e <= bounds[how][c]) {
+					t.Errorf("%v method %d, %d channels: error %.3g, allowed %.3g", tier, how, c, e, bounds[how][c])
+				}
+			}
+		}
+	}
+}
+
+// TestMethodOf holds which method a shape takes.
+func TestMethodOf(t *testing.T) {
+	s := func(cin, cout, h int) ConvSpec {
+		return ConvSpec{Cin: cin, Cout: cout, KH: 3, KW: 3, Pad: Same(1), H: h, W: h}.normal()
+	}
+	for _, c := range []struct {
+		tier  Tier
+		dtype DType
+		spec  ConvSpec
+		want  method
+	}{
+		{AVX2, F32, s(128, 128, 32), wino4},
+		{AVX2, F32, s(128, 128, 0), wino4},
+		{AVX2, F32, s(256, 256, 8), wino2},
+		{AVX2, F32, s(256, 256, 2), direct},
+		{AVX2, F32, s(96, 96, 7), wino4},
+		{AVX2, F32, s(1280, 1280, 16), wino2},
+		{AVX2, F32, s(3, 128, 32), direct},
+		{AVX2, F32, s(20, 128, 32), direct},
+		{AVX2, BF16, s(128, 128, 32), wino4},
+		{AVX512BF16, BF16, s(128, 128, 32), wino4},
+		{AVX512BF16, BF16, s(256, 256, 8), direct},
+		{AMX, BF16, s(128, 128, 32), direct},
+		{AMX, F32, s(128, 128, 32), wino4},
+		{AVX2, F32, ConvSpec{Cin: 64, Cout: 64, KH: 3, KW: 3, Stride: 2, Dilation: 1, H: 32, W: 32}, direct},
+	} {
+		if got := methodOf(c.tier, c.dtype, c.spec); got != c.want {
+			t.Errorf("%v %v %+v: method %d, want %d", c.tier, c.dtype, c.spec, got, c.want)
+		}
+	}
+}
+
 func TestConvGrad(t *testing.T) {
 	r := rng(7)
 	specs := []struct {

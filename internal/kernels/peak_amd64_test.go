@@ -7,24 +7,28 @@ import (
 	"time"
 )
 
-// peakRate measures the register-only multiply-add rate of one core in
-// GFLOP/s.
+// peakRate measures the register-only float32 multiply-add rate of one core
+// in GFLOP/s.
 func peakRate(t Tier) float64 {
 	if t == Portable {
 		return 0
 	}
 	const n = 200000
+	loop, lanes := fmaPeakAVX2, 8
+	if t >= AVX512 {
+		loop, lanes = fmaPeakAVX512, 16
+	}
 	m := time.Duration(1 << 62)
 	for range 50 {
 		s := time.Now()
-		fmaPeakAVX2(n)
+		loop(n)
 		m = min(m, time.Since(s))
 	}
-	return n * 12 * 16 / float64(m.Nanoseconds())
+	return float64(n*12*2*lanes) / float64(m.Nanoseconds())
 }
 
 func BenchmarkPeak(b *testing.B) {
 	for range b.N {
-		b.ReportMetric(peakRate(AVX2), "GFLOP/s")
+		b.ReportMetric(peakRate(Detect()), "GFLOP/s")
 	}
 }

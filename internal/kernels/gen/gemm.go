@@ -79,8 +79,8 @@ func gemmFile(v isa) []byte {
 	for m := 1; m <= v.mr; m++ {
 		v.kernel(a, m)
 	}
-	if v.name == "AVX2" {
-		peak(a)
+	if v.vecs == 2 {
+		v.peak(a)
 	}
 	return a.Bytes()
 }
@@ -247,15 +247,15 @@ func (v *isa) multiply(a *asm, x, y, acc int) {
 }
 
 // peak writes a loop of n rounds of 12 independent multiply-adds.
-func peak(a *asm) {
-	a.text("fmaPeakAVX2", "(n int)", 0, 8)
+func (v *isa) peak(a *asm) {
+	a.text("fmaPeak"+v.name, "(n int)", 0, 8)
 	a.op("MOVQ n+0(FP), CX")
 	for i := range 14 {
-		a.op("VXORPS Y%d, Y%d, Y%d", i, i, i)
+		a.op("%s %s, %s, %s", v.zero, v.r(i), v.r(i), v.r(i))
 	}
 	a.label("loop")
 	for i := range 12 {
-		a.op("VFMADD231PS Y12, Y13, Y%d", i)
+		v.multiply(a, 12, 13, i)
 	}
 	a.op("SUBQ $1, CX")
 	a.op("JNE loop")
