@@ -205,6 +205,7 @@ func (a *app) columns() int {
 func (a *app) verbs() []*cli.Command {
 	return []*cli.Command{
 		sampleVerb(a),
+		benchVerb(a),
 		modelVerb(a),
 		listVerb(a),
 		metadataVerb(a),
