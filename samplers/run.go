@@ -63,6 +63,7 @@ type run struct {
 	z     []float64
 	state State
 	query models.Query
+	from  []int // where each row's condition stands in the Problem's, nil = in place
 }
 
 // answer is a prediction with the place where it was made.
@@ -521,6 +522,13 @@ func (r *run) Select(parents []int, rows []models.Row) error {
 		r.query.Rows = slices.Clone(rows)
 	}
 	r.query.Cond = r.query.Cond.Select(parents)
+	from := slices.Clone(parents)
+	for j, k := range parents {
+		if old.from != nil {
+			from[j] = old.from[k]
+		}
+	}
+	r.from = from
 	r.std = 0
 	return nil
 }
@@ -532,6 +540,7 @@ type saved struct {
 	Shape  []int
 	X, Y   []float64
 	Rows   []models.Row
+	From   []int
 	Hist   []entry
 	Vecs   map[string][]float64
 	Nums   map[string]float64
@@ -556,7 +565,7 @@ type savedPart struct {
 
 // Save implements Saver.
 func (r *run) Save(w io.Writer) error {
-	s := saved{Label: r.m.label(), I: r.i, Shape: r.xT.Shape(), X: r.x, Y: r.y, Rows: r.query.Rows, Hist: r.hist, Vecs: r.vecs,
+	s := saved{Label: r.m.label(), I: r.i, Shape: r.xT.Shape(), X: r.x, Y: r.y, Rows: r.query.Rows, From: r.from, Hist: r.hist, Vecs: r.vecs,
 		Nums: r.nums, Opts: r.opts, Peeked: r.peeked, HasCur: r.cur.ok}
 	if r.cur.ok {
 		s.Y = r.cur.x
@@ -602,6 +611,15 @@ func resume(p *Problem, m method, rd io.Reader) (Run, error) {
 	copy(r.x, s.X)
 	copy(r.y, s.Y)
 	r.query.Rows = s.Rows
+	if s.From != nil {
+		for _, k := range s.From {
+			if k < 0 || k >= len(p.Rows) {
+				return nil, fmt.Errorf("samplers: the saved run does not fit the problem")
+			}
+		}
+		r.from = s.From
+		r.query.Cond = r.query.Cond.Select(s.From)
+	}
 	r.hist = s.Hist
 	for name, v := range s.Vecs {
 		r.vecs[name] = v

@@ -617,3 +617,42 @@ func BenchmarkOverhead(b *testing.B) {
 		})
 	}
 }
+
+// TestResumeAfterSelect: a run saved after a Select goes on with the conditions of its rows' ancestors.
+func TestResumeAfterSelect(t *testing.T) {
+	m, err := parseTarget(`{"type":"mixture","weights":[0.5,0.5],"means":[[-1],[1]],"vars":[[0.01],[0.01]],"labels":[0,1],"process":{"type":"edm"},"prediction":"x0"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := problem(t, models.Metered(m), 8, 2)
+	p.Shape, p.Cond = []int{1}, &models.Cond{Classes: []int{0, 1}}
+	run, err := mustParse(t, "dpmpp-2m").Begin(context.Background(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	drive(t, run, 2)
+	for range 2 { // twice: the second selection is of the first one's rows
+		if err := run.(samplers.Selector).Select([]int{1, 1, 0}[:2], nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var buf bytes.Buffer
+	if err := run.(samplers.Saver).Save(&buf); err != nil {
+		t.Fatal(err)
+	}
+	again, err := samplers.Resume(context.Background(), mustParse(t, "dpmpp-2m"), p, &buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := *p
+	q.Meter = nil
+	res, err := samplers.Drive(context.Background(), again, &q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range models.Data(res.X) {
+		if math.Abs(x-1) > 0.5 {
+			t.Errorf("a row of class 1 ended at %g", x)
+		}
+	}
+}

@@ -250,20 +250,25 @@ func Sample(ctx context.Context, s Sampler, p *Problem) (*Result, error) {
 	return Drive(ctx, run, p)
 }
 
-// Drive takes a run that has begun (or was resumed) to its end. p is the Problem it was begun on.
+// Drive takes a run that has begun (or was resumed) to its end. p is the Problem it was begun on; without p.Meter the
+// result's evaluations are not counted.
 func Drive(ctx context.Context, run Run, p *Problem) (*Result, error) {
 	start := time.Now()
-	evals, vjps, inside := p.Meter.Evals(), p.Meter.VJPs(), p.Meter.Time()
+	meter := p.Meter
+	if meter == nil {
+		meter = &models.Meter{}
+	}
+	evals, vjps, inside := meter.Evals(), meter.VJPs(), meter.Time()
 	first := run.State().I
 	finish := func(err error) (*Result, error) {
 		st := run.State()
 		rows := float64(max(1, st.X.Shape()[0]))
 		return &Result{X: st.X, At: st.At, LogWeights: st.LogWeights, Run: run, Stats: Stats{
 			Steps: st.I - first,
-			NFE:   float64(p.Meter.Evals()-evals) / rows,
-			VJPs:  float64(p.Meter.VJPs()-vjps) / rows,
+			NFE:   float64(meter.Evals()-evals) / rows,
+			VJPs:  float64(meter.VJPs()-vjps) / rows,
 			Wall:  time.Since(start),
-			Model: p.Meter.Time() - inside,
+			Model: meter.Time() - inside,
 		}}, err
 	}
 	if p.Observe != nil {
