@@ -203,6 +203,9 @@ func CompareStats(reference, generated Stats, force bool) (Result, error) {
 		rank int
 	}{{"reference", reference, f.Rank1}, {"generated", generated, f.Rank2}} {
 		d := len(s.st.Mean)
+		if s.st.N <= 0 {
+			r.warn(WarnUnknownSize, "the %s statistics do not say how many samples they saw", s.what)
+		}
 		if s.st.N > 0 && s.st.N <= d {
 			r.warn(WarnFewSamples, "%s set: %d samples for %d features: the covariance is singular and the distance biased upward", s.what, s.st.N, d)
 		} else if s.rank < d {

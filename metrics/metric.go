@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -39,6 +40,7 @@ type Warning struct{ Name, Text string }
 // Names of warnings.
 const (
 	WarnFewSamples      = "few-samples"          // fewer samples than dimensions
+	WarnUnknownSize     = "size-unknown"         // a statistics file that does not say how many samples it saw
 	WarnUnknownIdentity = "identity-unknown"     // one side does not say who made it
 	WarnForcedIdentity  = "identity-forced"      // identities differ and the caller insisted
 	WarnConstant        = "constant-features"    // some features never change
@@ -65,7 +67,8 @@ type Identity struct {
 }
 
 // With writes the identity and the number of samples in one line:
-// "extractor=... resize=... n=...".
+// "extractor=... resize=... n=...", "unknown" standing for what is empty or
+// zero.
 func (id Identity) With(n int) string {
 	q := func(s string) string {
 		if s == "" {
@@ -73,7 +76,11 @@ func (id Identity) With(n int) string {
 		}
 		return strings.Join(strings.Fields(s), "_")
 	}
-	return fmt.Sprintf("extractor=%s resize=%s n=%d", q(id.Extractor), q(id.Resize), n)
+	size := "unknown"
+	if n > 0 {
+		size = strconv.Itoa(n)
+	}
+	return fmt.Sprintf("extractor=%s resize=%s n=%s", q(id.Extractor), q(id.Resize), size)
 }
 
 // compareIdentity refuses or remarks on two identities. An empty field is
@@ -102,7 +109,7 @@ func compareIdentity(r *Result, a, b Identity, force bool) error {
 // asked.
 type Collector struct {
 	Score       Score
-	Reference   Samples
+	Reference   Samples // nil for scores without one
 	ReferenceID Identity
 	ID          Identity // of the batches
 	Force       bool     // compare although identities differ
@@ -151,8 +158,10 @@ func (c *Collector) Value(ctx context.Context) (Result, error) {
 		gen = Matrix{c.n, c.d, c.x64}
 	}
 	var ids Result
-	if err := compareIdentity(&ids, c.ReferenceID, c.ID, c.Force); err != nil {
-		return Result{}, err
+	if c.Reference != nil {
+		if err := compareIdentity(&ids, c.ReferenceID, c.ID, c.Force); err != nil {
+			return Result{}, err
+		}
 	}
 	r, err := c.Score.Compare(ctx, c.Reference, gen)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 // Kernel is a positive definite function of two feature vectors, known up to
 // an additive constant (which cancels in every MMD).
 type Kernel interface {
-	pairs(ctx context.Context, x, y Samples, visit func(i, j int, k []float64)) error
+	pairs(ctx context.Context, x, y Samples, upper bool, visit visitor) error
 	String() string
 }
 
@@ -40,13 +40,13 @@ func (p Polynomial) coef() float64 {
 	return p.Coef
 }
 
-func (p Polynomial) pairs(ctx context.Context, x, y Samples, visit func(i, j int, k []float64)) error {
+func (p Polynomial) pairs(ctx context.Context, x, y Samples, upper bool, visit visitor) error {
 	_, d := x.Dims()
 	gamma, coef, degree := p.Gamma, p.coef(), p.degree()
 	if gamma == 0 {
 		gamma = 1 / float64(d)
 	}
-	return dots(ctx, x, y, func(i, j int, v []float64) {
+	return dots(ctx, x, y, upper, func(i, j int, v []float64) {
 		for c, dot := range v {
 			base := gamma*dot + coef
 			k := base
@@ -65,12 +65,12 @@ type Gaussian struct{ Sigma float64 }
 
 func (g Gaussian) String() string { return fmt.Sprintf("gaussian sigma=%g", g.Sigma) }
 
-func (g Gaussian) pairs(ctx context.Context, x, y Samples, visit func(i, j int, k []float64)) error {
+func (g Gaussian) pairs(ctx context.Context, x, y Samples, upper bool, visit visitor) error {
 	if !(g.Sigma > 0) {
 		return fmt.Errorf("metrics: Gaussian kernel of width %v", g.Sigma)
 	}
 	w := -1 / (2 * g.Sigma * g.Sigma)
-	return sqDists(ctx, x, y, func(i, j int, v []float64) {
+	return sqDists(ctx, x, y, upper, func(i, j int, v []float64) {
 		for c, d2 := range v {
 			v[c] = math.Expm1(w * d2)
 		}
@@ -144,24 +144,25 @@ func (s MMD) Compare(ctx context.Context, reference, generated Samples) (Result,
 
 // sums holds row sums of the kernel. Diagonals are kept apart.
 type sums struct {
-	xx, yy []float64 // Σ_{j≠i} k(x_i,x_j)
-	xy, yx []float64 // Σ_j k(x_i,y_j) and Σ_j k(y_i,x_j), all j
+	xx, yy []float64 // Σ_{j≠i} k(x_i,x_j); only their totals hold without the jackknife
+	xy, yx []float64 // Σ_j k(x_i,y_j) and Σ_j k(y_i,x_j), all j; yx only for the jackknife
 	dx, dy float64   // Σ k(x_i,x_i), Σ k(y_i,y_i)
 	dxy    float64   // Σ_{i<min(n,m)} k(x_i,y_i)
 }
 
-// kernelSums evaluates the kernel on all pairs; yx only for the jackknife.
+// kernelSums evaluates the kernel on all pairs, on half of those within a set
+// where the jackknife does not need every row.
 func kernelSums(ctx context.Context, k Kernel, x, y Samples, jackknife bool) (s sums, err error) {
 	var own []float64
-	if s.xx, own, err = rowSums(ctx, k, x, x); err != nil {
+	if s.xx, own, err = rowSums(ctx, k, x, x, !jackknife); err != nil {
 		return s, err
 	}
 	s.dx = total(own)
-	if s.yy, own, err = rowSums(ctx, k, y, y); err != nil {
+	if s.yy, own, err = rowSums(ctx, k, y, y, !jackknife); err != nil {
 		return s, err
 	}
 	s.dy = total(own)
-	if s.xy, own, err = rowSums(ctx, k, x, y); err != nil {
+	if s.xy, own, err = rowSums(ctx, k, x, y, false); err != nil {
 		return s, err
 	}
 	s.dxy = total(own)
@@ -169,7 +170,7 @@ func kernelSums(ctx context.Context, k Kernel, x, y Samples, jackknife bool) (s 
 		s.xy[i] += v
 	}
 	if jackknife {
-		if s.yx, own, err = rowSums(ctx, k, y, x); err != nil {
+		if s.yx, own, err = rowSums(ctx, k, y, x, false); err != nil {
 			return s, err
 		}
 		for i, v := range own {
@@ -180,17 +181,21 @@ func kernelSums(ctx context.Context, k Kernel, x, y Samples, jackknife bool) (s 
 }
 
 // rowSums returns Σ_{j≠i} k(x_i,y_j) and k(x_i,y_i) for every i (zero where
-// there is no y_i).
-func rowSums(ctx context.Context, k Kernel, x, y Samples) (rows, own []float64, err error) {
+// there is no y_i). With upper the sums are 2 Σ_{j>i}: equal to the others in
+// total for a symmetric kernel.
+func rowSums(ctx context.Context, k Kernel, x, y Samples, upper bool) (rows, own []float64, err error) {
 	n, _ := x.Dims()
 	rows, own = make([]float64, n), make([]float64, n)
-	err = k.pairs(ctx, x, y, func(i, j int, v []float64) {
+	err = k.pairs(ctx, x, y, upper, func(i, j int, v []float64) {
 		sum := 0.0
 		for c, kv := range v {
-			if j+c == i {
+			switch {
+			case j+c == i:
 				own[i] = kv
-			} else {
+			case !upper:
 				sum += kv
+			case j+c > i:
+				sum += 2 * kv
 			}
 		}
 		rows[i] += sum
@@ -343,7 +348,7 @@ type unit struct{ Samples }
 
 func (u unit) Row(dst []float64, i int) {
 	u.Samples.Row(dst, i)
-	if n := math.Sqrt(sqNorms(Matrix{1, len(dst), dst})[0]); n > 0 {
+	if n := math.Sqrt(dot(dst, dst)); n > 0 {
 		for k := range dst {
 			dst[k] /= n
 		}
@@ -382,8 +387,8 @@ type negDistance struct{}
 
 func (negDistance) String() string { return "-|u-v|" }
 
-func (negDistance) pairs(ctx context.Context, x, y Samples, visit func(i, j int, k []float64)) error {
-	return sqDists(ctx, x, y, func(i, j int, v []float64) {
+func (negDistance) pairs(ctx context.Context, x, y Samples, upper bool, visit visitor) error {
+	return sqDists(ctx, x, y, upper, func(i, j int, v []float64) {
 		for c, d2 := range v {
 			v[c] = -math.Sqrt(d2)
 		}
@@ -401,7 +406,7 @@ func MedianDistance(ctx context.Context, x, y Samples) (float64, error) {
 	}
 	n, _ := pool.Dims()
 	rows := make([][]float64, n)
-	err := sqDists(ctx, pool, pool, func(i, j int, v []float64) {
+	err := sqDists(ctx, pool, pool, true, func(i, j int, v []float64) {
 		if j+len(v) > i+1 {
 			rows[i] = append(rows[i], v[max(0, i+1-j):]...)
 		}

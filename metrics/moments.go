@@ -12,7 +12,7 @@ import (
 // Stats are the first two moments of a feature set: what FID compares and what
 // statistics files hold.
 type Stats struct {
-	N    int
+	N    int           // samples; 0 where a file does not say
 	Mean []float64     // d
 	Cov  *mat.SymDense // d x d, unbiased (divided by N-1)
 	ID   Identity

@@ -21,19 +21,23 @@ const (
 	cancelled = 1e-4 // |x-y|² below this share of |x|²+|y|² is recomputed directly
 )
 
-// dots calls visit(i, j, v) with v[c] = x_i · y_{j+c} for consecutive blocks
-// of columns, j ascending for every i. Calls for one i come from one
-// goroutine; different i may run at once. Memory is a few blocks, not n·m.
-func dots(ctx context.Context, x, y Samples, visit func(i, j int, v []float64)) error {
-	return eachBlock(ctx, x, y, nil, gram, visit)
+// visitor gets v[c], the value of the pair (i, j+c), for consecutive blocks of
+// columns, j ascending for every i. Calls for one i come from one goroutine;
+// different i may run at once. v may be overwritten.
+type visitor func(i, j int, v []float64)
+
+// dots visits v[c] = x_i · y_{j+c}. With upper, blocks of columns that lie
+// wholly before row i are left out. Memory is a few blocks, not n·m.
+func dots(ctx context.Context, x, y Samples, upper bool, visit visitor) error {
+	return eachBlock(ctx, x, y, upper, nil, func(out []float64, a, b Matrix, _, _ int) { gram(out, a, b) }, visit)
 }
 
 // sqDists is dots with v[c] = |x_i - y_{j+c}|². Equal rows give exact zeros,
 // and small distances between far rows keep their digits.
-func sqDists(ctx context.Context, x, y Samples, visit func(i, j int, v []float64)) error {
+func sqDists(ctx context.Context, x, y Samples, upper bool, visit visitor) error {
 	n, d := x.Dims()
 	if d <= directMax {
-		return eachBlock(ctx, x, y, nil, func(out []float64, a, b Matrix) {
+		return eachBlock(ctx, x, y, upper, nil, func(out []float64, a, b Matrix, _, _ int) {
 			for p := range a.N {
 				for q := range b.N {
 					out[p*pairCols+q] = sqDist(a.row(p), b.row(q))
@@ -48,13 +52,13 @@ func sqDists(ctx context.Context, x, y Samples, visit func(i, j int, v []float64
 			centre[k] += v / float64(n)
 		}
 	}
-	return eachBlock(ctx, x, y, centre, func(out []float64, a, b Matrix) {
+	nx, ny := sqNorms(x, centre), sqNorms(y, centre)
+	return eachBlock(ctx, x, y, upper, centre, func(out []float64, a, b Matrix, i, j int) {
 		gram(out, a, b)
-		na, nb := sqNorms(a), sqNorms(b)
 		for p := range a.N {
 			row := out[p*pairCols:]
 			for q := range b.N {
-				scale := na[p] + nb[q]
+				scale := nx[i+p] + ny[j+q]
 				if row[q] = scale - 2*row[q]; row[q] < cancelled*scale {
 					row[q] = sqDist(a.row(p), b.row(q))
 				}
@@ -64,8 +68,8 @@ func sqDists(ctx context.Context, x, y Samples, visit func(i, j int, v []float64
 }
 
 // eachBlock fills blocks of out (stride pairCols) from blocks of rows of x and
-// y, minus the centre if there is one, and visits them.
-func eachBlock(ctx context.Context, x, y Samples, centre []float64, fill func(out []float64, a, b Matrix), visit func(i, j int, v []float64)) error {
+// y, minus the centre if there is one, starting at i and j, and visits them.
+func eachBlock(ctx context.Context, x, y Samples, upper bool, centre []float64, fill func(out []float64, a, b Matrix, i, j int), visit visitor) error {
 	n, _ := x.Dims()
 	m, _ := y.Dims()
 	var next atomic.Int64
@@ -80,12 +84,16 @@ func eachBlock(ctx context.Context, x, y Samples, centre []float64, fill func(ou
 					return
 				}
 				a := moved(x, lo, min(lo+pairRows, n), centre, nil)
-				for j := 0; j < m && ctx.Err() == nil; j += pairCols {
+				first := 0
+				if upper {
+					first = lo / pairCols * pairCols
+				}
+				for j := first; j < m && ctx.Err() == nil; j += pairCols {
 					b := moved(y, j, min(j+pairCols, m), centre, buf)
 					if centre != nil {
 						buf = b.X
 					}
-					fill(out, a, b)
+					fill(out, a, b, lo, j)
 					for p := range a.N {
 						visit(lo+p, j, out[p*pairCols:p*pairCols+b.N])
 					}
@@ -130,12 +138,16 @@ func gram(out []float64, a, b Matrix) {
 	}
 }
 
-func sqNorms(m Matrix) []float64 {
-	out := make([]float64, m.N)
+// sqNorms are |x_i - centre|²; a nil centre is zero.
+func sqNorms(x Samples, centre []float64) []float64 {
+	n, d := x.Dims()
+	out, row := make([]float64, n), make([]float64, d)
+	if centre == nil {
+		centre = make([]float64, d)
+	}
 	for i := range out {
-		for _, v := range m.row(i) {
-			out[i] += v * v
-		}
+		x.Row(row, i)
+		out[i] = sqDist(row, centre)
 	}
 	return out
 }

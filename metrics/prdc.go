@@ -57,7 +57,7 @@ func (s PRDC) Score(ctx context.Context, reference, generated Samples) (Neighbou
 	m, _ := generated.Dims()
 	hits := make([]atomic.Int32, m) // reference balls around a generated point
 	covered, recalled := make([]bool, n), make([]bool, n)
-	err = sqDists(ctx, reference, generated, func(i, j int, v []float64) {
+	err = sqDists(ctx, reference, generated, false, func(i, j int, v []float64) {
 		var a, b []float64
 		inside := func(d2, r2 float64, p int) bool {
 			if math.Abs(d2-r2) <= 1e-9*r2 { // too close for products of sums
@@ -136,7 +136,7 @@ func radii(ctx context.Context, x Samples, k int) ([]float64, error) {
 	for i := range best {
 		best[i] = make([]near, 0, k+1)
 	}
-	err := sqDists(ctx, x, x, func(i, j int, v []float64) {
+	err := sqDists(ctx, x, x, false, func(i, j int, v []float64) {
 		b := best[i]
 		for c, d2 := range v {
 			if j+c == i || len(b) == k && d2 >= b[k-1].d2 {

@@ -166,7 +166,7 @@ func newGram(ctx context.Context, k Kernel, x, y Samples) (*gramMatrix, error) {
 		n, _ := a.Dims()
 		m, _ := b.Dims()
 		out := Matrix{n, m, make([]float64, n*m)}
-		err := k.pairs(ctx, a, b, func(i, j int, v []float64) { copy(out.row(i)[j:], v) })
+		err := k.pairs(ctx, a, b, false, func(i, j int, v []float64) { copy(out.row(i)[j:], v) })
 		return out, err
 	}
 	var g gramMatrix

@@ -51,7 +51,7 @@ func TorchBilinear(src Image[uint8], h, w int) (Image[float32], error) {
 		return t
 	}, func(a, b, c, d, fx, fy float32) float32 {
 		gx, gy := 1-fx, 1-fy
-		return fma32(fy*fx, d, fma32(fy*gx, c, fma32(gy*gx, a, float32(float32(gy*fx)*b))))
+		return fma32(float32(fy*fx), d, fma32(float32(fy*gx), c, fma32(float32(gy*gx), a, float32(float32(gy*fx)*b))))
 	})
 }
 
@@ -98,15 +98,20 @@ const (
 
 func (f Filter) support() float64 { return [...]float64{2, 0.5, 1, 3}[f] }
 
+// weight is the kernel; conversions keep products and sums from fusing.
 func (f Filter) weight(x float64) float64 {
 	switch f {
 	case Bicubic:
 		const a = -0.5
 		switch x = math.Abs(x); {
 		case x < 1:
-			return float64(float64(float64(float64((a+2)*x)-(a+3))*x)*x) + 1
+			p := float64((a+2)*x) - (a + 3)
+			p = float64(p * x)
+			return float64(p*x) + 1
 		case x < 2:
-			return float64(float64(float64(float64(x-5)*x)+8)*x-4) * a
+			p := float64((x-5)*x) + 8
+			p = float64(p*x) - 4
+			return p * a
 		}
 		return 0
 	case Box:
@@ -145,7 +150,7 @@ type window struct {
 func (f Filter) windows(in, out int) []window {
 	scale := float64(in) / float64(out)
 	stretch := max(scale, 1)
-	support := f.support() * stretch
+	support := float64(f.support() * stretch)
 	inv := 1 / stretch
 	all := make([]window, out)
 	for p := range all {
@@ -155,7 +160,7 @@ func (f Filter) windows(in, out int) []window {
 		w := make([]float64, hi-lo)
 		sum := 0.0
 		for k := range w {
-			w[k] = f.weight((float64(k+lo) - centre + 0.5) * inv)
+			w[k] = f.weight(float64((float64(k+lo) - centre + 0.5) * inv))
 			sum += w[k]
 		}
 		if sum != 0 {

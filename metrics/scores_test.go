@@ -524,3 +524,21 @@ func TestVendi(t *testing.T) {
 		t.Errorf("NaN kernel: %v", err)
 	}
 }
+
+func BenchmarkKIDSubset(b *testing.B) {
+	x, y := flatFeatures(1, 1000, 2048, 1, 0), flatFeatures(2, 1000, 2048, 1, .1)
+	for b.Loop() {
+		if _, err := kernelSums(ctx, Polynomial{}, x, y, false); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkPRDC(b *testing.B) {
+	x, y := flatFeatures(1, 2000, 2048, 1, 0), flatFeatures(2, 2000, 2048, 1, .1)
+	for b.Loop() {
+		if _, err := (PRDC{}).Score(ctx, x, y); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -282,7 +282,7 @@ func (s Sliced) each(ctx context.Context, reference, generated Samples) ([]float
 func project(ctx context.Context, theta Matrix, x Samples) (Matrix, error) {
 	n, _ := x.Dims()
 	out := Matrix{theta.N, n, make([]float64, theta.N*n)}
-	err := dots(ctx, theta, x, func(k, i int, v []float64) { copy(out.row(k)[i:], v) })
+	err := dots(ctx, theta, x, false, func(k, i int, v []float64) { copy(out.row(k)[i:], v) })
 	if err != nil {
 		return out, fmt.Errorf("metrics: projections: %w", err)
 	}
@@ -309,7 +309,7 @@ func Directions(src Source, k, d int, orthogonal bool) Matrix {
 					}
 				}
 			}
-			again = !(sqNorms(Matrix{1, d, m.row(i)})[0] > 1e-20)
+			again = !(dot(m.row(i), m.row(i)) > 1e-20)
 		}
 		unit{m}.Row(m.row(i), i)
 	}

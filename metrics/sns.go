@@ -18,7 +18,8 @@ import (
 //
 // A step solves H̃ dz = g/η by conjugate gradients, H̃ being H with only the
 // largest entries of P kept beside its diagonal, and halves dz until F rises
-// or the residual falls (F stops resolving progress near the optimum).
+// or the residual falls (F stops resolving progress near the optimum). Where no
+// length of step helps, another warm-up follows.
 //
 // Cost per step: n² for P, and the kept entries times the inner steps. The
 // method can stall where P is not sparse or H̃ nearly singular; then plain
@@ -75,8 +76,8 @@ func (s SparseNewton) Solve(ctx context.Context, cost Matrix, r, c []float64) (*
 			g[n+j] = (e.q[j] - v) / e.eta
 		}
 		dz := h.solve(g)
-		x, y, step := clone(e.x), clone(e.y), 1.0
-		for ; ; step /= 2 {
+		x, y, step, better := clone(e.x), clone(e.y), 1.0, false
+		for ; !better && step > 1e-10 && badEntry(dz) < 0; step /= 2 {
 			for i := range e.x {
 				e.x[i] = x[i] + step*dz[i]
 			}
@@ -84,11 +85,24 @@ func (s SparseNewton) Solve(ctx context.Context, cost Matrix, r, c []float64) (*
 				e.y[j] = y[j] + step*dz[n+j]
 			}
 			e.rebuild()
-			if e.dual() > f || e.residual() < before || step < 1e-10 {
-				break
-			}
+			better = e.dual() > f || e.residual() < before
 		}
+		step *= 2
 		e.nNewton++
+		if !better { // no step helps: more Sinkhorn iterations from where it stood
+			copy(e.x, x)
+			copy(e.y, y)
+			e.rebuild()
+			since++
+			if adapt {
+				keep = min(2*keep, n*m)
+			}
+			if err := e.sinkhorn(ctx, s.WarmUp, s.Tol, s.Observe); err != nil {
+				return nil, err
+			}
+			e.rebuild()
+			continue
+		}
 		now := e.residual()
 		if s.Observe != nil {
 			s.Observe(Dual{Newton: true, F: e.dual(), Residual: now, Step: step, Kept: h.kept()})
@@ -100,6 +114,9 @@ func (s SparseNewton) Solve(ctx context.Context, cost Matrix, r, c []float64) (*
 			copy(bestX, e.x)
 			copy(bestY, e.y)
 			best = now
+		}
+		if e.dual() > f+1e-5*math.Abs(f) { // still climbing
+			since = 0
 		}
 		since++
 		if adapt && now > 0.3*before {

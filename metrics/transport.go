@@ -17,7 +17,7 @@ func CostMatrix(ctx context.Context, x, y Samples, p int) (Matrix, error) {
 	n, _ := x.Dims()
 	m, _ := y.Dims()
 	c := Matrix{n, m, make([]float64, n*m)}
-	err := sqDists(ctx, x, y, func(i, j int, v []float64) {
+	err := sqDists(ctx, x, y, false, func(i, j int, v []float64) {
 		for k, d2 := range v {
 			if p == 1 {
 				d2 = math.Sqrt(d2)

@@ -625,3 +625,56 @@ func TestKthLargest(t *testing.T) {
 		}
 	}
 }
+
+// Any size, weight and regularisation: the answer is finite and says truly
+// whether it converged. At eta 30000, a temperature of 3e-5 of the costs, it
+// often does not.
+func TestSparseNewtonRobust(t *testing.T) {
+	stuck := 0
+	for seed := range 60 {
+		n, m := 1+seed%11, 1+(seed*7)%13
+		eta := []float64{1, 30, 300, 1000, 30000}[seed%5]
+		c := uniformCost(uint64(1000+seed), n, m)
+		r, q := make([]float64, n), make([]float64, m)
+		for i := range r {
+			r[i] = 1e-3 + u53(uint64(2000+seed), i)
+		}
+		for j := range q {
+			q[j] = 1e-3 + u53(uint64(3000+seed), j)
+		}
+		p, err := SparseNewton{Eta: eta, Tol: 1e-9, MaxIter: 2000}.Solve(ctx, c, r, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, b := 0.0, 0.0
+		for i := range n {
+			a += math.Abs(total(p.P.row(i)) - r[i]/total(r))
+		}
+		for j := range m {
+			sum := 0.0
+			for i := range n {
+				sum += p.P.At(i, j)
+			}
+			b += math.Abs(sum - q[j]/total(q))
+		}
+		if math.IsNaN(p.Cost+p.F) || math.Abs(a+b-p.Residual) > 1e-12 || p.Converged != (p.Residual < 1e-9) {
+			t.Errorf("seed %d: cost %v, residual %v against %v, converged %t", seed, p.Cost, p.Residual, a+b, p.Converged)
+		}
+		if !p.Converged {
+			if eta <= 1000 {
+				t.Errorf("seed %d: n=%d m=%d eta=%v: residual %.3g", seed, n, m, eta, p.Residual)
+			}
+			stuck++
+			continue
+		}
+		_, exact, err := Transport(ctx, c, r, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// <C,P> - exact lies between 0 and log(nm)/η, up to the residual.
+		if gap := p.Cost - exact; gap < -1e-8 || gap > math.Log(float64(n*m)+1)/eta+1e-8 {
+			t.Errorf("seed %d: entropic cost %v, exact %v", seed, p.Cost, exact)
+		}
+	}
+	t.Logf("%d of 60 not converged", stuck)
+}

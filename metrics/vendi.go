@@ -32,14 +32,14 @@ func (s Vendi) Compare(ctx context.Context, _, generated Samples) (Result, error
 	row := make([]float64, d)
 	for i := range n {
 		generated.Row(row, i)
-		if sqNorms(Matrix{1, d, row})[0] == 0 {
+		if dot(row, row) == 0 {
 			return Result{}, fmt.Errorf("metrics: vendi: row %d is zero and has no direction", i)
 		}
 	}
 	var k *mat.SymDense
 	if n <= d {
 		k = mat.NewSymDense(n, nil)
-		err := dots(ctx, unit{generated}, unit{generated}, func(i, j int, v []float64) {
+		err := dots(ctx, unit{generated}, unit{generated}, true, func(i, j int, v []float64) {
 			for c, dot := range v {
 				if j+c >= i {
 					k.SetSym(i, j+c, dot)
