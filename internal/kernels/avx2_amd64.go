@@ -29,6 +29,9 @@ func dgemmAVX2(c *float64, ldc int, a *float64, lda int, b *float64, k int)
 func actSiLUAVX2(dst, src *float32, n int)
 
 //go:noescape
+func siluVJPAVX2(dst, dy, x *float32, n int)
+
+//go:noescape
 func actQuickGELUAVX2(dst, src *float32, n int)
 
 //go:noescape
@@ -218,6 +221,7 @@ var avx2Ops = ops{
 	affineRows:  affineRowsSIMD,
 	act:         actSIMD,
 	chanSums:    chanSumsAVX2,
+	actVJP:      actVJPSIMD,
 	expRow:      expRowSIMD,
 	maxRow:      maxRowSIMD,
 	softmaxRows: softmaxRowsAVX2,
@@ -290,6 +294,25 @@ func actVectors(dst, src *float32, n int, act Activation) {
 		actReLUAVX2(dst, src, n)
 	default:
 		copy(unsafe.Slice(dst, n), unsafe.Slice(src, n))
+	}
+}
+
+func actVJPSIMD(dst, dy, x []float32, act Activation) {
+	if act != SiLU {
+		actVJPGo(dst, dy, x, act)
+		return
+	}
+	n := len(x) &^ 7
+	if n > 0 {
+		_, _ = dst[n-1], dy[n-1]
+		siluVJPAVX2(&dst[0], &dy[0], &x[0], n)
+	}
+	if n < len(x) {
+		var g, v [8]float32
+		copy(g[:], dy[n:len(x)])
+		copy(v[:], x[n:])
+		siluVJPAVX2(&g[0], &g[0], &v[0], 8)
+		copy(dst[n:len(x)], g[:])
 	}
 }
 

@@ -47,6 +47,8 @@ type ops struct {
 	affineRows func(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation)
 	// act is dst[i] = act(src[i]).
 	act func(dst, src []float32, act Activation)
+	// actVJP is dst[i] = dy[i] * act'(x[i]).
+	actVJP func(dst, dy, x []float32, act Activation)
 	// chanSums adds over n rows of c values, rows apart by stride:
 	// sum[j] = sum of (x - shift[j]), sq[j] = sum of (x - shift[j])^2.
 	chanSums func(sum, sq, src, shift *float32, stride, n, c int)

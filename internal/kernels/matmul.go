@@ -3,7 +3,8 @@ package kernels
 import "unsafe"
 
 // MatMulSpec describes Batch products C = op(A) op(B) * Scale, or with Add
-// C += ... Row lengths (Ld) and batch strides are in values; 0 means tight.
+// C += op(A) op(B). Row lengths (Ld) and batch strides are in values; 0 means
+// tight.
 type MatMulSpec struct {
 	Batch, M, N, K int
 	TransA         bool // A is (K, M) in memory
@@ -13,6 +14,7 @@ type MatMulSpec struct {
 	StepB          int
 	StepC          int
 	Scale          float32 // 0 means 1
+	Add            bool    // without Scale
 }
 
 func (s MatMulSpec) normal() MatMulSpec {
@@ -64,6 +66,9 @@ func MatMulScratch(p *Pool, s MatMulSpec) int {
 // every call: a constant right side belongs in a [Linear].
 func MatMul(p *Pool, dst, a, b []float32, spec MatMulSpec, scratch []float32) {
 	s := spec.normal()
+	if s.Add && s.Scale != 0 && s.Scale != 1 {
+		panic("kernels: a product that is added cannot be scaled")
+	}
 	if s.Batch < 1 || s.M < 1 || s.N < 1 || s.K < 1 {
 		return
 	}
@@ -149,7 +154,7 @@ func (j *matmulJob) do(worker, item int) {
 	dst := j.dst[bt*s.StepC+m0*s.LdC:]
 	m := min(matmulRows, s.M-m0)
 	t := strided{o: o, m: m, a: unsafe.Pointer(&a[m0*j.lda]), rows: &j.rows[0], segs: j.segs,
-		w: j.packed[bt*j.bStep:], k: s.K, n: s.N, dst: dst, ld: s.LdC, tail: j.tail[worker*size:]}
+		w: j.packed[bt*j.bStep:], k: s.K, n: s.N, dst: dst, ld: s.LdC, tail: j.tail[worker*size:], add: s.Add}
 	t.run()
 	if s.Scale != 0 && s.Scale != 1 {
 		for i := range m {
@@ -170,6 +175,7 @@ type strided struct {
 	dst  []float32
 	ld   int
 	tail []float32
+	add  bool
 }
 
 func (t *strided) run() {
@@ -180,6 +186,14 @@ func (t *strided) run() {
 		g := gemmArgs{c: ptr(t.tail), ldc: int64(nr) * 4, a: t.a, rows: t.rows, nseg: 1}
 		if whole {
 			g.c, g.ldc = unsafe.Pointer(&t.dst[j0]), int64(t.ld)*4
+		}
+		if t.add {
+			g.acc = 1
+			if !whole {
+				for i := range t.m {
+					copy(t.tail[i*nr:], t.dst[i*t.ld+j0:i*t.ld+t.n])
+				}
+			}
 		}
 		g.b = unsafe.Pointer(&t.w[pn*t.k*nr])
 		for i := 0; i < len(t.segs); i += 2 {

@@ -73,6 +73,7 @@ func TestMatMul(t *testing.T) {
 		{Batch: 2, M: 17, N: 23, K: 31, TransB: true},
 		{Batch: 2, M: 24, N: 32, K: 16, TransA: true, TransB: true},
 		{Batch: 2, M: 5, N: 6, K: 7, LdA: 20, LdB: 11, LdC: 9},
+		{Batch: 2, M: 25, N: 37, K: 500, Add: true},
 	} {
 		forTiers(t, func(t *testing.T, p *Pool) []float32 {
 			n := s.normal()
@@ -99,6 +100,12 @@ func TestMatMul(t *testing.T) {
 						}
 						want[bt*n.StepC+y*n.LdC+x] = sum
 					}
+				}
+			}
+			if s.Add {
+				got = randoms(r, len(got))
+				for i, v := range got {
+					want[i] += float64(v)
 				}
 			}
 			MatMul(p, got, a, b, s, poisoned(MatMulScratch(p, s)))
@@ -216,6 +223,10 @@ func TestAttention(t *testing.T) {
 			within(t, "dq", gq, dq, 5e-6)
 			within(t, "dk", gk, dk, 5e-6)
 			within(t, "dv", gv, dv, 5e-6)
+			attentionVJP(p, gq, gk, gv, do, q, k, v, &n, min(7, s.Tq), poisoned(AttentionVJPScratch(p, s)))
+			within(t, "dq in blocks", gq, dq, 5e-6)
+			within(t, "dk in blocks", gk, dk, 5e-6)
+			within(t, "dv in blocks", gv, dv, 5e-6)
 			// Large scores must not overflow.
 			for i := range q {
 				q[i] *= 100

@@ -15,6 +15,7 @@ var portableOps = ops{
 	affineRows:  affineRowsGo,
 	act:         actGo,
 	chanSums:    chanSumsGo,
+	actVJP:      actVJPGo,
 	expRow:      expRowGo,
 	maxRow:      maxRowGo,
 	softmaxRows: softmaxRowsGo,
@@ -53,6 +54,12 @@ func affineRowsGo(dst, src *float32, dstStride, srcStride, n, c int, scale, shif
 func actGo(dst, src []float32, act Activation) {
 	for i, v := range src {
 		dst[i] = act.eval(v)
+	}
+}
+
+func actVJPGo(dst, dy, x []float32, act Activation) {
+	for i, v := range x {
+		dst[i] = dy[i] * act.derive(v)
 	}
 }
 

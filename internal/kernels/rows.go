@@ -21,6 +21,7 @@ const (
 	rowRMSNormVJP
 	rowDown2
 	rowGroupNormVJP
+	rowAttentionVJP
 )
 
 // rowJob is every kernel whose items are independent runs of rows.
@@ -38,6 +39,7 @@ type rowJob struct {
 	scale      float32
 	act        Activation
 	groups     int
+	causal     bool
 }
 
 // chunk is the number of values of an item of elementwise work.
@@ -184,9 +186,7 @@ func (j *rowJob) do(_, item int) {
 	case rowAct:
 		o.act(j.dst[lo:hi], j.a[lo:hi], j.act)
 	case rowActVJP:
-		for i := lo; i < hi; i++ {
-			j.dst[i] = j.a[i] * j.act.derive(j.b[i])
-		}
+		o.actVJP(j.dst[lo:hi], j.a[lo:hi], j.b[lo:hi], j.act)
 	case rowAdd:
 		o.add(j.dst[lo:hi], j.a[lo:hi], j.b[lo:hi], j.scale)
 	case rowGEGLU:
@@ -248,6 +248,10 @@ func (j *rowJob) do(_, item int) {
 					d[x*c+ch] = (top[i] + top[i+c] + bot[i] + bot[i+c]) * j.scale
 				}
 			}
+		}
+	case rowAttentionVJP:
+		for m := lo; m < hi; m++ {
+			j.attentionVJP(m)
 		}
 	case rowGroupNormVJP:
 		j.groupNormVJP(item)

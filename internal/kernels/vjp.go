@@ -123,48 +123,78 @@ func (j *rowJob) groupNormVJP(item int) {
 		}
 	}
 	rstd := 1 / math.Sqrt(sq/count+j.eps)
-	grad := func(i, ch int) (xh, gr float64) {
-		xh = (float64(j.b[i]) - mean) * rstd
-		z, gm := xh, 1.0
-		if ga != nil {
-			gm = float64(ga[ch])
-			z *= gm
-		}
-		if be != nil {
-			z += float64(be[ch])
-		}
-		gr = float64(j.a[i]) * gm
-		if j.act != Identity {
-			gr *= float64(j.act.derive(float32(z)))
-		}
-		return xh, gr
-	}
+	// dx holds the gradient of the normalised value times gamma until the end.
 	var s, sx float64
 	for y := range j.h {
 		for q := range per {
-			xh, gr := grad(base+y*c+q, g*per+q)
+			i, ch := base+y*c+q, g*per+q
+			xh := (float64(j.b[i]) - mean) * rstd
+			z, gr := xh, float64(j.a[i])
+			if ga != nil {
+				z *= float64(ga[ch])
+				gr *= float64(ga[ch])
+			}
+			if j.act != Identity {
+				if be != nil {
+					z += float64(be[ch])
+				}
+				gr *= float64(j.act.derive(float32(z)))
+			}
 			s += gr
 			sx += gr * xh
+			j.dst[i] = float32(gr)
 		}
 	}
 	s, sx = s/count, sx/count
 	for y := range j.h {
-		for q := range per {
-			i := base + y*c + q
-			xh, gr := grad(i, g*per+q)
-			j.dst[i] = float32(rstd * (gr - s - xh*sx))
+		at := base + y*c
+		for i, gr := range j.dst[at : at+per] {
+			xh := (float64(j.b[at+i]) - mean) * rstd
+			j.dst[at+i] = float32(rstd * (float64(gr) - s - xh*sx))
 		}
 	}
 }
 
+// attnVJPScores is about how many scores of all heads AttentionVJP holds.
+const attnVJPScores = 4 << 20
+
+func attnVJPRows(s *AttentionSpec) int {
+	return min(s.Tq, max(attnVJPScores/(s.Heads*s.Tk), 24))
+}
+
+// attnVJPProducts are the five products over m queries of one batch row:
+// scores, their gradient, and the gradients of v, k and q.
+func attnVJPProducts(s *AttentionSpec, m int, add bool) [5]MatMulSpec {
+	scores := MatMulSpec{Batch: s.Heads, M: m, N: s.Tk, K: s.D, TransB: true,
+		LdA: s.LdQ, LdB: s.LdK, LdC: s.Tk, StepA: s.D, StepB: s.D, StepC: m * s.Tk}
+	grads := scores
+	grads.LdA, grads.LdB = s.LdO, s.LdV
+	scores.Scale = s.Scale
+	dv := MatMulSpec{Batch: s.Heads, M: s.Tk, N: s.D, K: m, TransA: true,
+		LdA: s.Tk, LdB: s.LdO, LdC: s.LdV, StepA: m * s.Tk, StepB: s.D, StepC: s.D, Add: add}
+	dk := dv
+	dk.LdB, dk.LdC = s.LdQ, s.LdK
+	dq := MatMulSpec{Batch: s.Heads, M: m, N: s.D, K: s.Tk,
+		LdA: s.Tk, LdB: s.LdK, LdC: s.LdQ, StepA: m * s.Tk, StepB: s.D, StepC: s.D}
+	return [5]MatMulSpec{scores, grads, dv, dk, dq}
+}
+
 // AttentionVJPScratch gives the float32 that AttentionVJP needs.
-func AttentionVJPScratch(p *Pool, s AttentionSpec) int {
-	return alignSlack + p.workers*(2*roundUp(s.Tk, 16)+roundUp(s.Tk*s.D, 16)*2)
+func AttentionVJPScratch(p *Pool, spec AttentionSpec) int {
+	s := spec.normal()
+	m := attnVJPRows(&s)
+	most := 0
+	for _, q := range attnVJPProducts(&s, m, false) {
+		most = max(most, MatMulScratch(p, q))
+	}
+	return alignSlack + 2*roundUp(s.Heads*m*s.Tk, 16) + most
 }
 
 // AttentionVJP computes the gradients of q, k and v of [Attention] from the
 // gradient dout of its output. dq, dk, dv and dout are laid out like q, k, v
-// and the output.
+// and the output and may not overlap them. With P the softmax and dP = dO V^T
+//
+//	dV = P^T dO, dS = P (dP - sum(P dP)) Scale, dQ = dS K, dK = dS^T Q
 func AttentionVJP(p *Pool, dq, dk, dv, dout, q, k, v []float32, spec AttentionSpec, scratch []float32) {
 	s := spec.normal()
 	if s.Batch < 1 || s.Heads < 1 || s.Tq < 1 {
@@ -173,61 +203,56 @@ func AttentionVJP(p *Pool, dq, dk, dv, dout, q, k, v []float32, spec AttentionSp
 	s.check(dout, q, k, v)
 	s.check(dout, dq, dk, dv)
 	need("scratch", scratch, AttentionVJPScratch(p, spec))
-	cv := carve(scratch)
-	size := 2*roundUp(s.Tk, 16) + 2*roundUp(s.Tk*s.D, 16)
-	work := cv.take(p.workers * size)
-	p.Do(s.Batch*s.Heads, func(worker, item int) {
-		w := carver{s: work[worker*size : (worker+1)*size]}
-		attentionVJP(p.ops, &s, item, dq, dk, dv, dout, q, k, v,
-			w.take(s.Tk), w.take(s.Tk), w.take(s.Tk*s.D), w.take(s.Tk*s.D))
-	})
+	attentionVJP(p, dq, dk, dv, dout, q, k, v, &s, attnVJPRows(&s), scratch)
 }
 
-func attentionVJP(o *ops, s *AttentionSpec, bh int, dq, dk, dv, dout, q, k, v, pr, dp, gk, gv []float32) {
-	b, h := bh/s.Heads, bh%s.Heads
-	d := s.D
-	clear(gk)
-	clear(gv)
-	for t := range s.Tq {
-		qr := q[(b*s.Tq+t)*s.LdQ+h*d:][:d]
-		do := dout[(b*s.Tq+t)*s.LdO+h*d:][:d]
-		dqr := dq[(b*s.Tq+t)*s.LdQ+h*d:][:d]
-		for i := range pr {
-			if s.Causal && i > t {
-				pr[i] = float32(math.Inf(-1))
-				continue
-			}
-			pr[i] = dot(qr, k[(b*s.Tk+i)*s.LdK+h*d:][:d]) * s.Scale
+// attentionVJP treats most queries at a time.
+func attentionVJP(p *Pool, dq, dk, dv, dout, q, k, v []float32, s *AttentionSpec, most int, scratch []float32) {
+	cv := carve(scratch)
+	pr, ds := cv.take(s.Heads*most*s.Tk), cv.take(s.Heads*most*s.Tk)
+	rest := cv.s[cv.n:]
+	for b := range s.Batch {
+		bk, bv := b*s.Tk*s.LdK, b*s.Tk*s.LdV
+		for t0 := 0; t0 < s.Tq; t0 += most {
+			m := min(most, s.Tq-t0)
+			bq, bo := (b*s.Tq+t0)*s.LdQ, (b*s.Tq+t0)*s.LdO
+			prod := attnVJPProducts(s, m, t0 > 0)
+			MatMul(p, pr, q[bq:], k[bk:], prod[0], rest)
+			MatMul(p, ds, dout[bo:], v[bv:], prod[1], rest)
+			j := rowJob{kind: rowAttentionVJP, dst: ds, a: pr, h: m, w: t0, scale: s.Scale, causal: s.Causal}
 			if s.KeyBias != nil {
-				pr[i] += s.KeyBias[b*s.Tk+i]
+				j.beta = s.KeyBias[b*s.Tk : (b+1)*s.Tk]
 			}
-		}
-		top := o.maxRow(pr)
-		if math.IsInf(float64(top), -1) {
-			clear(dqr)
-			continue
-		}
-		sum := o.expRow(pr, 1, top)
-		o.scale(pr, 1/sum)
-		var mean float64
-		for i, w := range pr {
-			dp[i] = dot(do, v[(b*s.Tk+i)*s.LdV+h*d:][:d])
-			mean += float64(w) * float64(dp[i])
-		}
-		clear(dqr)
-		for i, w := range pr {
-			if w == 0 {
-				continue
-			}
-			axpy(gv[i*d:(i+1)*d], do, w)
-			ds := w * (dp[i] - float32(mean)) * s.Scale
-			axpy(dqr, k[(b*s.Tk+i)*s.LdK+h*d:][:d], ds)
-			axpy(gk[i*d:(i+1)*d], qr, ds)
+			p.byRows(j, s.Heads*m, s.Tk)
+			MatMul(p, dv[bv:], pr, dout[bo:], prod[2], rest)
+			MatMul(p, dk[bk:], ds, q[bq:], prod[3], rest)
+			MatMul(p, dq[bq:], ds, k[bk:], prod[4], rest)
 		}
 	}
-	for i := range s.Tk {
-		copy(dk[(b*s.Tk+i)*s.LdK+h*d:][:d], gk[i*d:])
-		copy(dv[(b*s.Tk+i)*s.LdV+h*d:][:d], gv[i*d:])
+}
+
+// attentionVJP turns a row of scaled scores into P and a row of dP into dS.
+func (j *rowJob) attentionVJP(row int) {
+	o, c := j.o, j.c
+	pr, ds := j.a[row*c:(row+1)*c], j.dst[row*c:(row+1)*c]
+	for i, v := range j.beta {
+		pr[i] += v
+	}
+	if j.causal {
+		for i := j.w + row%j.h + 1; i < c; i++ {
+			pr[i] = negInf
+		}
+	}
+	top := o.maxRow(pr)
+	if math.IsInf(float64(top), -1) {
+		clear(pr)
+		clear(ds)
+		return
+	}
+	o.scale(pr, 1/o.expRow(pr, 1, top))
+	mean := dot(pr, ds)
+	for i, w := range pr {
+		ds[i] = w * (ds[i] - mean) * j.scale
 	}
 }
 
@@ -245,11 +270,4 @@ func dot(a, b []float32) float32 {
 		s0 += a[i] * b[i]
 	}
 	return s0 + s1 + s2 + s3
-}
-
-func axpy(dst, x []float32, a float32) {
-	x = x[:len(dst)]
-	for i := range dst {
-		dst[i] += a * x[i]
-	}
 }

@@ -76,6 +76,7 @@ func elemFile() []byte {
 	for _, f := range []string{"SiLU", "QuickGELU", "GELUTanh", "GELU", "ReLU"} {
 		actFunc(a, f)
 	}
+	siluVJP(a)
 	affineFunc(a, "affine", true, false)
 	affineFunc(a, "affineSiLU", true, true)
 	affineFunc(a, "rowsSiLU", false, true)
@@ -233,6 +234,40 @@ func actFunc(a *asm, f string) {
 	}, func(bytes int) {
 		a.op("ADDQ $%d, SI", bytes)
 		a.op("ADDQ $%d, DI", bytes)
+	})
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// siluVJP writes dst = dy*s*(1 + x*(1-s)), s = 1/(1 + exp(-x)), for a multiple
+// of 8 values.
+func siluVJP(a *asm) {
+	a.text("siluVJPAVX2", "(dst, dy, x *float32, n int)", 0, 32)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ dy+8(FP), R8")
+	a.op("MOVQ x+16(FP), SI")
+	a.op("MOVQ n+24(FP), CX")
+	lanesLoop(a, "loop", func(lanes int) {
+		load(a, "minus1", 12)
+		load(a, "expTop", 13)
+		each(a, lanes, "VMULPS %[4]d(SI), Y12, Y%[1]d")
+		each(a, lanes, "VMINPS Y%[1]d, Y13, Y%[1]d") // a NaN stays
+		exp(a, lanes)
+		load(a, "one", 12)
+		each(a, lanes, "VADDPS Y12, Y%[1]d, Y%[1]d")
+		each(a, lanes, "VDIVPS Y%[1]d, Y12, Y%[1]d") // s
+		each(a, lanes, "VSUBPS Y%[1]d, Y12, Y%[2]d") // 1 - s
+		load(a, "lowest", 13)
+		each(a, lanes, "VMOVUPS %[4]d(SI), Y%[3]d")
+		each(a, lanes, "VMAXPS Y%[3]d, Y13, Y%[3]d")
+		each(a, lanes, "VFMADD213PS Y12, Y%[3]d, Y%[2]d") // 1 + x(1-s)
+		each(a, lanes, "VMULPS Y%[2]d, Y%[1]d, Y%[1]d")
+		each(a, lanes, "VMULPS %[4]d(R8), Y%[1]d, Y%[1]d")
+		each(a, lanes, "VMOVUPS Y%[1]d, %[4]d(DI)")
+	}, func(bytes int) {
+		for _, r := range []string{"DI", "SI", "R8"} {
+			a.op("ADDQ $%d, %s", bytes, r)
+		}
 	})
 	a.op("VZEROUPPER")
 	a.op("RET")
