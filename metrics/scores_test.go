@@ -11,6 +11,11 @@ import (
 
 var ctx = context.Background()
 
+var (
+	_ = []Metric{&FID{}, &Collector{}}
+	_ = []Score{MMD{}, KID{}, CMMD{}, EnergyDistance{}, PRDC{}, InceptionScore{}, Vendi{}, Sliced{}, Wasserstein{}}
+)
+
 // chosen hands out given index sets in turn.
 type chosen struct {
 	Source
