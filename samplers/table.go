@@ -66,8 +66,12 @@ func Parse(s string) (Sampler, error) {
 }
 
 // Resolve turns a name as users of other tools write it ("DPM++ 2M Karras", "dpmpp_2m", "euler_a",
-// "DPMSolverMultistepScheduler") into this table's spelling, and the schedule that the name implies, if any.
+// "DPMSolverMultistepScheduler") into this table's spelling, and the schedule that the name implies, if any. "@FILE" is a
+// solver schedule that drift search wrote.
 func Resolve(s string) (sampler, schedule string, err error) {
+	if path, ok := strings.CutPrefix(strings.TrimSpace(s), "@"); ok {
+		return "usf:schedule=" + path, "", nil
+	}
 	name, rest, more := strings.Cut(strings.TrimSpace(s), ":")
 	name = strings.TrimSpace(name)
 	if more {

@@ -72,7 +72,7 @@ type SolverCorrector struct {
 type Derivative struct {
 	Points []int
 	// Relax scales the first derivative: "" or, with z = h (noise) or -h (data), "bh1": z^2/(2 (e^z-1-z)), "bh2": z
-	// (e^z-1)/(2 (e^z-1-z)), "0.5exp": 1 + (e^z-1)/2, "-0.5exp": 1 - (e^z-1)/2, and "linear": 1 + Coef h.
+	// (e^z-1)/(2 (e^z-1-z)), "0.5exp": 1 + (e^z-1)/2, "-0.5exp": 1 - (e^z-1)/2, and "linear": 1 + Coef h (Coef has no other use).
 	Relax string
 	Coef  float64
 }
@@ -111,19 +111,22 @@ func init() {
 
 // scheduleError says which step of a schedule is at fault.
 type scheduleError struct {
-	step int // -1 = none
-	what string
+	step, time int // -1 = none
+	what       string
 }
 
 func (e *scheduleError) Error() string {
-	if e.step < 0 {
-		return e.what
+	switch {
+	case e.step >= 0:
+		return fmt.Sprintf("step %d: %s", e.step, e.what)
+	case e.time >= 0:
+		return fmt.Sprintf("timestep %d: %s", e.time, e.what)
 	}
-	return fmt.Sprintf("step %d: %s", e.step, e.what)
+	return e.what
 }
 
 func faultf(step int, format string, args ...any) *scheduleError {
-	return &scheduleError{step, fmt.Sprintf(format, args...)}
+	return &scheduleError{step, -1, fmt.Sprintf(format, args...)}
 }
 
 // Check tells what is wrong with the schedule itself, whatever the process.
@@ -154,16 +157,16 @@ func (s *SolverSchedule) check() *scheduleError {
 		return faultf(-1, "unknown afs %q: want none, zero or mean", s.First)
 	}
 	for _, v := range s.Mean {
-		if !finite(v) {
+		if !isFinite(v) {
 			return faultf(-1, "the mean is not finite")
 		}
 	}
 	for i, t := range s.Times {
-		if !finite(t) {
-			return faultf(min(i, len(s.Steps)-1), "timestep %g is not finite", t)
+		if !isFinite(t) {
+			return &scheduleError{-1, i, fmt.Sprintf("%g is not finite", t)}
 		}
 		if i > 0 && !(t < s.Times[i-1]) {
-			return faultf(i-1, "the timesteps do not decrease: %g after %g", t, s.Times[i-1])
+			return &scheduleError{-1, i, fmt.Sprintf("%g after %g: they must decrease", t, s.Times[i-1])}
 		}
 	}
 	for i := range s.Steps {
@@ -174,7 +177,7 @@ func (s *SolverSchedule) check() *scheduleError {
 	return nil
 }
 
-func finite(v float64) bool { return v-v == 0 }
+func isFinite(v float64) bool { return v-v == 0 }
 
 // check checks step i.
 func (s *SolverStep) check(i int, last bool) *scheduleError {
@@ -190,7 +193,7 @@ func (s *SolverStep) check(i int, last bool) *scheduleError {
 			return faultf(i, "%d weights for order %d from node %d, want one per order from node -1", len(s.Weights), s.Order, s.Start)
 		}
 		for _, w := range s.Weights {
-			if !finite(w) {
+			if !isFinite(w) {
 				return faultf(i, "weight %g is not finite", w)
 			}
 		}
@@ -245,8 +248,8 @@ func checkUpdate(i int, who string, order, most, known, start, newest int, deriv
 		default:
 			return faultf(i, "%sunknown relaxation %q", who, d.Relax)
 		}
-		if !finite(d.Coef) || (d.Coef != 0 && d.Relax != "linear") {
-			return faultf(i, "%scoefficient %g with relaxation %q", who, d.Coef, d.Relax)
+		if !isFinite(d.Coef) {
+			return faultf(i, "%scoefficient %g is not finite", who, d.Coef)
 		}
 	}
 	return nil

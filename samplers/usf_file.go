@@ -75,17 +75,23 @@ func ParseUSF(path string, text []byte) (USF, error) {
 	if wrapped && bare {
 		return USF{}, refuse.Errorf(path, "has a schedule beside the keys of one")
 	}
-	if e := s.check(); e != nil {
-		if e.step >= 0 && e.step < len(r.lines) {
-			return USF{}, refuse.Errorf(path, "line %d: %v", r.lines[e.step], e)
+	fault := func(e *scheduleError) error {
+		switch {
+		case e.step >= 0 && e.step < len(r.steps):
+			return refuse.Errorf(path, "line %d: %v", r.steps[e.step], e)
+		case e.time >= 0 && e.time < len(r.times):
+			return refuse.Errorf(path, "line %d: %v", r.times[e.time], e)
 		}
-		return USF{}, refuse.Errorf(path, "%v", e)
+		return refuse.Errorf(path, "%v", e)
+	}
+	if e := s.check(); e != nil {
+		return USF{}, fault(e)
 	}
 	if m.Process != nil {
 		if _, err := m.Grid(m.Process); err != nil {
 			var e *scheduleError
-			if errors.As(err, &e) && e.step >= 0 {
-				return USF{}, refuse.Errorf(path, "line %d: %v", r.lines[e.step], e)
+			if errors.As(err, &e) {
+				return USF{}, fault(e)
 			}
 			return USF{}, refuse.Errorf(path, "%s", strings.TrimPrefix(err.Error(), "samplers: usf: "))
 		}
@@ -95,8 +101,8 @@ func ParseUSF(path string, text []byte) (USF, error) {
 
 type usfReader struct {
 	*strictjson.Scanner
-	path  string
-	lines []int // of the steps
+	path         string
+	steps, times []int // their lines
 }
 
 func (r *usfReader) failf(format string, args ...any) error {
@@ -106,7 +112,12 @@ func (r *usfReader) failf(format string, args ...any) error {
 func (r *usfReader) schedule(s *SolverSchedule, key string) error {
 	switch key {
 	case "timesteps":
-		return r.floats(&s.Times)
+		return r.Array(func(int) error {
+			var t float64
+			err := r.float(&t)
+			s.Times, r.times = append(s.Times, t), append(r.times, r.Line())
+			return err
+		})
 	case "mean":
 		return r.floats(&s.Mean)
 	case "afs":
@@ -114,8 +125,9 @@ func (r *usfReader) schedule(s *SolverSchedule, key string) error {
 		if err != nil || v == nil {
 			return err
 		}
-		name, ok := v.(string)
-		if s.First, ok = afsNames[name]; !ok {
+		name, _ := v.(string)
+		known := false
+		if s.First, known = afsNames[name]; !known || name == "" {
 			return r.failf("unknown afs %v: want none, zero or mean", v)
 		}
 		return nil
@@ -124,7 +136,7 @@ func (r *usfReader) schedule(s *SolverSchedule, key string) error {
 			if _, err := r.Peek(); err != nil {
 				return err
 			}
-			r.lines = append(r.lines, r.Line())
+			r.steps = append(r.steps, r.Line())
 			st := SolverStep{Start: -1, Pred: -1}
 			if err := r.Object(func(key string) error { return r.step(&st, key) }); err != nil {
 				return err
@@ -257,7 +269,7 @@ func (r *usfReader) float(out *float64) error {
 		return err
 	}
 	v, ok := n.Float()
-	if !ok || !finite(v) {
+	if !ok || !isFinite(v) {
 		return r.failf("%s is not a finite number", n)
 	}
 	*out = v
@@ -354,8 +366,8 @@ func (m USF) File(provenance any) ([]byte, error) {
 	return append(text, '\n'), nil
 }
 
-// Multistep describes the multistep methods that USF contains.
-type Multistep struct {
+// UnifiedMultistep describes the multistep methods that USF contains.
+type UnifiedMultistep struct {
 	Pred      schedules.Kind // X0 or Eps
 	Order     int
 	Relax     string // of second-order steps: "bh2" is midpoint and UniPC-bh2, "bh1" UniPC-bh1, "" heun and DEIS
@@ -365,7 +377,7 @@ type Multistep struct {
 
 // Schedule writes the method down over the given times: DDIM (order 1), DPM-Solver(++) 2M, UniP-p = 3M with kappa 2, UniPC-p
 // and, in the noise form without relaxation, DEIS with a logarithmic basis.
-func (m Multistep) Schedule(times []float64) SolverSchedule {
+func (m UnifiedMultistep) Schedule(times []float64) SolverSchedule {
 	s := SolverSchedule{Times: slices.Clone(times)}
 	n := len(times) - 1
 	for i := range n {
@@ -424,11 +436,11 @@ func Correct(st SolverStep) *SolverCorrector {
 	return c
 }
 
-// Singlestep writes down the singlestep methods over the nodes of all their stages: every block of 1, 2 or 3 steps starts
+// UnifiedSinglestep writes down the singlestep methods over the nodes of all their stages: every block of 1, 2 or 3 steps starts
 // at its first node. The last step of a block of two is scaled as relax says ("bh2": DPM-Solver-2, DPM++ 2S); one of
 // three has the order third: 2 is DPM-Solver-3 and DPM++ 3S, 3 dpm-solver's "taylor". The nodes inside a block are the
 // caller's: at 1/2, or 1/3 and 2/3 of its span in lambda.
-func Singlestep(pred schedules.Kind, blocks []int, relax string, third int, times []float64) SolverSchedule {
+func UnifiedSinglestep(pred schedules.Kind, blocks []int, relax string, third int, times []float64) SolverSchedule {
 	s := SolverSchedule{Times: slices.Clone(times)}
 	for _, n := range blocks {
 		for j := range n {

@@ -85,6 +85,9 @@ func NewScanner(path string, r io.Reader, limits Limits) *Scanner {
 	return &Scanner{path: path, r: bufio.NewReader(r), limits: limits.withDefaults(), line: 1}
 }
 
+// Line returns the line that the scanner stands on, counted from 1, for errors about what a value means.
+func (s *Scanner) Line() int { return s.line }
+
 func (s *Scanner) errorf(format string, args ...any) error {
 	return refuse.Errorf(s.path, "line %d: %s", s.line, fmt.Sprintf(format, args...))
 }
