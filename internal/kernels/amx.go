@@ -155,11 +155,11 @@ func gemmAMXGo(g *amxArgs) {
 			for r := range int(config[48+2*h]) {
 				sum := &sums[h][r]
 				copy(sum[:], f32At(unsafe.Add(g.c, (t.c+int64(r))*g.ldc), 32))
-				b := g.b
+				at := int64(0)
 				for _, s := range segs {
 					a := unsafe.Add(g.a, t.a+int64(r)*g.step+s.off)
-					addPairs(sum[:], a, b, int(s.len))
-					b = unsafe.Add(b, s.len*32*slotBytes)
+					addPairs(sum[:], a, unsafe.Add(g.b, at), int(s.len))
+					at += s.len * 32 * slotBytes
 				}
 			}
 		}
@@ -198,10 +198,10 @@ func gemmPairsGo(g *gemmArgs, mr, nr int) {
 		if g.acc != 0 {
 			copy(sum, out)
 		}
-		b := g.b
+		at := int64(0)
 		for _, s := range segs {
-			addPairs(sum, unsafe.Add(g.a, row+s.off), b, int(s.len))
-			b = unsafe.Add(b, s.len*int64(nr)*slotBytes)
+			addPairs(sum, unsafe.Add(g.a, row+s.off), unsafe.Add(g.b, at), int(s.len))
+			at += s.len * int64(nr) * slotBytes
 		}
 		if g.bias != nil {
 			for j, v := range unsafe.Slice(g.bias, nr) {

@@ -137,16 +137,16 @@ func gemmPortable(g *gemmArgs, mr, nr int) {
 				copy(acc, f32At(unsafe.Add(g.c, off), nr))
 			}
 			row := rows[t*mr+i]
-			b := g.b
+			at := 0
 			for _, s := range segs {
 				a := f32At(unsafe.Add(g.a, row+s.off), int(s.len))
-				bs := f32At(b, int(s.len)*nr)
+				bs := f32At(unsafe.Add(g.b, at), int(s.len)*nr)
 				for k, av := range a {
 					for j, bv := range bs[k*nr : k*nr+nr] {
 						acc[j] += float32(av * bv)
 					}
 				}
-				b = unsafe.Add(b, int(s.len)*nr*4)
+				at += int(s.len) * nr * 4
 			}
 			if g.bias != nil {
 				for j, v := range unsafe.Slice(g.bias, nr) {

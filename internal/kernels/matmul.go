@@ -195,12 +195,13 @@ func (t *strided) run() {
 				}
 			}
 		}
-		g.b = unsafe.Pointer(&t.w[pn*t.k*nr])
+		at := pn * t.k * nr
 		for i := 0; i < len(t.segs); i += 2 {
+			g.b = unsafe.Pointer(&t.w[at])
 			g.segs = (*segment)(unsafe.Pointer(&t.segs[i]))
 			t.o.gemmRows(&g, t.m)
 			g.acc = 1
-			g.b = unsafe.Add(g.b, t.segs[i+1]*int64(nr)*4)
+			at += int(t.segs[i+1]) * nr
 		}
 		if !whole {
 			for i := range t.m {

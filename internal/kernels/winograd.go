@@ -357,13 +357,14 @@ func (j *winoJob) multiply(v, m []float32, group, first, last int) {
 			g := gemmArgs{
 				c: unsafe.Pointer(&m[value*pl.mStep+pn*o.nr]), ldc: int64(cols) * 4,
 				a: a, rows: &j.rows[0], nseg: 1,
-				b: unsafe.Pointer(&w.u[w.at(o, s.Cin, c.panels, group, value, pn)]),
 			}
+			at := w.at(o, s.Cin, c.panels, group, value, pn)
 			for i := 0; i < len(j.segs); i += 2 {
+				g.b = unsafe.Pointer(&w.u[at])
 				g.segs = (*segment)(unsafe.Pointer(&j.segs[i]))
 				o.gemmRows(&g, tiles)
 				g.acc = 1
-				g.b = unsafe.Add(g.b, j.segs[i+1]*int64(o.nr)*4)
+				at += int(j.segs[i+1]) * o.nr
 			}
 		}
 	}
