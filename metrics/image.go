@@ -94,22 +94,19 @@ func SSIM[T Pixel](a, b Image[T], peak float64) (float64, error) {
 	return sum / float64(a.C), nil
 }
 
-// MSSSIMWeights are the exponents of the five scales in Wang et al.,
-// "Multiscale structural similarity", 2003.
-var MSSSIMWeights = [5]float64{0.0448, 0.2856, 0.3001, 0.2363, 0.1333}
-
-// MSSSIM is the multi-scale SSIM: the contrast-structure means of all scales
+// MSSSIM is the multi-scale SSIM (Wang, Simoncelli and Bovik, "Multiscale
+// structural similarity", 2003): the contrast-structure means of all scales
 // but the last and the SSIM of the last, raised to the weights and multiplied,
 // per channel, then averaged. Scales are 2 x 2 means; where a side is odd the
 // first row and column are repeated before. Negative means count as zero. nil
-// weights are MSSSIMWeights; the smaller side must be at least 11·2^(scales-1)
+// weights are the paper's 0.0448, 0.2856, 0.3001, 0.2363, 0.1333; the smaller side must be at least 11·2^(scales-1)
 // (176 for five).
 func MSSSIM[T Pixel](a, b Image[T], peak float64, weights []float64) (float64, error) {
 	if err := checkImages(a, b, peak); err != nil {
 		return 0, err
 	}
 	if weights == nil {
-		weights = MSSSIMWeights[:]
+		weights = []float64{0.0448, 0.2856, 0.3001, 0.2363, 0.1333}
 	}
 	if need := ssimWindow << (len(weights) - 1); len(weights) == 0 || min(a.H, a.W) < need {
 		return 0, fmt.Errorf("metrics: MS-SSIM with %d scales of %d x %d images", len(weights), a.H, a.W)
