@@ -99,8 +99,8 @@ func SSIM[T Pixel](a, b Image[T], peak float64) (float64, error) {
 // but the last and the SSIM of the last, raised to the weights and multiplied,
 // per channel, then averaged. Scales are 2 x 2 means; where a side is odd the
 // first row and column are repeated before. Negative means count as zero. nil
-// weights are the paper's 0.0448, 0.2856, 0.3001, 0.2363, 0.1333; the smaller side must be at least 11·2^(scales-1)
-// (176 for five).
+// weights are the paper's 0.0448, 0.2856, 0.3001, 0.2363, 0.1333. The smaller
+// side must be at least 11·2^(scales-1), 176 for five.
 func MSSSIM[T Pixel](a, b Image[T], peak float64, weights []float64) (float64, error) {
 	if err := checkImages(a, b, peak); err != nil {
 		return 0, err
