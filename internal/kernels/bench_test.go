@@ -40,7 +40,7 @@ func BenchmarkConv(b *testing.B) {
 		for _, s := range shapes {
 			b.Run(fmt.Sprintf("w%d/n%d_%dx%d_%d_k%ds%d", workers, s.n, s.cin, s.cout, s.h, s.k, s.stride), func(b *testing.B) {
 				r := rng(1)
-				spec := ConvSpec{Cin: s.cin, Cout: s.cout, KH: s.k, KW: s.k, Stride: s.stride, Pad: Same(s.k / 2)}
+				spec := ConvSpec{Cin: s.cin, Cout: s.cout, KH: s.k, KW: s.k, Stride: s.stride, Pad: Same(s.k / 2), H: s.h, W: s.h}
 				c := NewConv(tier, F32, spec, randoms(r, s.cin*s.cout*s.k*s.k), randoms(r, s.cout))
 				x := randoms(r, s.n*s.h*s.h*s.cin)
 				ho, wo := spec.OutSize(s.h, s.h)

@@ -36,10 +36,7 @@ func files() map[string][]byte {
 }
 
 // asm collects lines of one file.
-type asm struct {
-	bytes.Buffer
-	labels int
-}
+type asm struct{ bytes.Buffer }
 
 func newFile() *asm {
 	a := new(asm)
@@ -69,11 +66,6 @@ func (a *asm) bytes(code []byte, format string, args ...any) {
 }
 
 func (a *asm) label(l string) { fmt.Fprintf(a, "%s:\n", l) }
-
-func (a *asm) fresh(prefix string) string {
-	a.labels++
-	return fmt.Sprintf("%s%d", prefix, a.labels)
-}
 
 func (a *asm) text(name, sig string, frame, argBytes int) {
 	// Large frames leave room for the runtime to grow the stack.
