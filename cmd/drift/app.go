@@ -206,6 +206,7 @@ func (a *app) verbs() []*cli.Command {
 	return []*cli.Command{
 		sampleVerb(a),
 		benchVerb(a),
+		metricsVerb(a),
 		modelVerb(a),
 		listVerb(a),
 		metadataVerb(a),

@@ -447,7 +447,7 @@ func exactReference(m *analytic.Mixture) (bench.Reference, error) {
 		return bench.Reference{}, err
 	}
 	return bench.Reference{
-		Moments: &bench.Side{Name: "exact moments", Digest: digest, ID: id, Stats: func(context.Context) (metrics.Stats, error) {
+		Moments: &bench.Side{Name: "exact moments", Digest: digest, ID: id, Exact: true, Stats: func(context.Context) (metrics.Stats, error) {
 			return metrics.Stats{Mean: mean, Cov: cov, ID: id}, nil
 		}},
 		Rows: &bench.Side{Name: "exact samples", Digest: digest, ID: id, N: n, Rows: func(context.Context) (metrics.Samples, metrics.Samples, error) {

@@ -63,6 +63,7 @@ var lists = []struct {
 		return out
 	}},
 	{"models", (*app).modelEntries},
+	{"metrics", metricEntries},
 	{"guiders", func(*app) []entry {
 		var out []entry
 		for _, i := range guidance.List() {

@@ -259,7 +259,7 @@ func drawPlot(w io.Writer, r Report, col, ext string) error {
 	return err
 }
 
-var namespaces = regexp.MustCompile(` xmlns(:\w+)?="[^"]*"`)
+var namespaces = regexp.MustCompile(`\s+xmlns(:\w+)?="[^"]*"`)
 
 // inlineSVG is the plot as an element of a page: no prologue, no names of other places.
 func inlineSVG(r Report, col string) (string, error) {

@@ -365,13 +365,19 @@ func (b *Bench) times(c *Cell) (Times, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return t, nil
 	}
-	if err == nil {
-		err = json.Unmarshal(text, &t)
+	if err == nil && json.Unmarshal(text, &t) != nil {
+		t = Times{} // half written by a process that was killed: the times before are lost, no result
 	}
 	return t, err
 }
 
-func (b *Bench) writeTimes(c *Cell, t Times) error { return writeJSON(b.path(c, ".time.json"), t) }
+func (b *Bench) writeTimes(c *Cell, t Times) error {
+	text, err := json.Marshal(t)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(b.path(c, ".time.json"), text, 0o666)
+}
 
 // writeJSON writes a file under its name only when it is whole.
 func writeJSON(path string, v any) error {

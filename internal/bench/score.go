@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"drift/internal/spec"
@@ -19,6 +20,7 @@ type Side struct {
 	Digest string // short hash of a reference's numbers
 	ID     metrics.Identity
 	N      int
+	Exact  bool // moments of a distribution itself, not of samples
 	Stats  func(ctx context.Context) (metrics.Stats, error)
 	Rows   func(ctx context.Context) (rows, logits metrics.Samples, err error)
 	Class  func(i int) int // what row i should show; nil = unknown
@@ -212,6 +214,9 @@ func (s Scorer) Compute(ctx context.Context, ref Reference, gen *Side, o Options
 		out.N = []int{r.NRef, r.N}
 	}
 	for _, w := range r.Warnings {
+		if w.Name == metrics.WarnUnknownSize && s.NeedsReference() && side.Exact {
+			continue // exact moments saw no samples
+		}
 		out.Warnings = append(out.Warnings, w.Name+": "+w.Text)
 	}
 	return out, nil
@@ -411,12 +416,14 @@ func (sinkhorn) Compare(ctx context.Context, reference, generated metrics.Sample
 	if d != e {
 		return metrics.Result{}, fmt.Errorf("%w: %d and %d", metrics.ErrDims, e, d)
 	}
+	for _, x := range []metrics.Samples{reference, generated} {
+		if _, err := metrics.StatsOf(x, metrics.Identity{}); err != nil { // constant, too few or not finite
+			return metrics.Result{}, err
+		}
+	}
 	median, err := metrics.MedianDistance(ctx, reference, generated)
 	if err != nil {
 		return metrics.Result{}, err
-	}
-	if !(median > 0) {
-		return metrics.Result{}, metrics.ErrConstant
 	}
 	eta := 20 / (median * median)
 	v, err := metrics.Sinkhorn{Eta: eta}.Divergence(ctx, reference, generated, 2)
@@ -457,7 +464,11 @@ func (s Score) About() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: ", s.Metric)
 	if len(s.N) == 2 {
-		fmt.Fprintf(&b, "%d samples against %d of %s", s.N[1], s.N[0], s.Reference)
+		against := strconv.Itoa(s.N[0]) + " of " + s.Reference
+		if s.N[0] == 0 {
+			against = s.Reference
+		}
+		fmt.Fprintf(&b, "%d samples against %s", s.N[1], against)
 		if s.RefHash != "" {
 			fmt.Fprintf(&b, " (%s)", s.RefHash)
 		}

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gonum.org/v1/gonum/mat"
@@ -296,16 +297,29 @@ func WriteStats(path string, s metrics.Stats) error {
 		npz.Array{Name: "n", Shape: []int{}, Data: []int64{int64(s.N)}}, id)
 }
 
-// Unreadable is the error of a picture that does not read.
-type Unreadable struct {
-	Path string
-	Err  error
+// Names lists the pictures of a set: paths below its folder, or places in its array.
+func (s *Set) Names() []string {
+	out := make([]string, 0, s.N)
+	for _, f := range s.files {
+		name, err := filepath.Rel(s.Name, f)
+		if err != nil || name == "." {
+			name = filepath.Base(f)
+		}
+		out = append(out, filepath.ToSlash(name))
+	}
+	for i := range s.pix.N {
+		out = append(out, strconv.Itoa(i))
+	}
+	return out
 }
 
-func (e *Unreadable) Error() string {
-	return fmt.Sprintf("%s: not a picture that can be read: %v", e.Path, e.Err)
+// Picture reads picture i of Names. A file that does not read is a *refuse.Error.
+func (s *Set) Picture(i int) (metrics.Image[uint8], error) {
+	if s.files == nil {
+		return s.pix.At(i), nil
+	}
+	return readPNG(s.files[i])
 }
-func (e *Unreadable) Unwrap() error { return e.Err }
 
 // Each hands the pictures over in batches of one size each, at most size of
 // them. A file that does not read is named in Unreadable and left out; when
@@ -342,7 +356,7 @@ func (s *Set) Each(ctx context.Context, size int, strict bool, f func(Images) er
 			return err
 		}
 		m, err := readPNG(path)
-		var bad *Unreadable
+		var bad *refuse.Error
 		if errors.As(err, &bad) && !strict {
 			s.Unreadable = append(s.Unreadable, path)
 			continue
@@ -367,7 +381,9 @@ func readPNG(path string) (metrics.Image[uint8], error) {
 		return metrics.Image[uint8]{}, err
 	}
 	defer f.Close()
-	bad := func(err error) (metrics.Image[uint8], error) { return metrics.Image[uint8]{}, &Unreadable{path, err} }
+	bad := func(err error) (metrics.Image[uint8], error) {
+		return metrics.Image[uint8]{}, refuse.Errorf(path, "not a picture that can be read: %v", err)
+	}
 	cfg, err := png.DecodeConfig(bufio.NewReader(f))
 	if err != nil {
 		return bad(err)

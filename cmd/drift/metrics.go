@@ -1,0 +1,334 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"drift/internal/bench"
+	"drift/internal/output"
+	"drift/internal/refuse"
+	"drift/metrics"
+	"drift/metrics/features"
+)
+
+func metricsVerb(a *app) *cli.Command {
+	verb := &cli.Command{
+		Name: "metrics", Usage: "score sets of pictures: folders, arrays, statistics",
+		UsageText: "SCORE A B [flags] | SCORE B --reference fashion | stats A --out REF.npz",
+		Description: "A set is a folder of PNGs, a PNG, or a .npz with images (bytes N, H, W, C), features (N, D), or mu and sigma. A is the reference where the score is not symmetric. " +
+			"Every score is printed with the extractor's hash, the resize rule and the numbers of samples; sets of different extractors are refused.",
+	}
+	for _, s := range bench.Scorers() {
+		verb.Subcommands = append(verb.Subcommands, a.scoreVerb(s))
+	}
+	for _, p := range pairScores {
+		verb.Subcommands = append(verb.Subcommands, &cli.Command{
+			Name: p.name, Usage: p.doc, UsageText: "A B [flags]",
+			Description: "Pictures are paired by name in folders, by place in arrays. The value is the mean over pairs.",
+			Flags:       []cli.Flag{strictFlag()},
+			Action:      func(c *cli.Context) error { return a.pairs(c, p) },
+		})
+	}
+	verb.Subcommands = append(verb.Subcommands, &cli.Command{
+		Name: "stats", Usage: "make a statistics file: mu, sigma, n and the extractor's identity", UsageText: "A --out REF.npz [flags]",
+		Flags:  append([]cli.Flag{&cli.StringFlag{Name: "out", Usage: "`REF.npz` to write"}}, setFlags()...),
+		Action: a.stats,
+	})
+	return verb
+}
+
+func strictFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "strict", Usage: "fail on a file that cannot be read; else it is named, counted and left out"}
+}
+
+func setFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "extractor", Value: "fashion", Usage: "what turns pictures into features: " + strings.Join(features.Names(), ", ") + " (`NAME`)"},
+		&cli.StringFlag{Name: "resize", Usage: "bring pictures of another size to the extractor's by `RULE` " + metrics.ResizePIL + ", " + metrics.ResizeTF1 + " or " + metrics.ResizeTorch + "; without it they are refused"},
+		&cli.StringFlag{Name: "tier", Usage: "kernel `TIER` (default: the best this CPU has)"},
+		strictFlag(),
+	}
+}
+
+func (a *app) scoreVerb(s bench.Scorer) *cli.Command {
+	flags := setFlags()
+	text := "B [flags]"
+	if s.NeedsReference() {
+		text = "A B [flags]"
+		flags = append(flags,
+			&cli.StringFlag{Name: "reference", Usage: "set to compare with in place of A: fashion (embedded), a folder or `REF.npz`"},
+			&cli.BoolFlag{Name: "force", Usage: "compare although the extractors differ"})
+	}
+	seed := &cli.UintFlag{Name: "seed", Value: 2020, Usage: "of the random choices (`N`)"}
+	switch s.Name {
+	case "kid":
+		flags = append(flags, seed, &cli.IntFlag{Name: "subsets", Usage: "`N`umber of subsets (100)"}, &cli.IntFlag{Name: "subset-size", Usage: "rows of a subset (the smallest of 1000 and the sets) (`N`)"})
+	case "prdc":
+		flags = append(flags, &cli.IntFlag{Name: "k", Usage: "neighbours (3) (`K`)"})
+	case "is":
+		flags = append(flags, seed, &cli.IntFlag{Name: "splits", Usage: "`N`umber of splits (10)"})
+	case "swd", "mind":
+		flags = append(flags, seed, &cli.IntFlag{Name: "directions", Usage: "`N`umber of directions (1000)"})
+	case "vendi":
+		flags = append(flags, &cli.Float64Flag{Name: "order", Usage: "of the score (1) (`Q`)"})
+	}
+	return &cli.Command{Name: s.Name, Usage: s.Doc, UsageText: text, Flags: flags, Action: func(c *cli.Context) error { return a.score(c, s) }}
+}
+
+// score prints one score.
+func (a *app) score(c *cli.Context, s bench.Scorer) error {
+	args := c.Args().Slice()
+	ref := c.String("reference")
+	switch want := 1; {
+	case s.NeedsReference() && !c.IsSet("reference"):
+		if want = 2; len(args) != want {
+			return usagef("metrics %s: want two sets, A (the reference) and B; or one and --reference", s.Name)
+		}
+		ref, args = args[0], args[1:]
+	case len(args) != want:
+		return usagef("metrics %s: want one set", s.Name)
+	}
+	o := bench.Options{Seed: uint32(c.Uint("seed")), Force: c.Bool("force")}
+	for flag, into := range map[string]*int{"subsets": &o.Subsets, "subset-size": &o.Size, "k": &o.K, "splits": &o.Splits, "directions": &o.Directions} {
+		if c.IsSet(flag) {
+			if *into = c.Int(flag); *into < 1 {
+				return usagef("--%s %d: want 1 or more", flag, *into)
+			}
+		}
+	}
+	if c.Uint("seed") > math.MaxUint32 {
+		return usagef("--seed %d: want less than 2^32", c.Uint("seed"))
+	}
+	if o.Q = c.Float64("order"); math.IsNaN(o.Q) || o.Q < 0 {
+		return usagef("--order %g: want more than 0", o.Q)
+	}
+	ex, err := a.openExtractor(c.String("extractor"), c.String("resize"), c.String("tier"))
+	if err != nil {
+		return err
+	}
+	defer ex.Close()
+	gen, err := features.OpenSet(args[0])
+	if err != nil {
+		return err
+	}
+	sets := []*features.Set{gen}
+	var base bench.Reference
+	switch {
+	case !s.NeedsReference():
+	case ref == "fashion":
+		if base, err = fashionReference(ex); err != nil {
+			return err
+		}
+	default:
+		set, err := features.OpenSet(ref)
+		if err != nil {
+			return err
+		}
+		sets = append(sets, set)
+		base = bench.ReferenceOf(set, ex, c.Bool("strict"))
+	}
+	bar := a.start("drift metrics " + s.Name)
+	result, err := s.Compute(c.Context, base, bench.SetSide(gen, ex, c.Bool("strict")), o)
+	bar.Close()
+	a.bar = nil
+	if err != nil {
+		return scoreError(err)
+	}
+	a.printScore(result, sets)
+	return nil
+}
+
+// scoreError sorts the errors of scores: what a file holds is the file's fault.
+func scoreError(err error) error {
+	switch {
+	case errors.Is(err, metrics.ErrIdentity):
+		return &hint{err, "make both sets with one extractor and resize rule; --force compares anyway"}
+	case errors.Is(err, metrics.ErrNaN):
+		return refuse.Errorf("", "%s", err.Error())
+	}
+	return err
+}
+
+// printScore writes a score with all that is needed to read it.
+func (a *app) printScore(s bench.Score, sets []*features.Set) {
+	var missing []string
+	for _, set := range sets {
+		missing = append(missing, set.Unreadable...)
+	}
+	if a.json {
+		a.emit(struct {
+			bench.Score
+			Value      any      `json:"value"` // a number, or "inf"
+			Unreadable []string `json:"unreadable,omitempty"`
+		}{s, finite(s.Value), missing})
+	} else {
+		fmt.Fprintf(a.out, "%s %.8g", s.Metric, s.Value)
+		if s.StdErr > 0 {
+			fmt.Fprintf(a.out, " ± %.2g", s.StdErr)
+		}
+		fmt.Fprintln(a.out)
+		for _, k := range sortedKeys(s.Parts) {
+			fmt.Fprintf(a.out, "  %s %.8g\n", k, s.Parts[k])
+		}
+		fmt.Fprintf(a.out, "  %s\n", strings.TrimPrefix(s.About(), s.Metric+": "))
+	}
+	for _, w := range s.Warnings {
+		fmt.Fprintf(a.err, "drift: warning: %s\n", w)
+	}
+	if len(missing) > 0 {
+		fmt.Fprintf(a.err, "drift: warning: %d files cannot be read and are left out: %s%s\n", len(missing), strings.Join(missing[:min(10, len(missing))], ", "), map[bool]string{true: ", ..."}[len(missing) > 10])
+	}
+}
+
+func sortedKeys(m map[string]float64) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// stats writes a statistics file.
+func (a *app) stats(c *cli.Context) error {
+	name, err := oneArg(c, "one set")
+	if err != nil {
+		return err
+	}
+	out := c.String("out")
+	if output.Kind(out) != "npz" {
+		return usagef("--out: want a name that ends in .npz")
+	}
+	if sameFile(out, name) {
+		return usagef("%s is the input: it would be overwritten", out)
+	}
+	set, err := features.OpenSet(name)
+	if err != nil {
+		return err
+	}
+	if set.Kind == features.Statistics {
+		return usagef("%s is a statistics file already", name)
+	}
+	if err := output.Check(out); err != nil {
+		return err
+	}
+	ex, err := a.openExtractor(c.String("extractor"), c.String("resize"), c.String("tier"))
+	if err != nil {
+		return err
+	}
+	defer ex.Close()
+	st, err := set.Stats(c.Context, ex, c.Bool("strict"))
+	if err != nil {
+		return scoreError(err)
+	}
+	if err := features.WriteStats(out, st); err != nil {
+		return err
+	}
+	if n := len(set.Unreadable); n > 0 {
+		a.warn("%d files cannot be read and are left out: %s", n, strings.Join(set.Unreadable[:min(10, n)], ", "))
+	}
+	if a.json {
+		a.emit(map[string]any{"event": "file", "path": out, "n": st.N, "d": len(st.Mean), "extractor": st.ID.Extractor, "resize": st.ID.Resize})
+	}
+	a.say("drift: statistics of %d samples, %s: %s", st.N, st.ID.With(st.N), out)
+	return nil
+}
+
+// pairScore compares two pictures.
+type pairScore struct {
+	name, doc, settings string
+	compare             func(a, b metrics.Image[uint8]) (float64, error)
+}
+
+var pairScores = []pairScore{
+	{"psnr", "peak signal-to-noise ratio of pairs of pictures, in dB", "peak=255", func(a, b metrics.Image[uint8]) (float64, error) { return metrics.PSNR(a, b, 255) }},
+	{"ssim", "structural similarity of pairs of pictures", "gaussian 11x11 sigma=1.5 peak=255", func(a, b metrics.Image[uint8]) (float64, error) { return metrics.SSIM(a, b, 255) }},
+	{"ms-ssim", "structural similarity at five scales; sides of 176 pixels at least", "gaussian 11x11 sigma=1.5 peak=255 scales=5", func(a, b metrics.Image[uint8]) (float64, error) { return metrics.MSSSIM(a, b, 255, nil) }},
+}
+
+// pairs prints the mean of a score over pairs.
+func (a *app) pairs(c *cli.Context, p pairScore) error {
+	if c.NArg() != 2 {
+		return usagef("metrics %s: want two sets of pictures", p.name)
+	}
+	var sets []*features.Set
+	for _, name := range c.Args().Slice() {
+		s, err := features.OpenSet(name)
+		if err != nil {
+			return err
+		}
+		if s.Kind != features.Pictures {
+			return refuse.Errorf(name, "has no pictures")
+		}
+		sets = append(sets, s)
+	}
+	x, y := sets[0].Names(), sets[1].Names()
+	if len(x) != len(y) {
+		return fmt.Errorf("%s has %d pictures and %s has %d: they cannot be paired", sets[0].Name, len(x), sets[1].Name, len(y))
+	}
+	out := bench.Score{Metric: p.name, Settings: p.settings, Resize: "none", Extractor: "pixels", Reference: sets[0].Name}
+	sum, lo, hi, n := 0.0, math.Inf(1), math.Inf(-1), 0
+	for i := range x {
+		if err := c.Context.Err(); err != nil {
+			return err
+		}
+		if x[i] != y[i] && len(x) > 1 {
+			return fmt.Errorf("%s has %s where %s has %s: they cannot be paired", sets[0].Name, x[i], sets[1].Name, y[i])
+		}
+		v, err := comparePair(sets, i, p, c.Bool("strict"))
+		if err != nil {
+			return fmt.Errorf("%s of %s: %w", p.name, x[i], err)
+		}
+		if math.IsNaN(v) {
+			continue // left out, and named in Unreadable
+		}
+		sum, lo, hi, n = sum+v, min(lo, v), max(hi, v), n+1
+	}
+	if n == 0 {
+		return refuse.Errorf(sets[0].Name, "no pair can be read")
+	}
+	out.Value, out.N = sum/float64(n), []int{n, n}
+	if !math.IsInf(hi, 0) {
+		out.Parts = map[string]float64{"min": lo, "max": hi}
+	}
+	a.printScore(out, sets)
+	return nil
+}
+
+// comparePair is NaN for a pair of which a picture does not read.
+func comparePair(sets []*features.Set, i int, p pairScore, strict bool) (float64, error) {
+	var pics [2]metrics.Image[uint8]
+	for k, s := range sets {
+		m, err := s.Picture(i)
+		var bad *refuse.Error
+		if errors.As(err, &bad) && !strict {
+			s.Unreadable = append(s.Unreadable, bad.Path)
+			return math.NaN(), nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		pics[k] = m
+	}
+	if pics[0].H != pics[1].H || pics[0].W != pics[1].W || pics[0].C != pics[1].C {
+		return 0, fmt.Errorf("%dx%dx%d against %dx%dx%d", pics[0].W, pics[0].H, pics[0].C, pics[1].W, pics[1].H, pics[1].C)
+	}
+	return p.compare(pics[0], pics[1])
+}
+
+// metricEntries lists the scores.
+func metricEntries(*app) []entry {
+	var out []entry
+	for _, s := range bench.Scorers() {
+		out = append(out, entry{Name: s.Name, Summary: s.Doc})
+	}
+	for _, p := range pairScores {
+		out = append(out, entry{Name: p.name, Summary: p.doc})
+	}
+	return out
+}
