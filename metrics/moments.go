@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"math"
 
-	"gonum.org/v1/gonum/blas"
-	"gonum.org/v1/gonum/blas/blas64"
 	"gonum.org/v1/gonum/mat"
+
+	"drift/internal/kernels"
 )
 
 // Stats are the first two moments of a feature set: what FID compares and what
@@ -39,9 +39,12 @@ func (s Stats) Identity() string { return s.ID.With(s.N) }
 // The zero value is an empty accumulator.
 type Moments struct {
 	ID Identity // of the extractor, carried into Stats
+	// Pool is the workers and the kernel tier of the updates of M2; nil is one
+	// worker of the best tier. The bits depend on the tier.
+	Pool *kernels.Pool
 
 	core momentCore
-	buf  []float64 // feature-major block of pending rows minus shift, plus one column for δ
+	buf  []float64 // block of pending rows minus shift, plus one row for δ
 	fill int
 }
 
@@ -51,11 +54,13 @@ type momentCore struct {
 	n          int
 	shift, off []float64
 	m2         []float64 // upper triangle of d x d
+
+	pool    *kernels.Pool
+	scratch []float64
 }
 
 const (
 	blockRows = 256
-	bandRows  = 64 // rows of M2 updated by one matrix product
 )
 
 // N is the number of rows so far.
@@ -84,10 +89,12 @@ func (m *Moments) Add(batch Samples) error {
 	if m.buf == nil {
 		m.buf = make([]float64, d*(blockRows+1))
 	}
+	m.core.pool = m.Pool
 	for i := range n {
 		batch.Row(row, i)
+		pending := m.buf[m.fill*d : (m.fill+1)*d]
 		for j, v := range row {
-			m.buf[j*(blockRows+1)+m.fill] = v - m.core.shift[j]
+			pending[j] = v - m.core.shift[j]
 		}
 		if m.fill++; m.fill == blockRows {
 			m.core.block(m.buf, m.fill)
@@ -106,34 +113,48 @@ func (c *momentCore) start(shift []float64) {
 // block joins k pending rows, overwriting buf.
 func (c *momentCore) block(buf []float64, k int) {
 	d := len(c.shift)
-	const ld = blockRows + 1
 	n := float64(c.n + k)
 	w := math.Sqrt(float64(c.n) * float64(k) / n)
-	for j := range d {
-		col := buf[j*ld : j*ld+k]
-		mean := meanOf(col)
-		for i := range col {
-			col[i] -= mean
-		}
-		// A second pass takes the rounding of the mean out of the centred rows.
-		rest := meanOf(col)
-		for i := range col {
-			col[i] -= rest
-		}
-		mean += rest
-		delta := mean - c.off[j]
-		buf[j*ld+k] = w * delta // the column that adds δδᵀ n_a n_b/n
+	mean := c.centre(buf[:k*d], k)
+	// A second pass takes the rounding of the mean out of the centred rows.
+	for j, rest := range c.centre(buf[:k*d], k) {
+		mean[j] += rest
+	}
+	last := buf[k*d : (k+1)*d] // the row that adds δδᵀ n_a n_b/n
+	for j, v := range mean {
+		delta := v - c.off[j]
+		last[j] = w * delta
 		c.off[j] += delta * float64(k) / n
 	}
-	x := blas64.General{Rows: d, Cols: k + 1, Stride: ld, Data: buf}
-	for i := 0; i < d; i += bandRows {
-		r := min(bandRows, d-i)
-		a, b := x, x
-		a.Rows, a.Data = r, x.Data[i*ld:]
-		b.Rows, b.Data = d-i, x.Data[i*ld:]
-		blas64.Gemm(blas.NoTrans, blas.Trans, 1, a, b, 1, blas64.General{Rows: r, Cols: d - i, Stride: d, Data: c.m2[i*d+i:]})
+	if c.pool == nil {
+		c.pool = kernels.NewPool(kernels.Detect(), 1)
 	}
+	if need := kernels.SyrkScratch(c.pool); len(c.scratch) < need {
+		c.scratch = make([]float64, need)
+	}
+	kernels.Syrk(c.pool, c.m2, buf, k+1, d, c.scratch)
 	c.n += k
+}
+
+// centre takes the mean out of k rows and returns it.
+func (c *momentCore) centre(rows []float64, k int) []float64 {
+	d := len(c.shift)
+	mean := make([]float64, d)
+	for i := range k {
+		for j, v := range rows[i*d : (i+1)*d] {
+			mean[j] += v
+		}
+	}
+	for j := range mean {
+		mean[j] /= float64(k)
+	}
+	for i := range k {
+		row := rows[i*d : (i+1)*d]
+		for j, v := range mean {
+			row[j] -= v
+		}
+	}
+	return mean
 }
 
 // join is the pairwise update with another core.
@@ -142,7 +163,7 @@ func (c *momentCore) join(o momentCore) {
 		return
 	}
 	if c.n == 0 {
-		*c = momentCore{o.n, o.shift, append([]float64(nil), o.off...), append([]float64(nil), o.m2...)}
+		*c = momentCore{n: o.n, shift: o.shift, off: append([]float64(nil), o.off...), m2: append([]float64(nil), o.m2...)}
 		return
 	}
 	d := len(c.shift)
