@@ -9,7 +9,7 @@ import (
 )
 
 func main() {
-	signal.Ignore(syscall.SIGXFSZ) // a file size limit is a write error like any other
+	ignoreSizeLimit()
 	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv, stop: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 3)

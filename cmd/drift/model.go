@@ -67,6 +67,14 @@ func (a *app) modelInfo(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if exists(filepath.Join(name, "config.json")) { // a network without a process around it
+		what, err := verifyRepository(name)
+		if err != nil {
+			return err
+		}
+		a.printVerified(name, what)
+		return nil
+	}
 	m, err := a.openModel(c.Context, name, c.String("dtype"), c.String("tier"))
 	if err != nil {
 		return err
@@ -127,12 +135,16 @@ func (a *app) modelVerify(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	a.printVerified(name, what)
+	return nil
+}
+
+func (a *app) printVerified(name, what string) {
 	if a.json {
 		a.emit(map[string]any{"path": name, "ok": true, "what": what})
-		return nil
+		return
 	}
 	fmt.Fprintf(a.out, "%s: %s\n", name, what)
-	return nil
 }
 
 // verify reads a file or folder and says what it is.
