@@ -276,7 +276,8 @@ func checkConfig(c *diffusers.UNet2DConfig) error {
 // builder grows the tree and notes every tensor; the first fault stays.
 type builder struct {
 	*tree
-	err error
+	level int // of the layers being added: their images are sample_size / 2^level large
+	err   error
 }
 
 func (b *builder) fail(err error) {
@@ -294,7 +295,8 @@ func (b *builder) conv(name string, in, out, k, stride int, pad kernels.Pad) *co
 	b.tensor(name+".bias", out)
 	c := &conv{
 		name: name, parts: []string{name},
-		spec: kernels.ConvSpec{Cin: in, Cout: out, KH: k, KW: k, Stride: stride, Pad: pad},
+		spec: kernels.ConvSpec{Cin: in, Cout: out, KH: k, KW: k, Stride: stride, Pad: pad,
+			H: b.cfg.SampleSize.H >> b.level, W: b.cfg.SampleSize.W >> b.level},
 	}
 	b.convs = append(b.convs, c)
 	return c
@@ -466,6 +468,7 @@ func newTree(cfg diffusers.UNet2DConfig) (*tree, error) {
 
 func (b *builder) downBlock(i int, kind blockKind, in int, pushed *[]int, skipLevel *int) {
 	cfg := &b.cfg
+	b.level = i
 	out, last := cfg.BlockOutChannels[i], i == b.levels-1
 	blk := &downBlock{name: fmt.Sprintf("down_blocks.%d", i)}
 	groups, attnGroups, scale := cfg.NormNumGroups, cfg.NormNumGroups, 1.0
@@ -487,6 +490,7 @@ func (b *builder) downBlock(i int, kind blockKind, in int, pushed *[]int, skipLe
 	if !last {
 		switch {
 		case kind.skip:
+			b.level++
 			g := ncsnGroups(out)
 			blk.resnet = b.resnet(blk.name+".resnet_down", out, out,
 				resnetOpts{groups1: g, groups2: g, resample: firDown, shortcut: true, outScale: scale})
@@ -500,6 +504,7 @@ func (b *builder) downBlock(i int, kind blockKind, in int, pushed *[]int, skipLe
 			blk.skip = b.conv(blk.name+".skip_conv", imageChannels, out, 1, 1, kernels.Pad{})
 			blk.skip.exact = true
 		case kind.resnet || kind.attn && cfg.DownsampleType == "resnet":
+			b.level++
 			blk.resnet = b.resnet(blk.name+".downsamplers.0", out, out,
 				resnetOpts{groups1: groups, groups2: groups, resample: down, outScale: 1})
 		default:
@@ -516,6 +521,7 @@ func (b *builder) downBlock(i int, kind blockKind, in int, pushed *[]int, skipLe
 
 func (b *builder) midBlock() {
 	cfg := &b.cfg
+	b.level = b.levels - 1
 	c := cfg.BlockOutChannels[b.levels-1]
 	groups := cfg.NormNumGroups
 	if groups == 0 {
@@ -536,6 +542,7 @@ func (b *builder) midBlock() {
 func (b *builder) upBlock(i int, kind blockKind, h *int, pushed *[]int, skipLevel *int) {
 	cfg := &b.cfg
 	level := b.levels - 1 - i
+	b.level = level
 	out, last := cfg.BlockOutChannels[level], level == 0
 	blk := &upBlock{name: fmt.Sprintf("up_blocks.%d", i), ncsn: kind.skip}
 	groups, scale := cfg.NormNumGroups, 1.0
@@ -573,6 +580,7 @@ func (b *builder) upBlock(i int, kind blockKind, h *int, pushed *[]int, skipLeve
 		b.fail(unsupported("up_block_types", cfg.UpBlockTypes, "a Skip block is followed by a block that does not carry the image on"))
 	}
 	if !last {
+		b.level-- // what follows works on the enlarged images
 		switch {
 		case kind.skip:
 			g := ncsnGroups(out)
