@@ -411,9 +411,9 @@ func fashionReference(ex features.Extractor) (bench.Reference, error) {
 	return bench.Reference{Moments: bench.SetSide(train, ex, true), Rows: bench.SetSide(test, ex, true)}, nil
 }
 
-// exactReference compares with a target's exact moments, and with 10,000 exact samples.
+// exactReference compares with a target's exact moments, and with 4,000 exact samples.
 func exactReference(m *analytic.Mixture) (bench.Reference, error) {
-	const n = 10_000
+	const n = 4_000
 	const stream = 0xd1f7 // of the samples; apart from the seeds of runs by Mixture.Sample itself
 	id := bench.States{}.Identity()
 	text, err := m.JSON()

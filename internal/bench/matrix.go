@@ -231,6 +231,7 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 		return nil, fmt.Errorf("bench: %s: the process %s is not Gaussian: no solver here runs on it", s.Name, s.Model.Denoiser.Process().Name())
 	}
 	own := smp.Needs().OwnGrid
+	var refused error // of a run of some number of steps
 	count := func(g schedules.Grid) (job.Cost, error) {
 		return job.CountNFE(ctx, smp, wrap, s.Model.Denoiser, info.Shape, len(set.Classes) > 0, g, 0, 0)
 	}
@@ -238,7 +239,6 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 		if smp, canonical, err = budgeted(ctx, c, smp, canonical, wrap, s, len(set.Classes) > 0, p); err != nil {
 			return nil, fmt.Errorf("bench: %w", err)
 		}
-		c.Sampler = canonical
 	}
 	if c.Schedule == "" {
 		c.Schedule = orDefault(implied, s.Model, p)
@@ -251,8 +251,14 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	if c.Budget > 0 && !own {
 		g, err = job.Fit(c.Budget, make, func(g schedules.Grid) (float64, error) {
 			cost, err := count(g)
+			if err != nil {
+				refused = err
+			}
 			return cost.NFE, err
 		})
+		if err == nil && refused != nil && len(g) == 2 { // a single step may hide what the sampler lacks
+			err = refused
+		}
 	} else if own {
 		if g, err = make(max(n, 2)); err == nil && len(g) > 2 {
 			g = schedules.Grid{g[0], g[len(g)-1]}

@@ -99,9 +99,10 @@ type Options struct {
 type need int
 
 const (
-	needMoments need = iota
-	needRows         // of both sides
-	needAlone        // rows of the generated side
+	needMoments  need = iota
+	needInfinity      // moments of the reference, rows of the generated side
+	needRows          // of both sides
+	needAlone         // rows of the generated side
 	needLogits
 	needClasses
 )
@@ -117,11 +118,12 @@ type Scorer struct {
 }
 
 // NeedsReference tells whether the score compares with a reference.
-func (s Scorer) NeedsReference() bool { return s.need == needMoments || s.need == needRows }
+func (s Scorer) NeedsReference() bool { return s.need <= needRows }
 
 // scorers is the table of scores of sets.
 var scorers = []Scorer{
 	{"fid", "Fréchet distance of normal distributions fitted to the features", -1, nil, needMoments, nil},
+	{"fid-inf", "Fréchet distance extrapolated to infinitely many samples, for a thousand samples or more", -1, nil, needInfinity, nil},
 	{"kid", "kernel inception distance: unbiased, for few samples", -1, nil, needRows, func(o Options) metrics.Score {
 		return metrics.KID{Subsets: o.Subsets, Size: o.Size, Source: metrics.NewSource(o.Seed)}
 	}},
@@ -194,6 +196,8 @@ func (s Scorer) Compute(ctx context.Context, ref Reference, gen *Side, o Options
 	switch s.need {
 	case needMoments:
 		r, out.Jackknife, err = fid(ctx, side, gen, o.Force)
+	case needInfinity:
+		r, err = infinity(ctx, side, gen, o)
 	case needClasses:
 		r, out.Jackknife, err = classAccuracy(ctx, gen)
 	default:
@@ -280,6 +284,31 @@ func fid(ctx context.Context, ref, gen *Side, force bool) (metrics.Result, []flo
 		without[k] = f.Distance
 	}
 	return r, without, nil
+}
+
+// infinity fits FID_n = a + b/n over subsets of the generated rows.
+func infinity(ctx context.Context, ref, gen *Side, o Options) (metrics.Result, error) {
+	warn, err := sameIdentity(ref.ID, gen.ID, o.Force)
+	if err != nil {
+		return metrics.Result{}, err
+	}
+	base, err := ref.Stats(ctx)
+	if err != nil {
+		return metrics.Result{}, err
+	}
+	rows, _, err := gen.Rows(ctx)
+	if err != nil {
+		return metrics.Result{}, err
+	}
+	f, err := metrics.FIDInfinity(ctx, base, rows, 0, metrics.NewSource(o.Seed))
+	if err != nil {
+		return metrics.Result{}, err
+	}
+	n, d := rows.Dims()
+	return metrics.Result{
+		Metric: "fid-inf", Value: f.Value, StdErr: f.StdErr, N: n, NRef: base.N, D: d, Warnings: warn, Parts: map[string]float64{"slope": f.Slope},
+		Settings: fmt.Sprintf("points=%d from=%d to=%d", len(f.N), f.N[0], f.N[len(f.N)-1]),
+	}, nil
 }
 
 // each hands rows lo to hi over in blocks.
