@@ -1,0 +1,260 @@
+package search
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+
+	"gonum.org/v1/gonum/mat"
+
+	"drift/samplers"
+	"drift/schedules"
+)
+
+// S4S optimises the nodes and the coefficients of a linear multistep method on the data prediction,
+//
+//	x_{i+1} = (sigma_{i+1}/sigma_i) x_i + alpha_{i+1} (1 - e^{-h_i}) SUM_{j<p} w_ij x0_{i-j},
+//
+// together, for a student of few steps to end where its teacher does (Frankel et al. 2025, arXiv 2502.17423). It starts
+// from DPM-Solver++(2M) on the best of the usual grids and moves without derivatives, by CMA-ES (Hansen 2016, arXiv
+// 1604.00772). The paper's relaxed objective, with a ball around every start, is not part of it: that needs gradients
+// through the student.
+type S4S struct {
+	Space     Space // Order is p, the predictions per step
+	Objective Objective
+	Seed      uint64
+	Progress  Progress
+}
+
+// schedule writes the method down: inner nodes, and what the weights differ from 2M's by, newest first.
+func (s Space) multistep(lam, delta []float64) (samplers.SolverSchedule, error) {
+	out := samplers.SolverSchedule{Times: s.times(lam)}
+	g, err := schedules.FromTimes(s.Process, out.Times)
+	if err != nil {
+		return out, fmt.Errorf("search: s4s: %w", err)
+	}
+	k := 0
+	for i := range s.Steps {
+		st := samplers.SolverStep{Order: s.weights(i), Pred: schedules.X0, Start: -1}
+		if i == s.Steps-1 && s.To.Sigma == 0 {
+			out.Steps = append(out.Steps, samplers.SolverStep{Order: 1, Pred: schedules.X0, Start: -1})
+			continue
+		}
+		st.Weights = make([]float64, st.Order)
+		st.Weights[0] = 1
+		if st.Order > 1 && g[i-1].Alpha > 0 && i < s.Steps-1 {
+			half := (g[i+1].Lambda() - g[i].Lambda()) / (g[i].Lambda() - g[i-1].Lambda()) / 2
+			st.Weights[0], st.Weights[1] = 1+half, -half
+		}
+		for j := range st.Weights {
+			st.Weights[j] += delta[k]
+			k++
+		}
+		out.Steps = append(out.Steps, st)
+	}
+	return out, nil
+}
+
+// weights is the number of predictions that step i combines.
+func (s Space) weights(i int) int { return min(s.Order, i+1) }
+
+// Run optimises until the budget is spent, into log.
+func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
+	space, err := s.Space.check()
+	if err != nil {
+		return err
+	}
+	if len(log.Records) > 0 {
+		return errors.New("search: the log has records of a search that is over")
+	}
+	b, err := limit.begin()
+	if err != nil {
+		return err
+	}
+	count := 0
+	for i := range space.Steps {
+		if i < space.Steps-1 || space.To.Sigma > 0 {
+			count += space.weights(i)
+		}
+	}
+	best := Record{Score: math.Inf(1)}
+	score := func(origin string, lam, delta []float64) (float64, error) {
+		schedule, err := space.multistep(lam, delta)
+		if err != nil {
+			return 0, err
+		}
+		v, err := log.evaluate(ctx, s.Objective, origin, schedule)
+		if err != nil {
+			return 0, err
+		}
+		if v < best.Score {
+			best = log.Records[len(log.Records)-1]
+		}
+		if s.Progress != nil {
+			s.Progress(len(log.Records), best)
+		}
+		return v, nil
+	}
+	var start []float64
+	first := math.Inf(1)
+	for _, name := range gridNames {
+		if b.spent(log) {
+			return nil
+		}
+		lam, err := space.grid(name)
+		if err != nil {
+			return err
+		}
+		v, err := score("dpmpp-2m on "+name, lam, make([]float64, count))
+		if err != nil {
+			return err
+		}
+		if v < first || start == nil {
+			first, start = v, lam
+		}
+	}
+	lo, hi := space.span()
+	unit := 0.5 * (hi - lo) / float64(space.Steps) // nodes move by half a mean gap where weights move by 1/2
+	x := make([]float64, len(start)+count)
+	n := len(start)
+	return minimise(ctx, x, 0.1, s.Seed, func() bool { return b.spent(log) }, func(x []float64) (float64, error) {
+		p := plan{lam: make([]float64, n)}
+		for i, l := range start {
+			p.lam[i] = l + 2*unit*x[i]
+		}
+		space.repair(p)
+		return score("s4s", p.lam, x[n:])
+	})
+}
+
+// minimise runs CMA-ES with the default parameters of arXiv 1604.00772, table 1, from x with the given step size until
+// stop says so, or until the step size has shrunk to nothing; then it starts over with twice the population around the
+// best point.
+func minimise(ctx context.Context, x []float64, sigma float64, seed uint64, stop func() bool, f func([]float64) (float64, error)) error {
+	n := len(x)
+	if n == 0 {
+		return nil
+	}
+	r := rand.New(rand.NewPCG(seed, 0))
+	bestX, best := slices.Clone(x), math.Inf(1)
+	for lambda := 4 + int(3*math.Log(float64(n))); ; lambda *= 2 {
+		m := slices.Clone(bestX)
+		step := sigma
+		mu := lambda / 2
+		w := make([]float64, mu)
+		sum, squares := 0.0, 0.0
+		for i := range w {
+			w[i] = math.Log(float64(lambda+1)/2) - math.Log(float64(i+1))
+			sum += w[i]
+		}
+		for i := range w {
+			w[i] /= sum
+			squares += sq(w[i])
+		}
+		dim, muEff := float64(n), 1/squares
+		cSigma := (muEff + 2) / (dim + muEff + 5)
+		damp := 1 + 2*max(0, math.Sqrt((muEff-1)/(dim+1))-1) + cSigma
+		cc := (4 + muEff/dim) / (dim + 4 + 2*muEff/dim)
+		c1 := 2 / (sq(dim+1.3) + muEff)
+		cmu := min(1-c1, 2*(muEff-2+1/muEff)/(sq(dim+2)+muEff))
+		chi := math.Sqrt(dim) * (1 - 1/(4*dim) + 1/(21*dim*dim))
+		ps, pc := make([]float64, n), make([]float64, n)
+		cov := mat.NewSymDense(n, nil)
+		for i := range n {
+			cov.SetSym(i, i, 1)
+		}
+		type child struct {
+			y, z []float64
+			v    float64
+		}
+		for gen := 1; ; gen++ {
+			var eig mat.EigenSym
+			if !eig.Factorize(cov, true) {
+				return errors.New("search: the covariance of CMA-ES has no eigenvalues")
+			}
+			var basis mat.Dense
+			eig.VectorsTo(&basis)
+			roots := eig.Values(nil)
+			for i, v := range roots {
+				roots[i] = math.Sqrt(max(v, 1e-20))
+			}
+			rotate := func(z []float64, scale bool) []float64 { // B D z or B z
+				y := make([]float64, n)
+				for i := range n {
+					for j := range n {
+						v := basis.At(i, j) * z[j]
+						if scale {
+							v *= roots[j]
+						}
+						y[i] += v
+					}
+				}
+				return y
+			}
+			var cs []child
+			for range lambda {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				if stop() {
+					return nil
+				}
+				z := make([]float64, n)
+				for i := range z {
+					z[i] = r.NormFloat64()
+				}
+				y := rotate(z, true)
+				at := make([]float64, n)
+				for i := range at {
+					at[i] = m[i] + step*y[i]
+				}
+				v, err := f(at)
+				if err != nil {
+					return err
+				}
+				if v < best {
+					best, bestX = v, at
+				}
+				cs = append(cs, child{y, z, v})
+			}
+			slices.SortStableFunc(cs, func(a, b child) int { return cmp(a.v, b.v) })
+			yw, zw := make([]float64, n), make([]float64, n)
+			for k, weight := range w {
+				for i := range n {
+					yw[i] += weight * cs[k].y[i]
+					zw[i] += weight * cs[k].z[i]
+				}
+			}
+			norm := 0.0
+			for i, v := range rotate(zw, false) { // C^(-1/2) yw = B zw
+				m[i] += step * yw[i]
+				ps[i] = (1-cSigma)*ps[i] + math.Sqrt(cSigma*(2-cSigma)*muEff)*v
+				norm += sq(ps[i])
+			}
+			norm = math.Sqrt(norm)
+			h := 0.0
+			if norm/math.Sqrt(1-math.Pow(1-cSigma, 2*float64(gen))) < (1.4+2/(dim+1))*chi {
+				h = 1
+			}
+			for i := range n {
+				pc[i] = (1-cc)*pc[i] + h*math.Sqrt(cc*(2-cc)*muEff)*yw[i]
+			}
+			for i := range n {
+				for j := range i + 1 {
+					v := (1-c1-cmu+(1-h)*c1*cc*(2-cc))*cov.At(i, j) + c1*pc[i]*pc[j]
+					for k, weight := range w {
+						v += cmu * weight * cs[k].y[i] * cs[k].y[j]
+					}
+					cov.SetSym(i, j, v)
+				}
+			}
+			step *= math.Exp(cSigma / damp * (norm/chi - 1))
+			if step*roots[n-1] < 1e-5 || math.IsNaN(step) || cs[0].v == cs[mu].v {
+				break
+			}
+		}
+	}
+}
