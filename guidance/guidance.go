@@ -1,11 +1,17 @@
 // Package guidance changes what a model predicts: every Guider decorates a models.Denoiser and gives another one, so
 // that any guidance works with any solver. Guiders are chained; the first is nearest to the model.
+//
+// In the formulas c is the prediction with the condition, u the one without (or with a negative class), w the scale and
+// sb = sigma/alpha the noise level. A guider that has nothing to do (scale 1 or weight 0, outside its Span, rows without
+// a class) makes no further evaluation and leaves every bit as it is.
 package guidance
 
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gorgonia.org/tensor"
@@ -20,16 +26,31 @@ type Guider interface {
 	Guide(d models.Denoiser) models.Denoiser
 }
 
-// Span is the part of a run in which a guider acts, in step fractions: 0 is the start of the run, 1 its end. The zero
-// value is the whole run.
-type Span struct{ From, To float64 }
+// Span is the part of a run in which a guider acts: step fractions From <= progress < To (0 is the start of the run, 1
+// its end) and noise levels Lo < sigma/alpha <= Hi of the state that the model is asked at (Kynkäänniemi et al. 2024,
+// arXiv 2404.07724). To = 0 with From = 0 stands for the whole run, Hi = 0 for no upper bound.
+type Span struct{ From, To, Lo, Hi float64 }
 
-// Holds tells whether the guider acts at progress p: From <= p < To.
-func (s Span) Holds(p float64) bool {
-	if s == (Span{}) {
+// Holds tells whether the guider acts on a row of the query.
+func (s Span) Holds(q *models.Query, row int) bool {
+	if p := q.Step.Progress; (s.From != 0 || s.To != 0) && !(p >= s.From && p < s.To) {
+		return false
+	}
+	if s.Lo == 0 && s.Hi == 0 {
 		return true
 	}
-	return p >= s.From && p < s.To
+	sb := q.At[row].Ratio()
+	return sb > s.Lo && (s.Hi == 0 || sb <= s.Hi)
+}
+
+// any tells whether the guider acts on some row.
+func (s Span) any(q *models.Query) bool {
+	for i := range q.At {
+		if s.Holds(q, i) {
+			return true
+		}
+	}
+	return false
 }
 
 // Info is one row of the table of guiders.
@@ -37,6 +58,10 @@ type Info struct {
 	Name, Summary, Source string
 	NFE                   string // evaluations in place of one
 	VJP                   bool   // needs a model with gradients
+	Model                 bool   // needs a second model (see Needer)
+	Hooks                 bool   // needs a network whose layers can be changed
+	Renoise               bool   // changes the noise put back: only first-order solvers have a form for that
+	Class                 bool   // draws samples towards their class: raises the mean of log p(class | x)
 	Options               []Option
 	New                   func(o *spec.Options) (Guider, error)
 }
@@ -47,7 +72,11 @@ type Option struct{ Name, Default, Help string }
 var table = map[string]Info{} // written by register in init functions only
 
 func register(i Info) {
-	i.Options = append(i.Options, Option{"from", "0", "step fraction from which it acts"}, Option{"to", "1", "step fraction up to which it acts"})
+	i.Options = append(i.Options, Option{"from", "0", "step fraction from which it acts"}, Option{"to", "1", "step fraction up to which it acts"},
+		Option{"interval", "0-inf", "noise levels lo-hi, lo < sigma/alpha <= hi, in which it acts"})
+	if _, twice := table[i.Name]; twice {
+		panic("guidance: registered twice: " + i.Name)
+	}
 	table[i.Name] = i
 }
 
@@ -61,7 +90,14 @@ func List() []Info {
 	return out
 }
 
-// Parse makes the guider that a string like "cfg:w=2" names.
+// Needer is a Guider that works with a second model, which the text of an option cannot hold.
+type Needer interface {
+	Guider
+	// With returns the guider with its second model.
+	With(second models.Denoiser) Guider
+}
+
+// Parse makes the guider that a string like "cfg:w=2" names. A Needer comes without its second model.
 func Parse(s string) (Guider, error) {
 	sp, err := spec.Parse(s)
 	if err != nil {
@@ -76,7 +112,11 @@ func Parse(s string) (Guider, error) {
 		return nil, fmt.Errorf("guidance: unknown guider %q%s", sp.Name, spec.Suggest(sp.Name, names))
 	}
 	o := sp.Options()
+	_, bad := readSpan(o)
 	g, err := row.New(o)
+	if err == nil {
+		err = bad
+	}
 	if e := o.Err(); e != nil {
 		err = e
 	}
@@ -86,167 +126,132 @@ func Parse(s string) (Guider, error) {
 	return g, nil
 }
 
-func readSpan(o *spec.Options) Span {
-	return Span{o.FloatIn("from", 0, 0, 1), o.FloatIn("to", 2, 0, 2)}
+// never is a Span that holds nowhere.
+var never = Span{From: 2, To: 2}
+
+func span(o *spec.Options) Span {
+	s, _ := readSpan(o) // Parse reports the error
+	return s
 }
 
-// CFG is classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598):
-//
-//	guided = uncond + W (cond - uncond)
-//
-// W = 1 is off: only the conditional prediction is made, bit for bit the unguided run. Rows without a class are left
-// alone. A guided step costs two evaluations. The answer's Parts are "cond" with weight W and "uncond" with weight 1-W;
-// they hold until the next question.
-type CFG struct {
-	W        float64
-	Negative int // class in place of "no class", plus 1; 0 = none
-	Span     Span
-}
-
-func init() {
-	register(Info{Name: "cfg", NFE: "2", Summary: "classifier-free guidance: uncond + w (cond - uncond)", Source: "arXiv 2207.12598, eq. 6",
-		Options: []Option{{"w", "2", "scale; 1 = off"}, {"negative", "", "class to move away from, in place of no class"}},
-		New: func(o *spec.Options) (Guider, error) {
-			return CFG{W: o.Float("w", 2), Negative: o.Int("negative", -1, 0, 1<<30) + 1, Span: readSpan(o)}, nil
-		}})
-}
-
-// Guide implements Guider.
-func (g CFG) Guide(d models.Denoiser) models.Denoiser { return &cfg{Denoiser: d, g: g} }
-
-type cfg struct {
-	models.Denoiser
-	g      CFG
-	cond   models.Cond
-	uncond models.Pred
-	with   *tensor.Dense // copy of the conditional prediction
-	parts  [2]models.Part
-}
-
-func (c *cfg) Unwrap() models.Denoiser { return c.Denoiser }
-
-func (c *cfg) Predict(ctx context.Context, q *models.Query, p *models.Pred) error {
-	if err := c.Denoiser.Predict(ctx, q, p); err != nil {
-		return err
+func readSpan(o *spec.Options) (Span, error) {
+	s := Span{From: o.FloatIn("from", 0, 0, 1), To: o.FloatIn("to", 2, 0, 2)}
+	if s.To == 0 {
+		s = never
 	}
-	if c.g.W == 1 || !c.g.Span.Holds(q.Step.Progress) || !conditional(q) {
-		return nil
+	text := o.Text("interval", "")
+	if text == "" {
+		return s, nil
 	}
-	n := len(q.At)
-	c.cond.Classes = c.cond.Classes[:0]
-	for i := range n {
-		class := models.NoClass
-		if q.Cond.Class(i) != models.NoClass {
-			class = c.g.Negative - 1
-		}
-		c.cond.Classes = append(c.cond.Classes, class)
-	}
-	c.cond.Prompts, c.cond.Tensors = nil, nil
-	without := *q
-	without.Cond = &c.cond
-	if err := c.Denoiser.Predict(ctx, &without, &c.uncond); err != nil {
-		return err
-	}
-	if c.uncond.Kind != p.Kind {
-		return fmt.Errorf("guidance: cfg: the model answered with %v and with %v", p.Kind, c.uncond.Kind)
-	}
-	c.with = models.Reuse(c.with, p.Out.Shape())
-	copy(models.Data(c.with), models.Data(p.Out))
-	c.parts = [2]models.Part{{Name: "cond", Weight: c.g.W, Out: c.with, Kind: p.Kind}, {Name: "uncond", Weight: 1 - c.g.W, Out: c.uncond.Out, Kind: p.Kind}}
-	p.Parts = c.parts[:]
-	mix(models.Data(p.Out), models.Data(c.uncond.Out), c.g.W)
-	if p.Extra != nil && c.uncond.Extra != nil {
-		mix(models.Data(p.Extra), models.Data(c.uncond.Extra), c.g.W)
-	}
-	return nil
-}
-
-// mix writes u + w (a - u) into a.
-func mix(a, u []float64, w float64) {
-	for i, v := range u {
-		a[i] = v + float64(w*(a[i]-v))
-	}
-}
-
-func conditional(q *models.Query) bool {
-	for i := range q.At {
-		if q.Cond.Class(i) != models.NoClass {
-			return true
-		}
-	}
-	return false
-}
-
-// Clip keeps the predicted data inside [-Range, Range]. The noise that belongs to the clipped data is derived anew,
-// unless Keep puts the model's own noise back, which is diffusers' default (and breaks pictures at high guidance).
-type Clip struct {
-	Range float64 // 0 = 1
-	Keep  bool
-	Span  Span
-}
-
-func init() {
-	register(Info{Name: "clip", NFE: "1", Summary: "clip the predicted data, re-deriving the noise (rederive=false: diffusers' clip_sample)", Source: "DDPM, arXiv 2006.11239, section 3.2",
-		Options: []Option{{"range", "1", "largest absolute value"}, {"rederive", "true", "false puts the model's own noise back"}},
-		New: func(o *spec.Options) (Guider, error) {
-			return Clip{Range: o.FloatIn("range", 1, 1e-9, 1e9), Keep: !o.Bool("rederive", true), Span: readSpan(o)}, nil
-		}})
-}
-
-// Guide implements Guider.
-func (g Clip) Guide(d models.Denoiser) models.Denoiser { return &clip{Denoiser: d, g: g} }
-
-type clip struct {
-	models.Denoiser
-	g       Clip
-	inner   models.Pred
-	renoise *tensor.Dense
-}
-
-func (c *clip) Unwrap() models.Denoiser { return c.Denoiser }
-
-func (c *clip) Predict(ctx context.Context, q *models.Query, p *models.Pred) error {
-	if !c.g.Span.Holds(q.Step.Progress) {
-		return c.Denoiser.Predict(ctx, q, p)
-	}
-	if err := c.Denoiser.Predict(ctx, q, &c.inner); err != nil {
-		return err
-	}
-	gau, ok := c.Process().(schedules.Gaussian)
-	if !ok {
-		return fmt.Errorf("guidance: clip needs a Gaussian process, the model's is %s", c.Process().Name())
-	}
-	limit := c.g.Range
-	if limit == 0 {
-		limit = 1
-	}
-	x, out := p.Fit(q.X, schedules.X0)
-	raw := models.Data(c.inner.Out)
-	p.Extra, p.Parts = c.inner.Extra, c.inner.Parts
-	var noise []float64
-	if c.g.Keep {
-		c.renoise = models.Reuse(c.renoise, q.X.Shape())
-		p.Renoise = c.renoise
-		noise = models.Data(p.Renoise)
-	}
-	w := len(out) / len(q.At)
-	for i, n := range q.At {
-		cx, co, err := schedules.Convert(gau, c.inner.Kind, schedules.X0, n)
-		if err != nil {
-			return err
-		}
-		for j := i * w; j < (i+1)*w; j++ {
-			out[j] = min(limit, max(-limit, float64(cx*x[j])+float64(co*raw[j])))
-		}
-		if noise == nil {
+	for i := range len(text) {
+		if text[i] != '-' {
 			continue
 		}
-		if cx, co, err = schedules.Convert(gau, c.inner.Kind, schedules.Eps, n); err != nil {
-			return err
+		lo, err1 := strconv.ParseFloat(text[:i], 64)
+		hi, err2 := strconv.ParseFloat(text[i+1:], 64)
+		if err1 != nil || err2 != nil {
+			continue // the minus of an exponent
 		}
-		for j := i * w; j < (i+1)*w; j++ {
-			noise[j] = float64(cx*x[j]) + float64(co*raw[j])
+		if !(lo >= 0 && lo <= hi) || math.IsInf(lo, 1) {
+			break
 		}
+		if s.Lo, s.Hi = lo, hi; hi == 0 {
+			s = never
+		}
+		return s, nil
+	}
+	return s, fmt.Errorf("option interval=%s: want lo-hi with 0 <= lo <= hi (as in 0.3-3, or 0.3-inf)", text)
+}
+
+// link is what all guided models share. Its VJP refuses, so that nobody finds the gradient of the unguided model below.
+type link struct {
+	models.Denoiser
+	name string
+}
+
+// Unwrap implements models.Wrapper.
+func (l *link) Unwrap() models.Denoiser { return l.Denoiser }
+
+// guided marks the models of this package.
+func (l *link) guided() {}
+
+// VJP implements models.VJP: there is no gradient through this guider.
+func (l *link) VJP(context.Context, *models.Query, *models.Pred, *tensor.Dense, *tensor.Dense) error {
+	return fmt.Errorf("guidance: %s: there is no gradient through this guider", l.name)
+}
+
+// bare returns the model below all guiders.
+func bare(d models.Denoiser) models.Denoiser {
+	for {
+		g, ok := d.(interface {
+			guided()
+			Unwrap() models.Denoiser
+		})
+		if !ok {
+			return d
+		}
+		d = g.Unwrap()
+	}
+}
+
+// gaussian returns the model's process, which the guider's conversions need.
+func (l *link) gaussian() (schedules.Gaussian, error) {
+	g, ok := l.Process().(schedules.Gaussian)
+	if !ok {
+		return nil, fmt.Errorf("guidance: %s needs a Gaussian process, the model's is %s", l.name, l.Process().Name())
+	}
+	return g, nil
+}
+
+// predict asks d, or, with a cotangent, also for the gradient.
+func predict(ctx context.Context, d models.Denoiser, q *models.Query, p *models.Pred, cotangent, grad *tensor.Dense) error {
+	if cotangent == nil {
+		return d.Predict(ctx, q, p)
+	}
+	v, ok := models.As[models.VJP](d)
+	if !ok {
+		return fmt.Errorf("guidance: a gradient is needed, and the model has none")
+	}
+	return v.VJP(ctx, q, p, cotangent, grad)
+}
+
+// own refuses an answer that already chooses the noise to put back: its guider belongs after this one.
+func (l *link) own(p *models.Pred) error {
+	if p.Renoise != nil {
+		return fmt.Errorf("guidance: %s: the guider below it sets the noise put back (cfg++, clipping without re-derived noise): put %s first", l.name, l.name)
 	}
 	return nil
 }
+
+// where writes the place of a failure.
+func where(q *models.Query, row int) string {
+	return fmt.Sprintf("step %d, sigma/alpha %.4g, row %d", q.Step.I, q.At[row].Ratio(), row)
+}
+
+// scaled writes f_i a_i for every row i into dst.
+func scaled(dst, a *tensor.Dense, f []float64) *tensor.Dense {
+	dst = models.Reuse(dst, a.Shape())
+	d, s := models.Data(dst), models.Data(a)
+	w := len(s) / len(f)
+	for i, v := range s {
+		d[i] = f[i/w] * v
+	}
+	return dst
+}
+
+// clone copies a into dst.
+func clone(dst, a *tensor.Dense) *tensor.Dense {
+	dst = models.Reuse(dst, a.Shape())
+	copy(models.Data(dst), models.Data(a))
+	return dst
+}
+
+func dot(a, b []float64) float64 {
+	sum := 0.0
+	for i, v := range a {
+		sum += float64(v * b[i])
+	}
+	return sum
+}
+
+func norm(a []float64) float64 { return math.Sqrt(dot(a, a)) }
