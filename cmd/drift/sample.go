@@ -272,4 +272,6 @@ type sampling struct {
 	cols  int    // of a sheet
 	rows  int
 	saved string // what an interrupt saved beside finished images
+
+	unstored bool // the output failed
 }

@@ -29,6 +29,9 @@ const ownKeyword = "drift"
 
 // run makes the images and stores them.
 func (s *sampling) run(ctx context.Context) error {
+	if err := s.memory(); err != nil {
+		return err
+	}
 	hash := s.desc.Hash()
 	o := output.Options{
 		Path: s.path, Run: s.desc, Items: s.items, Shape: s.info.Shape, Rounding: pixels.Rounding(s.desc.Rounding),
@@ -107,6 +110,24 @@ func (s *sampling) run(ctx context.Context) error {
 	return nil
 }
 
+// memory refuses a run that keeps more than the machine has.
+func (s *sampling) memory() error {
+	n, dim := float64(len(s.items)), 1.0
+	for _, d := range s.info.Shape {
+		dim *= float64(d)
+	}
+	if s.c.String("trajectory") != "" {
+		steps := float64(s.steps())
+		if err := enoughMemory(8*n*dim*(4*steps+2), "--trajectory"); err != nil { // x and x0, while they grow
+			return &hint{err, "take fewer images or steps"}
+		}
+	}
+	if output.Kind(s.path) == "folder" {
+		return nil
+	}
+	return enoughMemory(n*(8*dim+100), "--out "+s.path)
+}
+
 // finish completes the output.
 func (s *sampling) finish(target output.Target) error {
 	files, err := target.Close()
@@ -147,8 +168,12 @@ func (s *sampling) summary(stats samplers.Stats, made int, wall time.Duration) {
 
 // stopped words an error of the run: what is kept, and how to go on.
 func (s *sampling) stopped(err error, target output.Target, whole bool) error {
-	missing := len(target.Missing())
-	kept := len(s.items) - missing
+	if !s.unstored {
+		if e := target.Keep(); e != nil {
+			err = errors.Join(err, e)
+		}
+	}
+	kept := len(s.items) - len(target.Missing())
 	if whole && output.Kind(s.path) != "folder" {
 		kept = 0
 	}
@@ -233,6 +258,7 @@ func (s *sampling) hooks(target output.Target, observers []observer, todo, store
 			files, err := target.Put(b.Items, models.Data(x), models.Data(pictures))
 			s.stored(files)
 			if err != nil {
+				s.unstored = true
 				return err
 			}
 			for _, o := range observers {

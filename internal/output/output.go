@@ -49,6 +49,8 @@ type Target interface {
 	Missing() []job.Item
 	// Put stores rows: their states x and, for pictures, p in [-1, 1]. It returns the files that are whole now.
 	Put(items []job.Item, x, p []float64) ([]string, error)
+	// Keep stores everything that was Put, for a job that ends early.
+	Keep() error
 	// Close finishes the output when all items are stored, and returns the files that are whole now.
 	Close() ([]string, error)
 	// Room is the folder for what a stopped job leaves behind; it may not be there yet.
@@ -273,6 +275,8 @@ func (t *folder) Put(items []job.Item, _, p []float64) ([]string, error) {
 	}
 	return files, nil
 }
+
+func (t *folder) Keep() error { return nil }
 
 func (o *Options) texts(it *job.Item) []pngmeta.Text {
 	if o.Texts == nil {

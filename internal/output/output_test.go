@@ -179,6 +179,24 @@ func near(got, want []byte) bool {
 	return slices.EqualFunc(got, want, func(a, b byte) bool { return a == b || a == b+1 && b > 0 })
 }
 
+// TestKeep: parts that wait for each other are stored when the job ends early.
+func TestKeep(t *testing.T) {
+	o := options(filepath.Join(t.TempDir(), "x.npz"), 1, 2, 3, 4)
+	target := open(t, o)
+	target.(*single).cost, target.(*single).kept = time.Hour, time.Now()
+	put(t, target, o.Items[:1])
+	put(t, target, o.Items[2:3])
+	if again := open(t, o).Missing(); len(again) != 4 {
+		t.Fatalf("stored too early: missing %v", again)
+	}
+	if err := errors.Join(target.Keep(), target.Keep()); err != nil {
+		t.Fatal(err)
+	}
+	if again := open(t, o).Missing(); len(again) != 2 || again[0].Seed != 2 || again[1].Seed != 4 {
+		t.Errorf("missing %v", again)
+	}
+}
+
 func TestState(t *testing.T) {
 	o := options(filepath.Join(t.TempDir(), "x.npz"), 1, 2, 3)
 	target := open(t, o)

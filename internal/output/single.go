@@ -21,19 +21,18 @@ import (
 // single stores all images in one file. Until the last one is there, finished batches wait in the folder FILE.part,
 // which is made only when there is more than one batch.
 type single struct {
-	o     Options
-	kind  string
-	start time.Time
-	index map[[2]int]int // set and place -> row
-	rows  []row
-	part  bool // the folder is there
-}
+	o      Options
+	kind   string
+	start  time.Time
+	part   bool      // the folder is there
+	done   []bool    // per item
+	left   int       // items that are not done
+	x      []float64 // (items, ...) where x is kept
+	images []byte    // (items, H, W, C) of pictures
 
-// row is one stored result.
-type row struct {
-	done  bool
-	x     []float64
-	image []byte
+	pending []int         // rows that are in no part yet
+	kept    time.Time     // when the last part was written ...
+	cost    time.Duration // ... and how long that took
 }
 
 func openSingle(o Options, kind string) (Target, error) {
@@ -43,11 +42,32 @@ func openSingle(o Options, kind string) (Target, error) {
 	if err := Check(o.Path); err != nil {
 		return nil, err
 	}
-	t := &single{o: o, kind: kind, start: time.Now(), index: map[[2]int]int{}, rows: make([]row, len(o.Items))}
-	for i, it := range o.Items {
-		t.index[[2]int{it.Set, it.Place}] = i
+	t := &single{o: o, kind: kind, start: time.Now(), done: make([]bool, len(o.Items)), left: len(o.Items)}
+	if t.keepX() {
+		t.x = make([]float64, len(o.Items)*size(o.Shape))
+	}
+	if o.Picture != nil {
+		t.images = make([]byte, len(o.Items)*size(o.Picture))
 	}
 	return t, t.load()
+}
+
+// row is the place of an item in the arrays, -1 for an item that is not of this run. Items come set by set, each with
+// all places.
+func (t *single) row(set, place int) int {
+	items := t.o.Items
+	per := len(items) / len(t.o.Run.Sets)
+	i := set*per + place - items[0].Place
+	if i < 0 || i >= len(items) || items[i].Set != set || items[i].Place != place {
+		return -1
+	}
+	return i
+}
+
+// image is one picture in (H, W, C).
+func (t *single) image(i int) []byte {
+	w := size(t.o.Picture)
+	return t.images[i*w : (i+1)*w]
 }
 
 func (t *single) Room() string { return t.o.Path + ".part" }
@@ -109,18 +129,20 @@ func (t *single) loadPart(path string) error {
 		}
 	}
 	for k := range n {
-		i, ok := t.index[[2]int{int(id[2*k]), int(id[2*k+1])}]
-		if !ok {
+		i := t.row(int(id[2*k]), int(id[2*k+1]))
+		if i < 0 {
 			return refuse.Errorf(path, "holds an image that is not of this run")
 		}
-		r := row{done: true}
-		if x != nil {
-			r.x = x[k*size(t.o.Shape) : (k+1)*size(t.o.Shape)]
+		if !t.done[i] {
+			t.done[i] = true
+			t.left--
 		}
-		if b != nil {
-			r.image = b[k*size(t.o.Picture) : (k+1)*size(t.o.Picture)]
+		if w := size(t.o.Shape); x != nil {
+			copy(t.x[i*w:(i+1)*w], x[k*w:])
 		}
-		t.rows[i] = r
+		if w := size(t.o.Picture); b != nil {
+			copy(t.image(i), b[k*w:(k+1)*w])
+		}
 	}
 	return nil
 }
@@ -136,7 +158,7 @@ func size(shape []int) int {
 func (t *single) Missing() []job.Item {
 	var out []job.Item
 	for i, it := range t.o.Items {
-		if !t.rows[i].done {
+		if !t.done[i] {
 			out = append(out, it)
 		}
 	}
@@ -144,46 +166,71 @@ func (t *single) Missing() []job.Item {
 }
 
 func (t *single) Put(items []job.Item, x, p []float64) ([]string, error) {
-	ids := make([]int64, 0, 2*len(items))
-	var xs []float64
-	var images []byte
 	for k, it := range items {
-		r := row{done: true}
-		if t.keepX() {
-			w := size(t.o.Shape)
-			r.x = slices.Clone(x[k*w : (k+1)*w])
-			xs = append(xs, r.x...)
+		i := t.row(it.Set, it.Place)
+		if !t.done[i] {
+			t.done[i] = true
+			t.left--
 		}
-		if t.o.Picture != nil {
-			w := size(t.o.Picture)
-			r.image = make([]byte, w)
-			pixels.Bytes(r.image, p[k*w:(k+1)*w], t.o.Picture, t.o.Rounding)
-			images = append(images, r.image...)
+		if w := size(t.o.Shape); t.x != nil {
+			copy(t.x[i*w:(i+1)*w], x[k*w:])
 		}
-		t.rows[t.index[[2]int{it.Set, it.Place}]] = r
-		ids = append(ids, int64(it.Set), int64(it.Place))
+		if w := size(t.o.Picture); t.images != nil {
+			pixels.Bytes(t.image(i), p[k*w:(k+1)*w], t.o.Picture, t.o.Rounding)
+		}
+		t.pending = append(t.pending, i)
 	}
-	if !slices.ContainsFunc(t.rows, func(r row) bool { return !r.done }) {
+	if t.left == 0 {
 		return nil, nil // Close follows
 	}
+	if time.Since(t.kept) < 5*t.cost { // small batches wait for each other, so that keeping takes little of the time
+		return nil, nil
+	}
+	return nil, t.Keep()
+}
+
+func (t *single) Keep() error {
+	n := len(t.pending)
+	if n == 0 {
+		return nil
+	}
+	start := time.Now()
 	if !t.part {
 		if err := os.MkdirAll(t.Room(), 0o777); err != nil {
-			return nil, err
+			return err
 		}
 		if _, err := manifest.Claim(t.Room(), t.o.Run); err != nil {
-			return nil, err
+			return err
 		}
 		t.part = true
 	}
-	arrays := []npz.Array{{Name: "items", Shape: []int{len(items), 2}, Data: ids}}
-	if xs != nil {
-		arrays = append(arrays, npz.Array{Name: "x", Shape: append([]int{len(items)}, t.o.Shape...), Data: xs})
+	var ids []int64
+	var x []float64
+	var images []byte
+	for _, i := range t.pending {
+		ids = append(ids, int64(t.o.Items[i].Set), int64(t.o.Items[i].Place))
+		if w := size(t.o.Shape); t.x != nil {
+			x = append(x, t.x[i*w:(i+1)*w]...)
+		}
+		if t.images != nil {
+			images = append(images, t.image(i)...)
+		}
 	}
-	if images != nil {
-		arrays = append(arrays, npz.Array{Name: "images", Shape: t.imageShape(len(items)), Data: images})
+	arrays := []npz.Array{{Name: "items", Shape: []int{n, 2}, Data: ids}}
+	if t.x != nil {
+		arrays = append(arrays, npz.Array{Name: "x", Shape: append([]int{n}, t.o.Shape...), Data: x})
 	}
-	name := fmt.Sprintf("%04d-%08d.npz", items[0].Set, items[0].Place)
-	return nil, npz.Write(filepath.Join(t.Room(), name), arrays...)
+	if t.images != nil {
+		arrays = append(arrays, npz.Array{Name: "images", Shape: t.imageShape(n), Data: images})
+	}
+	name := fmt.Sprintf("%04d-%08d.npz", ids[0], ids[1])
+	if err := npz.Write(filepath.Join(t.Room(), name), arrays...); err != nil {
+		return err
+	}
+	t.pending = t.pending[:0]
+	t.kept = time.Now()
+	t.cost = t.kept.Sub(start)
+	return nil
 }
 
 // imageShape is (N, H, W, C).
@@ -195,8 +242,8 @@ func (t *single) Close() ([]string, error) {
 	var err error
 	if t.kind == "png" {
 		var images [][]byte
-		for _, r := range t.rows {
-			images = append(images, r.image)
+		for i := range t.o.Items {
+			images = append(images, t.image(i))
 		}
 		err = writePNG(t.o.Path, pixels.Sheet(images, t.o.Picture, t.o.Cols, t.o.Rows), t.o.texts(nil))
 	} else {
@@ -214,29 +261,20 @@ func (t *single) Close() ([]string, error) {
 // writeNPZ writes images (N, H, W, C) of pictures, x (N, ...) of everything else or when asked for, seeds, and classes
 // where the run has any.
 func (t *single) writeNPZ() error {
-	n := len(t.rows)
+	n := len(t.o.Items)
 	w, err := npz.Create(t.o.Path)
 	if err != nil {
 		return err
 	}
 	defer w.Discard()
-	if t.o.Picture != nil {
-		m, err := w.Array(npz.Info{Name: "images", DType: npz.U1, Shape: t.imageShape(n)})
-		for i := 0; err == nil && i < n; i++ {
-			err = m.Write(t.rows[i].image)
-		}
-		if err != nil {
-			return err
-		}
+	if t.images != nil {
+		err = w.Add(npz.Array{Name: "images", Shape: t.imageShape(n), Data: t.images})
 	}
-	if t.keepX() {
-		m, err := w.Array(npz.Info{Name: "x", DType: npz.F8, Shape: append([]int{n}, t.o.Shape...)})
-		for i := 0; err == nil && i < n; i++ {
-			err = m.Write(t.rows[i].x)
-		}
-		if err != nil {
-			return err
-		}
+	if err == nil && t.x != nil {
+		err = w.Add(npz.Array{Name: "x", Shape: append([]int{n}, t.o.Shape...), Data: t.x})
+	}
+	if err != nil {
+		return err
 	}
 	if err := w.Add(seeds(t.o.Items)); err != nil {
 		return err
