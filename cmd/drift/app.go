@@ -207,6 +207,7 @@ func (a *app) verbs() []*cli.Command {
 		sampleVerb(a),
 		benchVerb(a),
 		metricsVerb(a),
+		searchVerb(a),
 		modelVerb(a),
 		listVerb(a),
 		metadataVerb(a),

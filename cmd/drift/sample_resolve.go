@@ -426,7 +426,10 @@ func readLines(name string) ([]string, error) {
 	return out, nil
 }
 
-func (s *sampling) resolveGuiders(_ context.Context, base *manifest.Run) error {
+func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error {
+	if err := s.resolveGuide(ctx, base); err != nil {
+		return err
+	}
 	specs := slices.Clone(s.model.Defaults.Guiders)
 	switch {
 	case s.c.IsSet("guider"):
@@ -451,11 +454,15 @@ func (s *sampling) resolveGuiders(_ context.Context, base *manifest.Run) error {
 	if len(specs) == 0 {
 		return nil
 	}
-	if _, err := guide(s.model.Denoiser, specs); err != nil {
+	var second models.Denoiser
+	if s.second != nil {
+		second = s.second.Denoiser
+	}
+	if _, err := guide(s.model.Denoiser, second, specs); err != nil {
 		return badUse("guider", err)
 	}
 	s.desc.Guiders = specs
-	s.plan.Wrap = func(d models.Denoiser) (models.Denoiser, error) { return guide(d, specs) }
+	s.plan.Wrap = func(d models.Denoiser) (models.Denoiser, error) { return guide(d, second, specs) }
 	if !slices.ContainsFunc(s.desc.Sets, func(set manifest.Set) bool {
 		return set.Prompt != "" || slices.ContainsFunc(set.Classes, func(k int) bool { return k != models.NoClass })
 	}) && slices.ContainsFunc(specs, func(g string) bool { return strings.HasPrefix(g, "cfg") }) {
@@ -472,12 +479,42 @@ func cfgSpec(w float64) []string {
 	return []string{"cfg:w=" + strconv.FormatFloat(w, 'g', -1, 64)}
 }
 
-// guide chains guiders around a model, left to right.
-func guide(d models.Denoiser, specs []string) (models.Denoiser, error) {
+// resolveGuide opens the second network.
+func (s *sampling) resolveGuide(ctx context.Context, base *manifest.Run) error {
+	name := s.text("guide-model", base, func(r *manifest.Run) string {
+		if r.Guide == nil || s.c.IsSet("guider") || s.c.IsSet("cfg-scale") {
+			return ""
+		}
+		return r.Guide.Path
+	}, "")
+	if name == "" {
+		return nil
+	}
+	m, err := s.openModel(ctx, name, s.c.String("dtype"), s.c.String("tier"))
+	if err != nil {
+		return err
+	}
+	s.second = m
+	i := m.Info
+	if !slices.Equal(i.Shape, s.info.Shape) {
+		return usagef("--guide-model %s gives arrays of shape %v, the model of shape %v", name, i.Shape, s.info.Shape)
+	}
+	s.desc.Guide = &manifest.Model{Path: name, Hash: i.Hash, DType: i.DType, Tier: i.Tier, Shape: i.Shape}
+	return nil
+}
+
+// guide chains guiders around a model, left to right. second is the other model of those that need one.
+func guide(d, second models.Denoiser, specs []string) (models.Denoiser, error) {
 	for _, text := range specs {
 		g, err := guidance.Parse(text)
 		if err != nil {
 			return nil, err
+		}
+		if n, ok := g.(guidance.Needer); ok {
+			if second == nil {
+				return nil, fmt.Errorf("%s needs a second network: --guide-model", text)
+			}
+			g = n.With(second)
 		}
 		d = g.Guide(d)
 	}
@@ -529,6 +566,14 @@ func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 	}
 	given = given || implied != ""
 	g, err := s.explicit(p)
+	if own, ok := smp.(samplers.Gridded); ok && err == nil {
+		if s.c.IsSet("steps") || s.c.IsSet("nfe") || given && !s.c.IsSet("model") {
+			return usagef("--sampler %s brings its own nodes: leave the flags of the grid out", name)
+		}
+		if g, err = own.Grid(p); err != nil {
+			return badUse("sampler", err)
+		}
+	}
 	switch {
 	case err != nil:
 		return err

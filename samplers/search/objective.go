@@ -26,6 +26,8 @@ type Objective func(ctx context.Context, s samplers.SolverSchedule) (float64, er
 type Distance struct {
 	Problem samplers.Problem // with the starts; without a grid
 	Target  []float64
+	// NewModel, where given, makes the model of every run anew: guiders may remember their last run.
+	NewModel func() (samplers.Model, error)
 }
 
 // NewDistance runs the teacher over a fine grid from the start of p, drawn where p has none. Schedules to be scored start
@@ -54,6 +56,12 @@ func NewDistance(ctx context.Context, p *samplers.Problem, teacher samplers.Samp
 func (d *Distance) Rows(ctx context.Context, s samplers.Sampler, g schedules.Grid) ([]float64, error) {
 	p := d.Problem
 	p.Grid = g
+	if d.NewModel != nil {
+		var err error
+		if p.Model, err = d.NewModel(); err != nil {
+			return nil, fmt.Errorf("search: %w", err)
+		}
+	}
 	out := make([]float64, len(p.Rows))
 	res, err := samplers.Sample(ctx, s, &p)
 	var blown *samplers.NotFinite

@@ -1,0 +1,545 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"drift/internal/atomicfile"
+	"drift/internal/job"
+	"drift/internal/manifest"
+	"drift/samplers"
+	"drift/samplers/search"
+	"drift/schedules"
+)
+
+func searchVerb(a *app) *cli.Command {
+	model := []cli.Flag{
+		&cli.StringFlag{Name: "model", Usage: "model to search for (`X`)"},
+		&cli.StringFlag{Name: "dtype", Usage: "arithmetic of the network (`T`)"},
+		&cli.StringFlag{Name: "tier", Usage: "kernel tier (`TIER`)"},
+		&cli.Uint64Flag{Name: "seed", Usage: "stream of the first start (`N`); search on one range, compare on another"},
+		&cli.IntFlag{Name: "count", Value: 64, Usage: "starts to search on (`N`), default 64"},
+		&cli.StringFlag{Name: "class", Usage: "class of all (`K`)"},
+		&cli.StringFlag{Name: "classes", Usage: "classes in turn (`0,3,5`)"},
+		&cli.Float64Flag{Name: "cfg-scale", Usage: "classifier-free guidance (`W`)"},
+		&cli.StringSliceFlag{Name: "guider", Usage: "name:key=value,... (`SPEC`)"},
+		&cli.IntFlag{Name: "fine", Value: 100, Usage: "steps of the fine trajectory (`N`), default 100"},
+		&cli.StringFlag{Name: "fine-schedule", Usage: "its grid (`G`); default: time on a flow, else the process's own"},
+		&cli.Float64Flag{Name: "t-start", Usage: "noise end of the grid (`T`)"},
+		&cli.Float64Flag{Name: "t-end", Usage: "data end (`T`)"},
+		&cli.Float64Flag{Name: "sigma-max", Usage: "noise end as sigma/alpha (`S`)"},
+		&cli.Float64Flag{Name: "sigma-min", Usage: "data end as sigma/alpha (`S`)"},
+		&cli.StringFlag{Name: "final", Usage: "zero or min (`WHERE`)"},
+	}
+	steps := &cli.IntFlag{Name: "steps", Aliases: []string{"nfe"}, Value: 5, Usage: "steps, one evaluation each (`N`), default 5"}
+	out := &cli.StringFlag{Name: "out", Usage: "file to write (`FILE.json`)"}
+	resume := &cli.BoolFlag{Name: "resume", Usage: "go on with the search that was writing --out"}
+	teacher := &cli.StringFlag{Name: "teacher", Value: "unipc", Usage: "solver of the fine trajectory (`S`), default unipc"}
+	grid := append([]cli.Flag{steps, out, resume, &cli.IntFlag{Name: "batch", Value: 16, Usage: "starts at a time (`B`), default 16; what is saved when interrupted"}}, model...)
+	evolve := append([]cli.Flag{steps, out, resume, teacher,
+		&cli.DurationFlag{Name: "budget", Usage: "time to spend, such as 10m (`TIME`)"},
+		&cli.IntFlag{Name: "evaluations", Usage: "schedules to try (`N`); 300 without --budget"},
+		&cli.IntFlag{Name: "order", Value: 3, Usage: "highest order of a step, 1 to 4 (`P`), default 3"},
+		&cli.Uint64Flag{Name: "search-seed", Usage: "stream of the search's own draws (`N`)"},
+	}, model...)
+	verb := func(name, usage, text string, flags []cli.Flag, do func(*searching, context.Context) error) *cli.Command {
+		return &cli.Command{Name: name, Usage: usage, Description: text, Flags: slices.Clone(flags), Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			s := &searching{sampling: sampling{app: a, c: c}}
+			defer s.close()
+			ctx, cancel := context.WithCancel(c.Context)
+			defer cancel()
+			go func() { // the first interrupt ends the search; all evaluations are on disk
+				select {
+				case <-a.stop:
+					cancel()
+				case <-ctx.Done():
+				}
+			}()
+			if err := s.resolve(ctx); err != nil {
+				return err
+			}
+			err := do(s, ctx)
+			s.bar.Close()
+			s.bar = nil
+			if errors.Is(err, context.Canceled) && c.String("out") != "" {
+				return &hint{fmt.Errorf("%w: what was evaluated is saved", job.ErrStopped), "go on with the same line and --resume"}
+			}
+			return err
+		}}
+	}
+	return &cli.Command{
+		Name: "search", Usage: "find grids and solver schedules for few steps: boss, gits, s3, s4s, compare",
+		Description: "boss and gits write grids for --schedule @FILE; s3 and s4s write solver schedules for --sampler @FILE. Scores are mean squared distances from the end points of a fine trajectory on the same starts.",
+		Subcommands: []*cli.Command{
+			verb("boss", "the grid of least Euler error over a fine trajectory (dynamic programme)", "Prints the cost for every number of steps and writes the grid of --steps.", grid,
+				func(s *searching, ctx context.Context) error { return s.grid(ctx, search.Squared, 1) }),
+			verb("gits", "a grid from the geometry of trajectories (dynamic programme)", "As boss, with the deviation from the chord of the trajectory (on a flow: the distance in the scale of the data) and early errors discounted by 1.15.", grid,
+				func(s *searching, ctx context.Context) error { return s.grid(ctx, search.Deviation, 1.15) }),
+			verb("s3", "a solver schedule, by evolution with a learned ranking", "Nodes, orders, predictions, derivatives and correctors of every step are chosen.", evolve,
+				func(s *searching, ctx context.Context) error { return s.evolve(ctx, "s3") }),
+			verb("s4s", "nodes and coefficients of a multistep method, by CMA-ES", "Starts from dpmpp-2m on the best of the usual grids.", evolve,
+				func(s *searching, ctx context.Context) error { return s.evolve(ctx, "s4s") }),
+			verb("compare", "rank fixed solvers and searched ones at equal evaluations", "Every line gives the mean squared distance from the fine end points, and the paired 95 % interval of its ratio to the best fixed one's. Choose a --seed range that no search has seen.",
+				append([]cli.Flag{teacher,
+					&cli.StringFlag{Name: "nfe", Value: "5,8,10", Usage: "evaluations, guidance not counted (`5,8,10`)"},
+					&cli.StringFlag{Name: "samplers", Usage: "fixed solvers, separated by ; (`a;b`)"},
+					&cli.StringFlag{Name: "schedules", Usage: "their grids, separated by ; (`a;b`)"},
+					&cli.StringSliceFlag{Name: "with", Usage: "a searched schedule or grid (`FILE.json`); repeatable"},
+				}, model...),
+				func(s *searching, ctx context.Context) error { return s.compare(ctx) }),
+		},
+	}
+}
+
+// searching is a search under way.
+type searching struct {
+	sampling
+	process schedules.Gaussian
+	fine    schedules.Grid
+}
+
+func (s *searching) resolve(ctx context.Context) error {
+	s.desc = manifest.Run{Format: manifest.Format, Version: release, Verb: "search"}
+	s.plan = &job.Plan{}
+	for _, step := range []func(context.Context, *manifest.Run) error{s.resolveModel, s.resolveSeeds, s.resolveSets, s.resolveGuiders} {
+		if err := step(ctx, nil); err != nil {
+			return err
+		}
+	}
+	p, ok := s.model.Denoiser.Process().(schedules.Gaussian)
+	if !ok {
+		return fmt.Errorf("%s: the process %s is not Gaussian", s.desc.Model.Path, s.model.Denoiser.Process().Name())
+	}
+	s.process = p
+	name := s.c.String("fine-schedule")
+	if name == "" {
+		name = schedules.DefaultGrid(p)
+		if _, flow := p.(schedules.Flow); flow {
+			name = "time"
+		}
+	}
+	n := s.c.Int("fine")
+	if n < 2 || n > 10_000 {
+		return usagef("--fine %d: want 2 to 10000", n)
+	}
+	ends, asked := s.ends(nil)
+	g, err := schedules.NewGrid(p, name, n, ends)
+	if err != nil {
+		return badUse("fine-schedule", err)
+	}
+	s.desc.Schedule, s.desc.Ends, s.fine = name, asked, g
+	return nil
+}
+
+// origin says where a result came from; as settings it tells searches apart.
+func (s *searching) origin(method string, more ...any) map[string]any {
+	o := map[string]any{"method": method, "drift": release, "model": s.desc.Model.Path, "model_hash": s.desc.Model.Hash, "dtype": s.desc.Model.DType, "tier": s.desc.Model.Tier,
+		"guiders": s.desc.Guiders, "sets": s.desc.Sets, "seeds": s.desc.Seeds, "fine": len(s.fine) - 1, "fine_schedule": s.desc.Schedule, "t": []float64{s.fine[0].T, s.fine[len(s.fine)-1].T}}
+	for i := 0; i+1 < len(more); i += 2 {
+		o[more[i].(string)] = more[i+1]
+	}
+	return o
+}
+
+// output is the name of the file to write.
+func (s *searching) output() (string, error) {
+	name := s.c.String("out")
+	if name == "" {
+		return "", usagef("search needs --out FILE.json")
+	}
+	return name, nil
+}
+
+// unfinished refuses to write over an unfinished search.
+func (s *searching) unfinished(name string) error {
+	_, err := os.Stat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && s.c.Bool("resume"):
+		return usagef("--resume: there is no %s", name)
+	case err == nil && !s.c.Bool("resume"):
+		return &hint{usagef("%s holds an earlier search", name), "go on with --resume, or remove it"}
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return nil
+}
+
+func store(name string, text []byte) error {
+	f, err := atomicfile.Create(name)
+	if err != nil {
+		return err
+	}
+	defer f.Discard()
+	if _, err := f.Write(text); err != nil {
+		return err
+	}
+	return f.Commit()
+}
+
+// grid runs boss and gits.
+func (s *searching) grid(ctx context.Context, metric search.Metric, discount float64) error {
+	out, err := s.output()
+	if err != nil {
+		return err
+	}
+	if s.fine[0].Alpha == 0 && metric == search.Deviation {
+		metric = search.Norm
+	}
+	k := s.c.Int("steps")
+	if k < 1 || k >= len(s.fine) {
+		return usagef("--steps %d: want 1 to %d, the steps of the fine grid", k, len(s.fine)-1)
+	}
+	method := s.c.Command.Name
+	settings := s.origin(method, "metric", metric, "discount", discount)
+	type state struct {
+		Search json.RawMessage    `json:"search"`
+		Costs  *search.CostMatrix `json:"costs"`
+	}
+	key, err := json.Marshal(settings)
+	if err != nil {
+		return err
+	}
+	saved := out + ".costs.json"
+	if err := s.unfinished(saved); err != nil {
+		return err
+	}
+	st := state{key, &search.CostMatrix{Grid: s.fine, Metric: metric}}
+	if s.c.Bool("resume") {
+		text, err := os.ReadFile(saved)
+		if err != nil {
+			return err
+		}
+		var old state
+		if err := json.Unmarshal(text, &old); err != nil || string(old.Search) != string(key) || old.Costs == nil || old.Costs.Samples > len(s.items) || len(old.Costs.Sum) != len(s.fine)*len(s.fine) {
+			return usagef("%s is of another search", saved)
+		}
+		st = old
+	}
+	s.start("drift search " + method)
+	for st.Costs.Samples < len(s.items) {
+		n := st.Costs.Samples
+		p, err := s.plan.Problem(s.items[n:min(len(s.items), n+s.c.Int("batch"))])
+		if err != nil {
+			return err
+		}
+		if err := st.Costs.Add(ctx, p); err != nil {
+			return err
+		}
+		text, err := json.Marshal(st)
+		if err != nil {
+			return err
+		}
+		if err := store(saved, text); err != nil {
+			return err
+		}
+		s.bar.Set(float64(st.Costs.Samples)/float64(len(s.items)), fmt.Sprintf("%d of %d trajectories", st.Costs.Samples, len(s.items)))
+	}
+	paths, err := st.Costs.Boss(max(k, min(len(s.fine)-1, 20)), discount)
+	if err != nil {
+		return err
+	}
+	for i, p := range paths {
+		if s.json {
+			s.emit(map[string]any{"steps": i + 1, "cost": p.Cost, "nodes": p.Nodes})
+		} else {
+			fmt.Fprintf(s.out, "%3d steps  cost %-12.6g nodes %s\n", i+1, p.Cost, strings.Trim(fmt.Sprint(p.Nodes), "[]"))
+		}
+	}
+	settings["steps"], settings["cost"], settings["nodes"] = k, paths[k-1].Cost, paths[k-1].Nodes
+	text, err := search.GridFile(s.process, paths[k-1].Take(s.fine), settings)
+	if err != nil {
+		return err
+	}
+	if err := store(out, text); err != nil {
+		return err
+	}
+	s.say("drift: wrote %s, for --schedule @%s", out, out)
+	return os.Remove(saved)
+}
+
+// distance runs the teacher.
+func (s *searching) distance(ctx context.Context) (*search.Distance, error) {
+	teacher, err := samplers.Parse(s.c.String("teacher"))
+	if err != nil {
+		return nil, badUse("teacher", err)
+	}
+	p, err := s.plan.Problem(s.items)
+	if err != nil {
+		return nil, err
+	}
+	d, err := search.NewDistance(ctx, p, teacher, s.fine)
+	if err != nil {
+		return nil, err
+	}
+	if s.plan.Wrap != nil {
+		d.NewModel = func() (samplers.Model, error) { return s.plan.Wrap(s.plan.Model) }
+	}
+	return d, nil
+}
+
+// evolve runs s3 and s4s.
+func (s *searching) evolve(ctx context.Context, method string) error {
+	out, err := s.output()
+	if err != nil {
+		return err
+	}
+	limit := search.Budget{Evaluations: s.c.Int("evaluations"), Time: s.c.Duration("budget")}
+	if limit.Evaluations < 0 || limit.Time < 0 {
+		return usagef("--budget and --evaluations want more than 0")
+	}
+	if limit == (search.Budget{}) {
+		limit.Evaluations = 300
+	}
+	space := search.Space{Process: s.process, From: s.fine[0], To: s.fine[len(s.fine)-1], Steps: s.c.Int("steps"), Order: s.c.Int("order")}
+	if space.Steps < 1 || space.Order < 1 {
+		return usagef("--steps and --order want 1 or more")
+	}
+	settings := s.origin(method, "steps", space.Steps, "order", space.Order, "teacher", s.c.String("teacher"), "search_seed", s.c.Uint64("search-seed"))
+	key, err := json.Marshal(settings)
+	if err != nil {
+		return err
+	}
+	name := out + ".log.jsonl"
+	if err := s.unfinished(name); err != nil {
+		return err
+	}
+	d, err := s.distance(ctx)
+	if err != nil {
+		return err
+	}
+	log, err := search.OpenLog(name, string(key))
+	if err != nil {
+		return &usage{err.Error(), err}
+	}
+	defer log.Close()
+	began := time.Now()
+	bar := s.start("drift search " + method)
+	progress := func(n int, best search.Record) {
+		part := 0.0
+		if limit.Evaluations > 0 {
+			part = float64(n) / float64(limit.Evaluations)
+		}
+		if limit.Time > 0 {
+			part = max(part, float64(time.Since(began))/float64(limit.Time))
+		}
+		bar.Set(part, fmt.Sprintf("%d evaluations, best %.4g (%s)", n, best.Score, best.Origin))
+	}
+	var run interface {
+		Run(context.Context, *search.Log, search.Budget) error
+	} = search.S3{Space: space, Objective: d.Score, Seed: s.c.Uint64("search-seed"), Progress: progress}
+	if method == "s4s" {
+		run = search.S4S{Space: space, Objective: d.Score, Seed: s.c.Uint64("search-seed"), Progress: progress}
+	}
+	if err := run.Run(ctx, log, limit); err != nil {
+		return err
+	}
+	best := log.Best(1)
+	if len(best) == 0 || math.IsInf(best[0].Score, 1) {
+		return errors.New("search: no schedule gave a finite result")
+	}
+	fixed := search.Record{Score: math.Inf(1)}
+	for _, r := range log.Records {
+		if strings.Contains(r.Origin, " on ") && r.Score < fixed.Score {
+			fixed = r
+		}
+	}
+	settings["evaluations"], settings["score"] = len(log.Records), best[0].Score
+	settings["best_fixed"] = map[string]any{"solver": fixed.Origin, "score": finite(fixed.Score)}
+	text, err := samplers.USF{Schedule: best[0].Schedule, Process: s.process}.File(settings)
+	if err != nil {
+		return err
+	}
+	if err := store(out, text); err != nil {
+		return err
+	}
+	if s.json {
+		s.emit(map[string]any{"event": "found", "score": best[0].Score, "origin": best[0].Origin, "evaluations": len(log.Records), "best_fixed": fixed.Origin, "best_fixed_score": finite(fixed.Score), "out": out})
+	} else {
+		fmt.Fprintf(s.out, "best %.6g (%s) of %d; best fixed solver %.6g (%s)\n", best[0].Score, best[0].Origin, len(log.Records), fixed.Score, fixed.Origin)
+	}
+	s.say("drift: wrote %s, for --sampler @%s; all evaluations are in %s", out, out, name)
+	return nil
+}
+
+const (
+	fixedSamplers  = "ddim;dpmpp-2m;dpmpp-3m;unipc:order=2;unipc:order=3;deis:order=3;ipndm;ghvb;hb;heun"
+	fixedSchedules = "karras;lambda;time;quadratic;trailing"
+)
+
+// contest is one line of compare.
+type contest struct {
+	Name  string
+	NFE   int
+	Fixed bool
+	rows  []float64
+	mean  float64
+}
+
+// compare ranks solvers.
+func (s *searching) compare(ctx context.Context) error {
+	list := func(flag, def string) []string {
+		if v := s.c.String(flag); v != "" {
+			def = v
+		}
+		return strings.Split(def, ";")
+	}
+	var nfes []int
+	for part := range strings.SplitSeq(s.c.String("nfe"), ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(part))
+		if err != nil || n < 1 || n > 10_000 {
+			return usagef("--nfe %s: want numbers of 1 or more", s.c.String("nfe"))
+		}
+		nfes = append(nfes, n)
+	}
+	d, err := s.distance(ctx)
+	if err != nil {
+		return err
+	}
+	ends, _ := s.ends(nil)
+	first, last := s.fine[0].Ratio(), s.fine[len(s.fine)-1].Ratio()
+	if !math.IsInf(first, 1) && ends.TStart == nil {
+		ends.SigmaMax = &first
+	}
+	if ends.Final = "min"; last == 0 {
+		ends.Final = "zero"
+	} else if ends.TEnd == nil {
+		ends.SigmaMin = &last
+	}
+	samplerNames, gridNames := list("samplers", fixedSamplers), list("schedules", fixedSchedules)
+	var all []contest
+	total := float64(len(nfes)*len(samplerNames)*len(gridNames) + len(s.c.StringSlice("with")))
+	done := 0.0
+	bar := s.start("drift search compare")
+	step := func(name string) {
+		done++
+		bar.Set(done/total, name)
+	}
+	for _, n := range nfes {
+		for _, name := range samplerNames {
+			smp, err := samplers.Parse(name)
+			if err != nil {
+				return badUse("samplers", err)
+			}
+			for _, grid := range gridNames {
+				label := name + " on " + grid
+				g, err := job.Fit(n, func(steps int) (schedules.Grid, error) { return schedules.NewGrid(s.process, grid, steps, ends) },
+					func(g schedules.Grid) (float64, error) { return float64(samplers.NFE(smp, g)), nil })
+				if err == nil && !s.sameEnds(g) {
+					err = fmt.Errorf("its grid goes from sigma/alpha %.4g to %.4g, the fine trajectory from %.4g to %.4g", g[0].Ratio(), g[len(g)-1].Ratio(), first, last)
+				}
+				if err == nil {
+					var rows []float64
+					if rows, err = d.Rows(ctx, smp, g); err == nil {
+						all = append(all, contest{label, n, true, rows, 0})
+					}
+				}
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				if err != nil {
+					s.say("drift: %s at %d: %s", label, n, trimPackage(err.Error()))
+				}
+				step(label)
+			}
+		}
+	}
+	for _, path := range s.c.StringSlice("with") {
+		text, err := readSmall(path)
+		if err != nil {
+			return err
+		}
+		var smp samplers.Sampler = samplers.Euler{}
+		var g schedules.Grid
+		if grid, e := parseGrid(s.process, text); e == nil {
+			g = grid
+		} else {
+			m, err := samplers.ParseUSF(path, text)
+			if err != nil {
+				return err
+			}
+			if g, err = m.Grid(s.process); err != nil {
+				return badUse("with", err)
+			}
+			smp = m
+		}
+		if !s.sameEnds(g) {
+			return usagef("--with %s: it goes from sigma/alpha %.4g to %.4g, the fine trajectory from %.4g to %.4g", path, g[0].Ratio(), g[len(g)-1].Ratio(), first, last)
+		}
+		rows, err := d.Rows(ctx, smp, g)
+		if err != nil {
+			return err
+		}
+		all = append(all, contest{path, samplers.NFE(smp, g), false, rows, 0})
+		step(path)
+	}
+	bar.Close()
+	s.bar = nil
+	for i := range all {
+		for _, v := range all[i].rows {
+			all[i].mean += v / float64(len(all[i].rows))
+		}
+	}
+	slices.SortStableFunc(all, func(a, b contest) int { return cmp.Or(cmp.Compare(a.NFE, b.NFE), cmp.Compare(a.mean, b.mean)) })
+	for i, c := range all {
+		best := slices.IndexFunc(all, func(o contest) bool { return o.NFE == c.NFE && o.Fixed })
+		ratio, lo, hi := math.NaN(), math.NaN(), math.NaN()
+		if best >= 0 {
+			ratio, lo, hi = ratioInterval(c.rows, all[best].rows)
+		}
+		if s.json {
+			s.emit(map[string]any{"nfe": c.NFE, "name": c.Name, "searched": !c.Fixed, "distance": finite(c.mean), "ratio": finite(ratio), "lo": finite(lo), "hi": finite(hi)})
+			continue
+		}
+		if i == 0 || all[i-1].NFE != c.NFE {
+			fmt.Fprintf(s.out, "%d evaluations, %d starts: distance, ratio to the best fixed solver with its 95 %% interval\n", c.NFE, len(c.rows))
+		}
+		mark := " "
+		if !c.Fixed {
+			mark = "*"
+		}
+		fmt.Fprintf(s.out, "%s %-12.5g %8.3f [%.3f, %.3f]  %s\n", mark, c.mean, ratio, lo, hi, c.Name)
+	}
+	return nil
+}
+
+// sameEnds tells whether g starts and ends where the fine trajectory does.
+func (s *searching) sameEnds(g schedules.Grid) bool {
+	near := func(a, b schedules.Node) bool {
+		x, y := a.Ratio(), b.Ratio()
+		return x == y || math.Abs(x-y) <= 1e-6*y
+	}
+	return near(g[0], s.fine[0]) && near(g[len(g)-1], s.fine[len(s.fine)-1])
+}
+
+// ratioInterval is the ratio of the means of a and b, paired by row, with its 95 % interval by the delta method.
+func ratioInterval(a, b []float64) (ratio, lo, hi float64) {
+	n := float64(len(a))
+	ma, mb := 0.0, 0.0
+	for i := range a {
+		ma += a[i] / n
+		mb += b[i] / n
+	}
+	ratio = ma / mb
+	v := 0.0
+	for i := range a {
+		d := (a[i] - ratio*b[i]) / mb
+		v += d * d
+	}
+	half := 1.96 * math.Sqrt(v/(n-1)/n)
+	return ratio, ratio - half, ratio + half
+}
