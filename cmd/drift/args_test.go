@@ -54,9 +54,6 @@ func TestAliases(t *testing.T) {
 	a := &app{getenv: func(string) string { return "" }}
 	words, _ := a.words()
 	for alias, flag := range aliases {
-		if flag == "guide-model" {
-			continue // of verbs with a second network
-		}
 		if !slices.ContainsFunc(sorted(words), func(path string) bool { return slices.Contains(words[path], "--"+flag) }) {
 			t.Errorf("alias %s: no verb has --%s", alias, flag)
 		}

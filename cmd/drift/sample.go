@@ -56,6 +56,7 @@ func sampleVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "prompts", Usage: "one prompt or class per line: one image set each (`FILE`)"},
 			&cli.Float64Flag{Name: "cfg-scale", Usage: "classifier-free guidance, --guider cfg:w=W (`W`); 1 = off (default 1; 2 when no --model is named)"},
 			&cli.StringSliceFlag{Name: "guider", Usage: "name:key=value,... (`SPEC`); repeatable, chained left to right after those the model itself asks for (none drops them); see drift list guiders"},
+			&cli.StringFlag{Name: "guide-model", Usage: "second network of autoguidance (`M`)"},
 			&cli.StringFlag{Name: "init-image", Usage: "start from this picture with noise on it, SDEdit (`IMG`)"},
 			&cli.Float64Flag{Name: "strength", Usage: "part of the run that --init-image goes through, 0 to 1, default 0.75 (`S`)"},
 			&cli.StringFlag{Name: "init", Usage: "start from array x, scaled to the first node (`FILE.npz`)"},
@@ -95,10 +96,12 @@ func sampleVerb(a *app) *cli.Command {
 	}
 }
 
-// close gives the model back.
+// close gives the models back.
 func (s *sampling) close() {
-	if s.model != nil {
-		s.model.Close()
+	for _, m := range []*open.Model{s.model, s.second} {
+		if m != nil {
+			m.Close()
+		}
 	}
 }
 
@@ -261,17 +264,18 @@ type sampling struct {
 	*app
 	c *cli.Context
 
-	model *open.Model
-	info  modelInfo
-	plan  *job.Plan
-	cost  job.Cost
-	desc  manifest.Run // the description of the run
-	seeds []uint64
-	items []job.Item
-	path  string // of the output
-	cols  int    // of a sheet
-	rows  int
-	saved string // what an interrupt saved beside finished images
+	model  *open.Model
+	second *open.Model // of --guide-model
+	info   modelInfo
+	plan   *job.Plan
+	cost   job.Cost
+	desc   manifest.Run // the description of the run
+	seeds  []uint64
+	items  []job.Item
+	path   string // of the output
+	cols   int    // of a sheet
+	rows   int
+	saved  string // what an interrupt saved beside finished images
 
 	unstored bool // the output failed
 }

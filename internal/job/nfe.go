@@ -17,10 +17,18 @@ type Wrap func(leaf models.Denoiser) (models.Denoiser, error)
 // Cost is what a run asks of the leaf models, per image.
 type Cost struct{ NFE, VJPs float64 }
 
-// CountNFE finds the cost of a run by making it on a blank model: one row, no network. Guiders count too. It is exact
-// for samplers that take the same steps whatever the model answers.
+// CountNFE finds the cost of a run by making it on a blank model: one row, no network. Guiders count too; where they ask
+// for more than a blank model has (layers, an exact posterior), the run is made on the model itself. It is exact for
+// samplers that take the same steps whatever the model answers.
 func CountNFE(ctx context.Context, s samplers.Sampler, wrap Wrap, like models.Denoiser, shape []int, classes bool, g schedules.Grid, first, last int) (Cost, error) {
-	d := models.Metered(blank{like.Process()})
+	c, err := countOn(ctx, s, wrap, models.Metered(blank{like.Process()}), shape, classes, g, first, last)
+	if err != nil && wrap != nil && ctx.Err() == nil {
+		return countOn(ctx, s, wrap, like, shape, classes, g, first, last)
+	}
+	return c, err
+}
+
+func countOn(ctx context.Context, s samplers.Sampler, wrap Wrap, d models.Denoiser, shape []int, classes bool, g schedules.Grid, first, last int) (Cost, error) {
 	if wrap != nil {
 		var err error
 		if d, err = wrap(d); err != nil {
