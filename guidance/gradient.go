@@ -69,32 +69,33 @@ func (c Posterior) LogProb(ctx context.Context, x *tensor.Dense, at []schedules.
 //
 //	eps' = eps - W sigma grad_x log p(class | x)
 //
-// The model is asked without the class: W = 1 with the exact classifier is the conditional model, W the same as CFG's
-// scale. Cond keeps the class in the model's question (guidance on top of conditioning, W + 1 of CFG). W = 0 is off: with
-// Cond the unguided run, else the unconditional one. One evaluation, and one gradient of the classifier.
+// W = 0 is off. The model is asked with the class, if it takes one; Uncond asks it without, which makes W, with the exact
+// classifier, the scale of CFG. One evaluation, and one gradient of the classifier.
 type Classifier struct {
 	W       float64
 	Scale   Scale         // in place of W; nil = W
 	Of      ClassGradient // nil = the exact posterior of an analytic target; other models are refused
-	Cond    bool
+	Uncond  bool
 	MaxNorm float64 // largest norm of a row's gradient; 0 = no limit
 	Span    Span
 }
 
 func init() {
-	register(Info{Name: "classifier", NFE: "1 + 1 gradient of the classifier", Class: true, Summary: "classifier guidance: the score of the class added to the unconditional one", Source: "arXiv 2105.05233, algorithm 2",
-		Options: []Option{{"w", "2", "scale; 0 = off, or an expression of " + momentNames}, {"cond", "false", "true keeps the class in the model's question too"}, {"clip", "0", "largest norm of a row's gradient; 0 = no limit"}},
+	register(Info{Name: "classifier", NFE: "1 + 1 gradient of the classifier", Class: true, Summary: "classifier guidance: w times the score of the class is added to the model's", Source: "arXiv 2105.05233, algorithm 2",
+		Options: []Option{{"w", "2", "scale; 0 = off, or an expression of " + momentNames}, {"uncond", "false", "true asks the model without the class"}, {"clip", "0", "largest norm of a row's gradient; 0 = no limit"}},
 		New: func(o *spec.Options) (Guider, error) {
 			w, of, err := readScale(o, "w", 2, math.Inf(-1), math.Inf(1))
-			return Classifier{W: w, Scale: of, Cond: o.Bool("cond", false), MaxNorm: o.FloatIn("clip", 0, 0, math.MaxFloat64), Span: span(o)}, err
+			return Classifier{W: w, Scale: of, Uncond: o.Bool("uncond", false), MaxNorm: o.FloatIn("clip", 0, 0, math.MaxFloat64), Span: span(o)}, err
 		}})
 }
 
 // Guide implements Guider.
 func (g Classifier) Guide(d models.Denoiser) models.Denoiser {
-	c := &classifier{pair: pair{link: link{d, "classifier"}, w: g.W, of: g.Scale, span: g.Span}, g: g, by: g.Of}
-	if m, ok := models.As[*analytic.Mixture](d); ok && c.by == nil {
-		c.by = Posterior{m}
+	c := &classifier{pair: pair{link: link{d, "classifier"}, w: g.W, of: g.Scale, span: g.Span}, g: g}
+	if c.g.Of == nil {
+		if m, ok := models.As[*analytic.Mixture](d); ok {
+			c.g.Of = Posterior{m}
+		}
 	}
 	return c
 }
@@ -102,7 +103,6 @@ func (g Classifier) Guide(d models.Denoiser) models.Denoiser {
 type classifier struct {
 	pair
 	g       Classifier
-	by      ClassGradient
 	classes []int
 	logp    []float64
 	grad    *tensor.Dense
@@ -113,20 +113,11 @@ func (g *classifier) Predict(ctx context.Context, q *models.Query, p *models.Pre
 	if err != nil {
 		return err
 	}
-	if g.by == nil && on {
+	if !on {
+		return g.Denoiser.Predict(ctx, q, p)
+	}
+	if g.g.Of == nil {
 		return fmt.Errorf("guidance: classifier: there is no classifier, and the model is no analytic target with an exact one")
-	}
-	ask := q
-	if !g.g.Cond && g.acts(q) {
-		ask = g.without(q)
-		for i := range q.At { // rows outside the span keep their class
-			if !g.span.Holds(q, i) {
-				ask.Cond.Classes[i] = q.Cond.Class(i)
-			}
-		}
-	}
-	if err := g.Denoiser.Predict(ctx, ask, p); err != nil || !on {
-		return err
 	}
 	g.classes = g.classes[:0]
 	for i, w := range g.scales {
@@ -136,25 +127,27 @@ func (g *classifier) Predict(ctx context.Context, q *models.Query, p *models.Pre
 		}
 		g.classes = append(g.classes, k)
 	}
+	ask := q
+	if g.g.Uncond {
+		ask = g.without(q)
+		for i, w := range g.scales {
+			if w == 0 {
+				ask.Cond.Classes[i] = q.Cond.Class(i)
+			}
+		}
+	}
+	if err := g.Denoiser.Predict(ctx, ask, p); err != nil {
+		return err
+	}
 	g.logp = append(g.logp[:0], g.scales...)
 	g.grad = models.Reuse(g.grad, q.X.Shape())
-	if err := g.by.LogProb(ctx, q.X, q.At, g.classes, g.logp, g.grad); err != nil {
+	if err := g.g.Of.LogProb(ctx, q.X, q.At, g.classes, g.logp, g.grad); err != nil {
 		return fmt.Errorf("guidance: classifier: %w", err)
 	}
 	if err := finite(g.name, "the classifier's gradient", q, models.Data(g.grad)); err != nil {
 		return err
 	}
 	return g.shift(q, p, models.Data(g.grad), g.scales, g.g.MaxNorm)
-}
-
-// acts tells whether some row with a class lies in the span.
-func (g *classifier) acts(q *models.Query) bool {
-	for i := range q.At {
-		if g.span.Holds(q, i) && q.Cond.Class(i) != models.NoClass {
-			return true
-		}
-	}
-	return false
 }
 
 // finite refuses a row that is not, by name and place.
@@ -290,8 +283,8 @@ const (
 // vector-Jacobian product.
 type Gradient struct {
 	W       float64
-	Scale   Scale // in place of W; nil = W
-	Of      Energy
+	Scale   Scale  // in place of W; nil = W
+	Of      Energy // nil = ClassEnergy of the exact posterior of an analytic target; other models are refused
 	Through Through
 	MaxNorm float64 // largest norm of a row's gradient, after J^T; 0 = no limit
 	Samples int
@@ -302,8 +295,27 @@ type Gradient struct {
 	Report func(q *models.Query, energy, norm []float64)
 }
 
+func init() {
+	register(Info{Name: "energy", NFE: "1; 2 and 1 VJP with through=model", Class: true, Summary: "lowers an energy of the predicted data by its gradient; without a file, -log p(class | x0) of an analytic target", Source: "through=x0: arXiv 2311.16424; through=model: arXiv 2302.07121",
+		Options: []Option{{"scale", "1", "strength; 0 = off, or an expression of " + momentNames}, {"through", "x0", "x0: move the predicted data, or model: gradient through the network (needs a VJP)"},
+			{"clip", "0", "largest norm of a row's gradient; 0 = no limit"}, {"samples", "0", "Monte Carlo samples around the predicted data; 0 = the data itself"}, {"spread", "1", "of the samples, in units of sb/sqrt(1 + sb^2)"}},
+		New: func(o *spec.Options) (Guider, error) {
+			w, of, err := readScale(o, "scale", 1, math.Inf(-1), math.Inf(1))
+			g := Gradient{W: w, Scale: of, MaxNorm: o.FloatIn("clip", 0, 0, math.MaxFloat64), Samples: o.Int("samples", 0, 0, 1<<16), Spread: o.FloatIn("spread", 1, 1e-9, 1e9), Span: span(o)}
+			if o.Choice("through", "x0", "model") == "model" {
+				g.Through = ThroughModel
+			}
+			return g, err
+		}})
+}
+
 // Guide implements Guider.
 func (g Gradient) Guide(d models.Denoiser) models.Denoiser {
+	if g.Of == nil {
+		if m, ok := models.As[*analytic.Mixture](d); ok {
+			g.Of = ClassEnergy{Posterior{m}}
+		}
+	}
 	return &gradient{link: link{d, "energy"}, g: g}
 }
 
@@ -330,7 +342,7 @@ func (g *gradient) Predict(ctx context.Context, q *models.Query, p *models.Pred)
 		return err
 	}
 	if g.g.Of == nil {
-		return fmt.Errorf("guidance: energy: there is no energy")
+		return fmt.Errorf("guidance: energy: there is no energy, and the model is no analytic target with an exact classifier")
 	}
 	gau, err := g.gaussian()
 	if err != nil {

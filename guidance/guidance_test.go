@@ -53,25 +53,95 @@ func guide(t testing.TB, d models.Denoiser, specs ...string) models.Denoiser {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if n, ok := g.(guidance.Needer); ok {
+			g = n.With(models.Metered(weak(t)))
+		}
 		d = g.Guide(d)
 	}
 	return d
 }
 
-// TestOff: scale 1, an empty span and rows without a class give the unguided run bit for bit and cost nothing.
+// broad is the same target as a weaker model sees it.
+const broad = `{"type":"mixture","weights":[0.5,0.5],"means":[[-0.8,0],[0.8,0]],"vars":[[0.6,0.6],[0.6,0.6]],"labels":[0,1],"process":{"type":"vp-linear"},"prediction":"x0"}`
+
+func weak(t testing.TB) *analytic.Mixture {
+	m, err := analytic.Parse([]byte(broad))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// layered is a target that a disturbed network sees as broad.
+type layered struct {
+	*analytic.Mixture
+	bad *analytic.Mixture
+}
+
+func layers(t testing.TB) models.Denoiser {
+	wide := weak(t).Target()
+	wide.Prediction = schedules.Eps
+	bad, err := analytic.New(wide)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return models.Metered(layered{target(t), bad})
+}
+
+func (m layered) Unwrap() models.Denoiser { return m.Mixture }
+
+func (m layered) Predict(ctx context.Context, q *models.Query, p *models.Pred) error {
+	if q.Hooks == nil {
+		return m.Mixture.Predict(ctx, q, p)
+	}
+	plain := *q
+	plain.Hooks = nil
+	return m.bad.Predict(ctx, &plain, p)
+}
+
+// TestOff: scale 1, weight 0, an empty span and rows without a class give the unguided run bit for bit and cost nothing.
 func TestOff(t *testing.T) {
+	specs := []string{"cfg:w=1", "cfg:w=3,from=0.5,to=0.5", "cfg:w=3,interval=1-1", "cfg:w=sigma>1e9?3:1", "cfg:w=1,rescale=0.7", "apg:w=1", "cfg-zero:w=1", "tcfg:w=1", "mambo:w=1", "auto:w=1", "pag:w=0",
+		"slg:w=0", "classifier:w=0", "classifier:w=0,uncond", "energy:scale=0", "energy:scale=0,through=model"}
+	for _, i := range guidance.List() {
+		specs = append(specs, i.Name+":to=0", i.Name+":interval=0-0", i.Name+":interval=1e4-inf")
+	}
 	m := models.Metered(target(t))
 	for _, s := range []string{"euler", "dpmpp-2m", "unipc", "dpmpp-2m-sde"} {
 		plain, want := run(t, m, s, 8, 10, 1)
-		for _, g := range []string{"cfg:w=1", "cfg:w=3,from=0.5,to=0.5"} {
+		_, free := run(t, m, s, 8, 10, models.NoClass)
+		for _, g := range specs {
 			res, have := run(t, guide(t, m, g), s, 8, 10, 1)
-			if !slices.Equal(have, want) || res.Stats.NFE != plain.Stats.NFE {
+			if !slices.Equal(have, want) || res.Stats.NFE != plain.Stats.NFE || res.Stats.VJPs != 0 {
 				t.Errorf("%s with %s differs from the unguided run (%g evaluations against %g)", s, g, res.Stats.NFE, plain.Stats.NFE)
 			}
 		}
-		_, free := run(t, m, s, 8, 10, models.NoClass)
-		if _, have := run(t, guide(t, m, "cfg:w=4"), s, 8, 10, models.NoClass); !slices.Equal(have, free) {
-			t.Errorf("%s: guidance changed rows without a class", s)
+		for _, g := range []string{"cfg:w=4", "cfg++", "apg", "cfg-zero", "tcfg", "mambo", "classifier"} {
+			if res, have := run(t, guide(t, m, g), s, 8, 10, models.NoClass); !slices.Equal(have, free) || res.Stats.NFE != plain.Stats.NFE {
+				t.Errorf("%s with %s: guidance changed rows without a class", s, g)
+			}
+		}
+	}
+	// CFG++ with lambda = 0 is the unconditional run, with one evaluation a step.
+	plain, free := run(t, m, "ddim:eta=0.5", 8, 10, models.NoClass)
+	if res, have := run(t, guide(t, m, "cfg++:lambda=0"), "ddim:eta=0.5", 8, 10, 1); !slices.Equal(have, free) || res.Stats.NFE != plain.Stats.NFE {
+		t.Error("cfg++ with lambda = 0 is not the unconditional run")
+	}
+}
+
+// TestCost: evaluations and gradients of a run of 10 steps.
+func TestCost(t *testing.T) {
+	for _, c := range []struct {
+		guiders   string
+		nfe, vjps float64
+	}{
+		{"cfg", 20, 0}, {"cfg++", 20, 0}, {"apg", 20, 0}, {"tcfg", 20, 0}, {"mambo", 20, 0}, {"auto", 20, 0}, {"cfg-zero", 18, 0}, {"cfg-zero:zero=0", 20, 0},
+		{"cfg:from=0.5", 15, 0}, {"cfg:w=step<3?2:1", 13, 0}, {"pag", 20, 0}, {"slg", 20, 0}, {"cfg;pag", 30, 0}, {"apg;pag", 40, 0}, {"cfg;auto", 30, 0}, {"clip", 10, 0}, {"threshold", 10, 0},
+		{"classifier", 10, 0}, {"energy", 10, 0}, {"energy:samples=4", 10, 0}, {"energy:through=model", 20, 10}, {"cfg;energy:through=model", 40, 20},
+	} {
+		res, _ := run(t, guide(t, layers(t), strings.Split(c.guiders, ";")...), "euler", 2, 10, 1)
+		if res.Stats.NFE != c.nfe || res.Stats.VJPs != c.vjps {
+			t.Errorf("%s: %g evaluations and %g gradients, want %g and %g", c.guiders, res.Stats.NFE, res.Stats.VJPs, c.nfe, c.vjps)
 		}
 	}
 }
@@ -166,7 +236,9 @@ func maxGap(a, b []float64) float64 {
 }
 
 func TestParse(t *testing.T) {
-	for in, want := range map[string]string{"cgf:w=2": "did you mean cfg", "cfg:scale=2": "unknown option", "cfg:w=x": "finite number", "clip:range=0": "from", "": "empty"} {
+	for in, want := range map[string]string{"cgf:w=2": "did you mean cfg", "cfg:scale=2": "unknown option", "cfg:w=x": "finite number", "clip:range=0": "from", "": "empty",
+		"cfg:interval=3-1": "want lo-hi", "cfg:interval=3": "want lo-hi", "apg:interval=inf-inf": "want lo-hi", "cfg:w=nan": "finite number", "cfg:w=1+": "unexpected token", "cfg:w=now()": "unknown name now",
+		"cfg:w=sigma>1": "expected float64", "cfg++:lambda=1.5": "from 0 to 1", "threshold:max=0.5": "from 1", "energy:through=net": "one of x0, model", "apg:space=rgb": "one of x0, raw"} {
 		if _, err := guidance.Parse(in); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Parse(%q): %v, want %q", in, err, want)
 		}

@@ -68,6 +68,18 @@ func (g *pair) ask(ctx context.Context, q *models.Query, p *models.Pred) (on boo
 	return true, g.agree(p)
 }
 
+// VJP implements models.VJP where no row is guided: there is no gradient through the rule.
+func (g *pair) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotangent, grad *tensor.Dense) error {
+	on, err := g.prepare(q)
+	if err != nil {
+		return err
+	}
+	if on {
+		return g.link.VJP(ctx, q, p, cotangent, grad)
+	}
+	return predict(ctx, g.Denoiser, q, p, cotangent, grad)
+}
+
 func (g *pair) agree(p *models.Pred) error {
 	if g.u.Kind != p.Kind {
 		return fmt.Errorf("guidance: %s: the model answered with %v and with %v", g.name, p.Kind, g.u.Kind)
