@@ -196,8 +196,9 @@ func (a tally) add(name string, v float64) { a[name] = append(a[name], v) }
 func (a tally) mean(name string) (mean, sd float64) {
 	v := a[name]
 	for _, x := range v {
-		mean += x / float64(len(v))
+		mean += x
 	}
+	mean /= float64(len(v))
 	for _, x := range v {
 		sd += (x - mean) * (x - mean)
 	}
@@ -321,13 +322,8 @@ func (g golden) close(t testing.TB, what string, got, want []float64) {
 	}
 }
 
-// slow skips checks that take long unless they are asked for.
-func slow(t testing.TB) {
-	t.Helper()
-	if os.Getenv("DRIFT_SLOW") == "" {
-		t.Skip("takes long: set DRIFT_SLOW=1")
-	}
-}
+// isSlow tells whether checks that take long are asked for.
+func isSlow() bool { return os.Getenv("DRIFT_SLOW") != "" }
 
 // given hands out listed uniforms.
 func given(u []float64) Uniforms {

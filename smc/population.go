@@ -37,6 +37,8 @@ type Policy struct {
 	ESS       float64 // threshold of Adaptive as a fraction of K; 0 = 0.5
 	Resampler Resampler
 	Temper    Temper
+
+	uniforms func(rng.Key) Uniforms // nil: the streams of the key
 }
 
 func (p *Policy) check() error {
@@ -187,7 +189,11 @@ func (p *population) resample(pol Policy, step int, progress float64, deadPass b
 				keep, w = 1-1/t, draw
 			}
 		}
-		a, err := pol.Resampler.Ancestors(draw.W, k, uniforms(rng.Key{Seed: seed, Step: step, Purpose: rng.PurposeResample}))
+		source := pol.uniforms
+		if source == nil {
+			source = uniforms
+		}
+		a, err := pol.Resampler.Ancestors(draw.W, k, source(rng.Key{Seed: seed, Step: step, Purpose: rng.PurposeResample}))
 		if err != nil {
 			return fail(err)
 		}

@@ -1,0 +1,541 @@
+package smc
+
+import (
+	"bytes"
+	"context"
+	"encoding/gob"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"time"
+
+	"gorgonia.org/tensor"
+
+	"drift/models"
+	"drift/samplers"
+	"drift/schedules"
+)
+
+// FK steers a stochastic sampler by a reward: Feynman-Kac steering (Singhal et al. 2025, arXiv 2501.06848). The rows of a
+// Problem are particles, those of one seed a group (see Rows). After the steps that are checked, every particle's clean
+// data x0 is estimated at the state just reached (from the same evaluation that the next step starts from, so without further
+// cost), scored, and weighted by the Potential; groups resample by the Policy. With K particles per group and K to
+// infinity the weighted particles are samples of
+//
+//	p(x) exp(lambda r(x)) / Z,  p the law of the sampler's own results,
+//
+// and exp(LogZ) is an unbiased estimate of Z for every K (potential difference: of Z exp(-lambda Init)). Weights that no
+// resampling has used are carried on and stand in State.LogWeights at the end: average over particles with softmax of them,
+// per group.
+//
+// Groups of one particle and strength zero are left alone: the samples are the base sampler's own, bit for bit. A base
+// without step noise is refused, since copies of a particle would stay equal for ever, except with potential None, which
+// weights at the end only.
+//
+// Samplers whose first evaluation of a step is not at the state (churn) pay one more evaluation per check; Lagged avoids it.
+type FK struct {
+	Base   samplers.Sampler
+	Reward Reward
+
+	Lambda    float64                        // strength; the target is p exp(Lambda r) when Schedule ends at 1
+	Schedule  func(progress float64) float64 // multiplies Lambda during the run; nil = 1 throughout
+	Potential Potential
+	Init      *float64 // r_{-1}; nil = 0, and -Inf for Max
+	Published bool     // Max and Sum tilt by max or sum of the rewards at the end, as the public code does
+	Lagged    bool     // score the estimate that the step was made from, in place of one at the state it reached
+	Latent    bool     // score the state's own space, without Problem.Codec
+
+	// A check follows step i of the run (from 0) when i is in Checks; or where Checks is nil, when i = From, From + Every, ...
+	// up to To. The last step is always checked.
+	Checks   []int
+	Every    int // 0 = 1
+	From, To int // To 0 = no limit
+
+	Policy   Policy
+	Weighted bool // leave the weights of the last check on the particles, whatever the policy says
+	SkipDead bool // pass over a check that rules out a whole group; else it is ErrDead
+
+	Observe func(*Check) error // called after every check
+}
+
+// Check is what happened at a check. Slices and tensors belong to the run.
+type Check struct {
+	Step     int // steps made
+	At       schedules.Node
+	Progress float64
+	Last     bool
+	Lambda   float64
+	X0       *tensor.Dense // what the reward saw
+	Rewards  []float64     // one per row, before resampling
+	Before   []float64     // log weights with this check's, before resampling
+	After    []float64     // log weights carried on
+	Parents  []int         // the row that each row goes on from; nil: no group resampled
+	Temps    []float64     // the temperature of each group's draw
+	ESS      []float64     // of each group, before resampling
+	Groups   []Group       // after it
+}
+
+// Cost counts what steering takes beside the evaluations of the model.
+type Cost struct {
+	Checks  int
+	Rewards int           // rows scored
+	Decodes int           // rows decoded
+	Outside time.Duration // time spent in reward and codec
+}
+
+// Needs implements samplers.Sampler.
+func (f FK) Needs() samplers.Needs {
+	var n samplers.Needs
+	if f.Base != nil {
+		n = f.Base.Needs()
+	}
+	n.Couples = true
+	return n
+}
+
+// Run is a steered run under way.
+type Run struct {
+	fk      FK
+	p       *samplers.Problem
+	base    samplers.Run
+	process schedules.Gaussian
+	last    int // steps at the end of the run; 0 = not known
+	init    float64
+	cond    *models.Cond
+	x0      *tensor.Dense
+
+	pop     *population
+	stat    []float64 // the potential's statistic
+	paid    []float64 // sum of all log weights of each path
+	rewards []float64 // of the last check, nil before
+	lambda  float64
+	ess     float64
+	pending bool // a step is made whose check is not
+	over    bool // the last check is made
+	from    []int
+	cost    Cost
+}
+
+var (
+	_ samplers.Run     = (*Run)(nil)
+	_ samplers.Saver   = (*Run)(nil)
+	_ samplers.Setter  = (*Run)(nil)
+	_ samplers.Resumer = FK{}
+)
+
+// Begin implements samplers.Sampler. Errors, beside those of Base: options out of range, particles that do not stand
+// together, a base sampler that cannot be steered.
+func (f FK) Begin(ctx context.Context, p *samplers.Problem) (samplers.Run, error) {
+	r, err := f.newRun(p)
+	if err != nil {
+		return nil, err
+	}
+	if r.base, err = f.Base.Begin(ctx, p); err != nil {
+		return nil, err
+	}
+	r.bind()
+	return r, r.able()
+}
+
+// bind looks at the base's run.
+func (r *Run) bind() {
+	if st := r.base.State(); r.last == 0 {
+		r.last = st.N
+	}
+}
+
+func (f FK) newRun(p *samplers.Problem) (*Run, error) {
+	fail := func(format string, a ...any) (*Run, error) {
+		return nil, fmt.Errorf("smc: steering: "+format, a...)
+	}
+	switch {
+	case f.Base == nil:
+		return fail("no base sampler")
+	case f.Potential < Difference || f.Potential > None:
+		return fail("unknown potential %d", int(f.Potential))
+	case math.IsNaN(f.Lambda) || math.IsInf(f.Lambda, 0):
+		return fail("lambda = %g is not finite", f.Lambda)
+	case f.Reward == nil && f.Lambda != 0:
+		return fail("no reward")
+	case f.Every < 0 || f.From < 0 || f.To < 0:
+		return fail("checks every %d steps from %d to %d: want no negative numbers", f.Every, f.From, f.To)
+	case f.Init != nil && (math.IsNaN(*f.Init) || math.IsInf(*f.Init, 1) || (math.IsInf(*f.Init, -1) && f.Potential != Max)):
+		return fail("the reward before the first check is %g", *f.Init)
+	}
+	if err := f.Policy.check(); err != nil {
+		return nil, err
+	}
+	den, ok := p.Model.(models.Denoiser)
+	if !ok {
+		return fail("needs a model that denoises, have %T", p.Model)
+	}
+	process, ok := den.Process().(schedules.Gaussian)
+	if !ok {
+		return fail("needs a Gaussian process, the model's is %s", den.Process().Name())
+	}
+	pop, err := newPopulation(p.Rows)
+	if err != nil {
+		return nil, err
+	}
+	n := len(p.Rows)
+	r := &Run{fk: f, p: p, process: process, last: p.Last, cond: p.Cond, pop: pop, lambda: f.Lambda, ess: f.Policy.ESS,
+		stat: make([]float64, n), paid: make([]float64, n), from: identity(n), init: f.Potential.start()}
+	if r.last == 0 && !f.Base.Needs().OwnGrid {
+		r.last = len(p.Grid) - 1
+	}
+	if f.Init != nil {
+		r.init = *f.Init
+	}
+	for i := range r.stat {
+		r.stat[i] = r.init
+	}
+	return r, nil
+}
+
+// able refuses a base run that cannot be steered the way it is asked.
+func (r *Run) able() error {
+	if r.pop.single() || r.lambda == 0 {
+		return nil
+	}
+	needs := r.fk.Base.Needs()
+	fail := func(what string) error { return fmt.Errorf("smc: %T cannot be steered: %s", r.fk.Base, what) }
+	if r.last == 0 {
+		return fail("it places its steps as it goes, image by image")
+	}
+	if !needs.Noise && r.fk.Potential != None {
+		return fail("it draws no step noise, so copies of a particle would stay equal for ever; " +
+			"use its stochastic form (ddim:eta=1, ddpm, dpmpp-2m-sde, churn ...), one particle, lambda 0, or potential none")
+	}
+	if _, ok := r.base.(samplers.Selector); !ok && r.fk.Policy.When != Never {
+		return fail("its runs cannot be re-indexed")
+	}
+	if _, ok := r.base.(samplers.Peeker); !ok && !r.fk.Lagged && r.fk.Potential != None {
+		return fail("its runs cannot be asked for the next prediction; use lagged checks")
+	}
+	return nil
+}
+
+// Next implements samplers.Run: a step of the base, and its check. After an error of the check (a reward that failed)
+// the run may be saved, or Next called again: the step is not made twice.
+func (r *Run) Next(ctx context.Context) (bool, error) {
+	done := false
+	if !r.pending {
+		var err error
+		if done, err = r.base.Next(ctx); err != nil || (done && r.over) {
+			return done, err
+		}
+		r.pending = true
+	}
+	if err := r.check(ctx, done); err != nil {
+		return false, err
+	}
+	r.pending = false
+	return done, nil
+}
+
+// due tells whether a check follows step i.
+func (f *FK) due(i int) bool {
+	if f.Checks != nil {
+		return slices.Contains(f.Checks, i)
+	}
+	return i >= f.From && (f.To == 0 || i <= f.To) && (i-f.From)%max(1, f.Every) == 0
+}
+
+// strength is lambda at a progress.
+func (r *Run) strength(progress float64) (float64, error) {
+	l := r.lambda
+	if r.fk.Schedule != nil && l != 0 {
+		l *= r.fk.Schedule(progress)
+	}
+	if math.IsNaN(l) || math.IsInf(l, 0) {
+		return 0, fmt.Errorf("smc: lambda is %g at progress %g", l, progress)
+	}
+	return l, nil
+}
+
+// check weights and resamples after a step.
+func (r *Run) check(ctx context.Context, ended bool) error {
+	st := r.base.State()
+	c := Check{Step: st.I, At: st.At, Progress: 1, Last: ended || st.I == r.last}
+	if !c.Last {
+		c.Progress = st.Done
+		if r.last > 0 {
+			c.Progress = float64(st.I) / float64(r.last)
+		}
+	}
+	var err error
+	if c.Lambda, err = r.strength(c.Progress); err != nil {
+		return err
+	}
+	idle := r.fk.Reward == nil || r.pop.single() || r.fk.Potential == None || c.Lambda == 0 && (r.fk.Potential != Difference || !slices.ContainsFunc(r.paid, func(v float64) bool { return v != 0 }))
+	if !c.Last && (idle || !r.fk.due(st.I-1)) {
+		return nil
+	}
+	next := slices.Clone(r.stat)
+	if c.Rewards, err = r.score(ctx, st, &c); err != nil {
+		return fmt.Errorf("smc: step %d at sigma/alpha %.4g: reward: %w", st.I-1, st.At.Ratio(), err)
+	}
+	lw, paid := slices.Clone(r.pop.LW), slices.Clone(r.paid)
+	if c.Rewards != nil {
+		for i, v := range c.Rewards {
+			var d float64
+			d, next[i] = r.fk.Potential.pay(v, c.Lambda, r.stat[i], r.init, paid[i], c.Last, r.fk.Published)
+			lw[i] += d
+			paid[i] += d
+		}
+		if r.fk.SkipDead {
+			for g := range r.pop.Seeds {
+				from, to := r.pop.span(g)
+				if slices.Max(lw[from:to]) == math.Inf(-1) && !c.Last {
+					copy(lw[from:to], r.pop.LW[from:to])
+					copy(paid[from:to], r.paid[from:to])
+					copy(next[from:to], r.stat[from:to])
+				}
+			}
+		}
+	}
+	pop := r.pop.clone()
+	pop.LW = lw
+	c.Before = slices.Clone(lw)
+	for g := range pop.Seeds {
+		c.ESS = append(c.ESS, pop.group(g).ESS)
+	}
+	policy := r.fk.Policy
+	policy.ESS = r.ess
+	if c.Last && r.fk.Weighted {
+		policy.When = Never
+	}
+	if c.Parents, c.Temps, err = pop.resample(policy, st.I-1, c.Progress, c.Last && r.fk.SkipDead); err != nil {
+		return err
+	}
+	if c.Parents != nil {
+		if err := r.base.(samplers.Selector).Select(c.Parents, nil); err != nil {
+			return fmt.Errorf("smc: step %d: %w", st.I-1, err)
+		}
+		next, paid = gather(next, c.Parents), gather(paid, c.Parents)
+	}
+	r.pop, r.stat, r.paid, r.over = pop, next, paid, c.Last
+	if c.Rewards != nil {
+		r.rewards = c.Rewards
+		if c.Parents != nil {
+			r.rewards = gather(c.Rewards, c.Parents)
+		}
+	}
+	if c.Parents != nil {
+		from := slices.Clone(r.from)
+		for j, i := range c.Parents {
+			from[j] = r.from[i]
+		}
+		r.from, r.cond = from, r.p.Cond.Select(from)
+	}
+	r.cost.Checks++
+	if r.fk.Observe != nil {
+		c.After, c.Groups = pop.LW, pop.all()
+		return r.fk.Observe(&c)
+	}
+	return nil
+}
+
+// score asks for the reward of every particle, nil where there is none to ask for.
+func (r *Run) score(ctx context.Context, st *samplers.State, c *Check) ([]float64, error) {
+	if r.fk.Reward == nil {
+		return nil, nil
+	}
+	x0 := st.X
+	if !c.Last && st.At.Sigma > 0 {
+		pred, x, at := st.Pred, st.PredX, st.PredAt
+		if !r.fk.Lagged {
+			p, err := r.base.(samplers.Peeker).Peek(ctx)
+			if err != nil {
+				return nil, err
+			}
+			pred, x, at = p, st.X, st.At
+		}
+		if pred == nil {
+			return nil, fmt.Errorf("%T shows no prediction to score", r.fk.Base)
+		}
+		cx, co, err := schedules.Convert(r.process, pred.Kind, schedules.X0, at)
+		if err != nil {
+			return nil, err
+		}
+		r.x0 = models.Reuse(r.x0, x.Shape())
+		combine(models.Data(r.x0), cx, models.Data(x), co, models.Data(pred.Out))
+		x0 = r.x0
+	}
+	start := time.Now()
+	defer func() { r.cost.Outside += time.Since(start) }()
+	if r.p.Codec != nil && !r.fk.Latent {
+		var err error
+		if x0, err = r.p.Codec.Decode(ctx, x0); err != nil {
+			return nil, fmt.Errorf("decoding: %w", err)
+		}
+		r.cost.Decodes += len(r.p.Rows)
+	}
+	c.X0 = x0
+	out, err := r.fk.Reward(ctx, x0, &Look{Rows: r.p.Rows, Groups: r.pop.all(), Cond: r.cond, At: st.At, Step: st.I, Progress: c.Progress, Last: c.Last, Previous: r.rewards})
+	if err != nil {
+		return nil, err
+	}
+	r.cost.Rewards += len(r.p.Rows)
+	if len(out) != len(r.p.Rows) {
+		return nil, fmt.Errorf("%d rewards for %d particles", len(out), len(r.p.Rows))
+	}
+	for i, v := range out {
+		if math.IsNaN(v) || math.IsInf(v, 1) {
+			return nil, &RewardError{Row: r.p.Rows[i], Step: st.I, Value: v}
+		}
+	}
+	return slices.Clone(out), nil
+}
+
+// combine writes a x + b y. A term with coefficient zero is left out, so that what stands behind it need not be finite.
+func combine(dst []float64, a float64, x []float64, b float64, y []float64) {
+	switch {
+	case a == 0:
+		for i := range dst {
+			dst[i] = b * y[i]
+		}
+	case b == 0:
+		for i := range dst {
+			dst[i] = a * x[i]
+		}
+	default:
+		for i := range dst {
+			dst[i] = float64(a*x[i]) + float64(b*y[i])
+		}
+	}
+}
+
+// Groups reports on every group.
+func (r *Run) Groups() []Group { return r.pop.all() }
+
+// Roots returns the start particle that each row descends from, counted within its group.
+func (r *Run) Roots() []int { return slices.Clone(r.pop.Roots) }
+
+// Rewards returns each row's reward at the last check that was made, nil before.
+func (r *Run) Rewards() []float64 { return slices.Clone(r.rewards) }
+
+// Cost returns what steering took so far.
+func (r *Run) Cost() Cost { return r.cost }
+
+// Best returns for every group the row with the largest reward (best-of-N).
+func (r *Run) Best() []int {
+	if r.rewards == nil {
+		return nil
+	}
+	var out []int
+	for g := range r.pop.Seeds {
+		from, to := r.pop.span(g)
+		best := from
+		for i := from; i < to; i++ {
+			if r.rewards[i] > r.rewards[best] {
+				best = i
+			}
+		}
+		out = append(out, best)
+	}
+	return out
+}
+
+// Set implements samplers.Setter: "lambda" is the strength and "ess" the threshold of adaptive resampling; other names
+// are options of the base. Weights stay exact: what was paid at the old strength is settled at the next check.
+func (r *Run) Set(name string, value float64) error {
+	switch name {
+	case "lambda":
+		if math.IsNaN(value) || math.IsInf(value, 0) || (value != 0 && r.fk.Reward == nil) {
+			return fmt.Errorf("smc: lambda = %g cannot be set", value)
+		}
+		old := r.lambda
+		r.lambda = value
+		if err := r.able(); err != nil {
+			r.lambda = old
+			return err
+		}
+		return nil
+	case "ess":
+		if !(value > 0 && value <= 1) {
+			return fmt.Errorf("smc: ess = %g: want a number in (0, 1]", value)
+		}
+		r.ess = value
+		return nil
+	}
+	s, ok := r.base.(samplers.Setter)
+	if !ok {
+		return fmt.Errorf("smc: %T has no option %q to set during a run", r.fk.Base, name)
+	}
+	return s.Set(name, value)
+}
+
+// savedRun is the form of a run on disk.
+type savedRun struct {
+	Potential string
+	Pop       *population
+	Stat      []float64
+	Paid      []float64
+	Rewards   []float64
+	From      []int
+	Lambda    float64
+	ESS       float64
+	Pending   bool
+	Over      bool
+	Cost      Cost
+	Base      []byte
+}
+
+// Save implements samplers.Saver.
+func (r *Run) Save(w io.Writer) error {
+	base, ok := r.base.(samplers.Saver)
+	if !ok {
+		return fmt.Errorf("smc: runs of %T cannot be saved", r.fk.Base)
+	}
+	var buf bytes.Buffer
+	if err := base.Save(&buf); err != nil {
+		return err
+	}
+	err := gob.NewEncoder(w).Encode(&savedRun{Potential: r.fk.Potential.String(), Pop: r.pop, Stat: r.stat, Paid: r.paid, Rewards: r.rewards, From: r.from,
+		Lambda: r.lambda, ESS: r.ess, Pending: r.pending, Over: r.over, Cost: r.cost, Base: buf.Bytes()})
+	if err != nil {
+		return fmt.Errorf("smc: saving a run: %w", err)
+	}
+	return nil
+}
+
+// Resume implements samplers.Resumer: p must be the problem that the run was begun on.
+func (f FK) Resume(ctx context.Context, p *samplers.Problem, rd io.Reader) (samplers.Run, error) {
+	r, err := f.newRun(p)
+	if err != nil {
+		return nil, err
+	}
+	var s savedRun
+	if err := gob.NewDecoder(rd).Decode(&s); err != nil {
+		return nil, fmt.Errorf("smc: reading a saved run: %w", err)
+	}
+	n := len(p.Rows)
+	if s.Pop == nil || !s.Pop.fits(r.pop) || len(s.Stat) != n || len(s.Paid) != n || len(s.From) != n || (s.Rewards != nil && len(s.Rewards) != n) {
+		return nil, fmt.Errorf("smc: the saved run does not fit the problem")
+	}
+	for _, k := range s.From {
+		if k < 0 || k >= n {
+			return nil, fmt.Errorf("smc: the saved run does not fit the problem")
+		}
+	}
+	if s.Potential != f.Potential.String() {
+		return nil, fmt.Errorf("smc: the saved run was steered by potential %s, not %s", s.Potential, f.Potential)
+	}
+	if r.base, err = samplers.Resume(ctx, f.Base, p, bytes.NewReader(s.Base)); err != nil {
+		return nil, err
+	}
+	r.pop, r.stat, r.paid, r.rewards, r.from = s.Pop, s.Stat, s.Paid, s.Rewards, s.From
+	r.lambda, r.ess, r.pending, r.over, r.cost = s.Lambda, s.ESS, s.Pending, s.Over, s.Cost
+	r.cond = p.Cond.Select(r.from)
+	r.bind()
+	return r, r.able()
+}
+
+// State implements samplers.Run.
+func (r *Run) State() *samplers.State {
+	st := r.base.State()
+	st.LogWeights = r.pop.LW
+	return st
+}
