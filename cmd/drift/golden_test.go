@@ -193,3 +193,55 @@ func TestGoldenForward(t *testing.T) {
 		})
 	}
 }
+
+// TestGoldenImages holds the embedded models to what torch made of them: 20 steps, with guidance and without.
+func TestGoldenImages(t *testing.T) {
+	root := os.Getenv("DRIFT_FIXTURES")
+	if root == "" {
+		t.Skip("DRIFT_FIXTURES is not set")
+	}
+	ddim, flow := filepath.Join(root, "../zoo/fashion/ddim20.npz"), filepath.Join(root, "../zoo/fashion-flow/euler20.npz")
+	for _, c := range []struct {
+		golden, member, args string
+	}{
+		{ddim, "x_cfg1", "--model fashion --sampler ddim --schedule model --guider none --guider clip:rederive=false"},
+		{ddim, "x_cfg3", "--model fashion --sampler ddim --schedule model --guider none --guider cfg:w=3 --guider clip:rederive=false"},
+		{flow, "x_cfg1", "--model fashion-flow --sampler euler --schedule time --cfg-scale 1"},
+	} {
+		t.Run(filepath.Base(c.golden)+" "+c.member, func(t *testing.T) {
+			ref, err := npz.ReadAll(c.golden, c.member)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := ref[c.member].Float64()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out := filepath.Join(t.TempDir(), "o.npz")
+			args := append([]string{"sample", "--quiet", "--seeds", "0-15", "--steps", "20", "--float", "--out", out}, strings.Fields(c.args)...)
+			if code, _, stderr := world(nil, args...); code != 0 {
+				t.Fatalf("exit code %d: %s", code, stderr)
+			}
+			a, err := npz.ReadAll(out, "x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := a["x"].Data.([]float64)
+			if len(got) != len(want) {
+				t.Fatalf("%d values, want %d", len(got), len(want))
+			}
+			far, worst := 0, 0.0
+			for i := range got {
+				d := math.Abs(got[i] - want[i])
+				worst = max(worst, d)
+				if d > 2e-3 {
+					far++
+				}
+			}
+			t.Logf("%d of %d values off by more than 2e-3, at most %.2g", far, len(got), worst)
+			if worst > 2e-2 || far > len(got)/1000 {
+				t.Errorf("%d of %d values are off by more than 2e-3, at most %.3g", far, len(got), worst)
+			}
+		})
+	}
+}

@@ -55,7 +55,7 @@ func sampleVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "negative-prompt", Usage: "text to move away from (`P`)"},
 			&cli.StringFlag{Name: "prompts", Usage: "one prompt or class per line: one image set each (`FILE`)"},
 			&cli.Float64Flag{Name: "cfg-scale", Usage: "classifier-free guidance, --guider cfg:w=W (`W`); 1 = off (default 1; 2 when no --model is named)"},
-			&cli.StringSliceFlag{Name: "guider", Usage: "name:key=value,... (`SPEC`); repeatable, chained left to right after those the model itself asks for (none drops them); see drift list guiders"},
+			&cli.StringSliceFlag{Name: "guider", Usage: "name:key=value,... (`SPEC`); repeatable, chained left to right, then what the model's scheduler asks for, such as clip (none drops that); see drift list guiders"},
 			&cli.StringFlag{Name: "guide-model", Usage: "second network of autoguidance (`M`)"},
 			&cli.StringFlag{Name: "init-image", Usage: "start from this picture with noise on it, SDEdit (`IMG`)"},
 			&cli.Float64Flag{Name: "strength", Usage: "part of the run that --init-image goes through, 0 to 1, default 0.75 (`S`)"},

@@ -430,12 +430,13 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 	if err := s.resolveGuide(ctx, base); err != nil {
 		return err
 	}
-	specs := slices.Clone(s.model.Defaults.Guiders)
+	var specs []string
+	own := s.model.Defaults.Guiders // clipping, as its scheduler asks: around the guided model
 	switch {
 	case s.c.IsSet("guider"):
 		for _, g := range s.c.StringSlice("guider") {
 			if g == "none" {
-				specs = nil
+				own = nil
 				continue
 			}
 			specs = append(specs, g)
@@ -445,12 +446,13 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 		if math.IsNaN(w) || math.IsInf(w, 0) {
 			return usagef("--cfg-scale %g: want a finite number", w)
 		}
-		specs = append(specs, cfgSpec(w)...)
+		specs = cfgSpec(w)
 	case base != nil:
-		specs = base.Guiders
+		specs, own = base.Guiders, nil
 	case !s.c.IsSet("model"):
-		specs = append(specs, cfgSpec(s.model.Defaults.CFGScale)...)
+		specs = cfgSpec(s.model.Defaults.CFGScale)
 	}
+	specs = slices.Concat(specs, own)
 	if len(specs) == 0 {
 		return nil
 	}
