@@ -58,6 +58,7 @@ func modelVerb(a *app) *cli.Command {
 				),
 				Action: func(c *cli.Context) error { return a.modelBench(c) },
 			},
+			modelConvertVerb(a),
 		},
 	}
 }

@@ -18,7 +18,10 @@ package torchfile
 
 import (
 	"archive/zip"
+	"context"
+	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -146,6 +149,23 @@ func (f *File) Path() string { return f.path }
 
 // Legacy tells whether the file has the form that torch wrote before 1.6.
 func (f *File) Legacy() bool { return f.legacy }
+
+// SHA256 is the hash of the whole file, in hexadecimal digits.
+func (f *File) SHA256(ctx context.Context) (string, error) {
+	h := sha256.New()
+	for r := io.NewSectionReader(f.source, 0, f.size); ; {
+		_, err := io.CopyN(h, r, 1<<20)
+		if errors.Is(err, io.EOF) {
+			return hex.EncodeToString(h.Sum(nil)), nil
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return "", fmt.Errorf("%s: hashing: %w", f.path, err)
+		}
+	}
+}
 
 // Tensors lists the tensors in the order of the file.
 func (f *File) Tensors() []Tensor { return slices.Clone(f.tensors) }
