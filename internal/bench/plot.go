@@ -97,7 +97,7 @@ func newPanel(r Report, model, col string) (*panel, error) {
 		p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, 1, 0, 1
 		return out, nil
 	}
-	log := !slices.ContainsFunc(all, func(q point) bool { return q.y <= 0 })
+	log := better(col) < 0 && !slices.ContainsFunc(all, func(q point) bool { return q.y <= 0 })
 	floor := math.Inf(1) // of bands on a log axis
 	for _, q := range all {
 		floor = min(floor, q.y)
@@ -157,7 +157,7 @@ func newPanel(r Report, model, col string) (*panel, error) {
 	}
 	widen := func(lo, hi *float64, log bool) {
 		switch {
-		case log && *hi <= *lo*1.05:
+		case log && *hi <= *lo*1.2:
 			*lo, *hi = *lo/1.3, *hi*1.3
 		case log:
 			pad := math.Pow(*hi / *lo, 0.05)

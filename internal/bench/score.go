@@ -267,9 +267,23 @@ func fid(ctx context.Context, ref, gen *Side, force bool) (metrics.Result, []flo
 	if err != nil || b < 4 {
 		return r, nil, err
 	}
+	join := func(a, b *metrics.Moments) *metrics.Moments {
+		m := &metrics.Moments{ID: gen.ID}
+		if err == nil {
+			err = errors.Join(m.Merge(a), m.Merge(b))
+		}
+		return m
+	}
+	after := make([]*metrics.Moments, b+1) // blocks k and on
+	after[b] = &metrics.Moments{ID: gen.ID}
+	for k := b - 1; k > 0; k-- {
+		after[k] = join(parts[k], after[k+1])
+	}
+	before := &metrics.Moments{ID: gen.ID} // blocks up to k
 	without := make([]float64, b)
 	for k := range parts {
-		m, err := metrics.MergeAll(slices.Concat(parts[:k], parts[k+1:]))
+		m := join(before, after[k+1])
+		before = join(before, parts[k])
 		if err != nil {
 			return r, nil, err
 		}
