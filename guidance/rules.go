@@ -291,7 +291,7 @@ type TCFG struct {
 }
 
 func init() {
-	register(Info{Name: "tcfg", NFE: "2", Summary: "tangential guidance: the unconditional part without what it does not share with the conditional one", Source: "arXiv 2503.18137; diffusers' TangentialClassifierFreeGuidance",
+	register(Info{Name: "tcfg", NFE: "2", Class: true, Summary: "tangential guidance: the unconditional part without what it does not share with the conditional one", Source: "arXiv 2503.18137; diffusers' TangentialClassifierFreeGuidance",
 		Options: guideOptions("2", "scale; 1 = off", Option{"space", "raw", "raw: what the model predicts; x0, eps, v, velocity"}),
 		New: func(o *spec.Options) (Guider, error) {
 			w, of, err := readScale(o, "w", 2, math.Inf(-1), math.Inf(1))
