@@ -589,6 +589,12 @@ func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 		}
 	}
 	if own && len(g) > 2 {
+		// A sampler with a budget of its own takes the steps for it.
+		if text, err := withOption(canonical, "nfe", float64(len(g)-1)); err == nil && !strings.Contains(canonical, "nfe=") {
+			if budgeted, err := samplers.Parse(text); err == nil {
+				s.plan.Sampler, s.desc.Sampler = budgeted, text
+			}
+		}
 		g = schedules.Grid{g[0], g[len(g)-1]}
 	}
 	if err := g.Check(); err != nil {
