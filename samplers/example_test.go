@@ -90,3 +90,34 @@ func ExampleRun() {
 	fmt.Println(x[0] == x[1])
 	// Output: true
 }
+
+// The momentum methods trade accuracy for a larger stability region; their limits are exact.
+func ExampleStability() {
+	for _, beta := range []float64{1, 0.8, 0.5} {
+		fmt.Printf("beta %.1f: GHVB-4 %.4f, PLMS4 with heavy ball %.4f\n", beta,
+			samplers.Stability(samplers.GHVB{Order: 4, Beta: beta}), samplers.Stability(samplers.HeavyBall{Order: 4, Beta: beta}))
+	}
+	// Output:
+	// beta 1.0: GHVB-4 0.3000, PLMS4 with heavy ball 0.3000
+	// beta 0.8: GHVB-4 0.3529, PLMS4 with heavy ball 0.4500
+	// beta 0.5: GHVB-4 0.4286, PLMS4 with heavy ball 0.9000
+}
+
+// A solver schedule chooses anew at every step; here a first-order step, then a second-order one in the noise.
+func ExampleParseUSF() {
+	m, err := samplers.ParseUSF("two.json", []byte(`{"schedule": {"timesteps": [1, 0.4, 0.001], "steps": [
+		{"order": 1, "pred": "x0"},
+		{"order": 2, "pred": "eps", "derivs": [{"points": [-2], "relax": "bh2"}]}]}, "process": {"type": "vp-linear"}}`))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	grid, err := m.Grid(schedules.VPLinear{})
+	fmt.Println(len(grid), "nodes,", m.Schedule.NFE(), "evaluations", err)
+	_, err = samplers.ParseUSF("bad.json", []byte(`{"timesteps": [1, 0.4],
+		"steps": [{"order": 2, "pred": "x0", "derivs": [{"points": [-2]}]}]}`))
+	fmt.Println(err)
+	// Output:
+	// 3 nodes, 2 evaluations <nil>
+	// bad.json: line 2: step 0: order 2 is above the history: 1 nodes are known
+}

@@ -215,11 +215,15 @@ func init() {
 		Name: "hb", Order: "1", NFE: "1",
 		Summary: "heavy-ball momentum on PLMS, DPM-Solver++(2M) or UniPC: a larger stability region, for accuracy",
 		Source:  "arXiv 2307.11118, section 4.1 and appendix",
-		Options: []Option{{"base", "plms4", "plms1 (= euler, ddim) to plms5, dpmpp-2m, unipc1-bh1 to unipc6-bh2"}, {"beta", "0.8", "in (0, 1]; 1 = the base"},
+		Options: []Option{{"base", "plms4", "plms1 (= euler, ddim) to plms5, dpmpp-2m, unipc1-bh1 to unipc6-bh2"}, {"order", "", "in place of base: 3.8 is plms4 with beta 0.8"}, {"beta", "0.8", "in (0, 1]; 1 = the base"},
 			{"init", "first-bracket", "first-bracket or model: start of the velocity of dpmpp-2m"},
 			{"variant", "exact", "exact, or parity: the repository's unipc (momentum in the corrector only, in units of 1/sigma)"},
 			{"lower-order-final", "true", "dpmpp-2m: first-order last step on grids with fewer than lower-below steps; unipc: on all"}, {"lower-below", "15", ""}},
 		New: func(o *spec.Options) (Sampler, error) {
+			if !o.Has("base") && o.Has("order") {
+				k, beta, err := readGHVB(o)
+				return HeavyBall{Order: k, Beta: beta}, err
+			}
 			s, err := HeavyBallOn(o.Text("base", "plms4"), o.FloatIn("beta", 0.8, 1e-6, 1))
 			if err != nil {
 				return nil, err

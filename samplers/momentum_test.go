@@ -123,6 +123,7 @@ func TestMomentumOff(t *testing.T) {
 			"hb:base=unipc1-bh1,beta=1": "unipc:order=1,variant=bh1", "hb:base=unipc2-bh2,beta=1": "unipc", "hb:base=unipc3,beta=1": "unipc:order=3",
 			"hb:base=unipc3-bh1,beta=1,variant=parity": "unipc:order=3,variant=bh1",
 			"hb:base=plms1,beta=0.7":                   "ghvb:order=1,beta=0.7", "hb:base=ddim,beta=0.3": "hb:base=euler,beta=0.3", "nesterov:beta=1": "plms", "hb": "hb:base=plms4,beta=0.8",
+			"hb:order=1.7": "hb:base=plms2,beta=0.7", "hb:order=3,beta=0.4": "hb:base=plms3,beta=0.4",
 		} {
 			for _, n := range []int{1, 2, 3, 12} {
 				p := problem(t, d, n, 3)
@@ -171,7 +172,7 @@ func TestMomentumCalms(t *testing.T) {
 func TestHeavyBallRefusals(t *testing.T) {
 	for in, want := range map[string]string{
 		"hb:base=plms6": "unknown base", "hb:base=heun": "unknown base", "hb:base=unipc7-bh2": "unknown base", "hb:base=unipc2-bh3": "unknown base", "hb:base=unipc": "unknown base",
-		"hb:beta=0": "number from", "hb:beta=1.5": "number from", "hb:base=plms4,init=model": "init", "hb:base=dpmpp-2m,variant=parity": "variant",
+		"hb:beta=0": "number from", "hb:beta=1.5": "number from", "hb:base=plms4,init=model": "init", "hb:order=1.5,beta=0.2": "with beta", "hb:base=dpmpp-2m,variant=parity": "variant",
 		"hb:base=dpmpp-2m,init=zero": "one of", "ghvb:order=3.8,beta=0.5": "with beta", "ltsp-ghvb:order=6": "number from", "ltsp-ghvb:order=2.5,beta=0.1": "with beta",
 	} {
 		if _, err := samplers.Parse(in); err == nil || !strings.Contains(err.Error(), want) {

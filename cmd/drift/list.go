@@ -21,6 +21,7 @@ type entry struct {
 	NFE     string        `json:"nfe_per_step,omitempty"`
 	VJP     *bool         `json:"vjp,omitempty"`
 	Noise   *bool         `json:"noise,omitempty"`
+	Stable  float64       `json:"stable_to,omitempty"` // |z| on the real axis, exact
 	Aliases []string      `json:"aliases,omitempty"`
 	Options []entryOption `json:"options,omitempty"`
 }
@@ -46,6 +47,9 @@ var lists = []struct {
 			if s, err := samplers.Parse(i.Name); err == nil {
 				n := s.Needs()
 				e.VJP, e.Noise = &n.VJP, &n.Noise
+				if r, ok := s.(samplers.Recurrent); ok {
+					e.Stable = samplers.Stability(r)
+				}
 			}
 			out = append(out, e)
 		}
@@ -115,6 +119,9 @@ func (a *app) printEntry(e entry) {
 	}
 	if e.NFE != "" {
 		facts = append(facts, e.NFE+" NFE per step")
+	}
+	if e.Stable != 0 {
+		facts = append(facts, fmt.Sprintf("stable to |z| = %.4f", e.Stable))
 	}
 	if e.Source != "" {
 		facts = append(facts, e.Source)

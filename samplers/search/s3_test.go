@@ -118,17 +118,17 @@ func TestSpaces(t *testing.T) {
 			space := search.Space{Process: p, From: a, To: b, Steps: steps}
 			for name, run := range map[string]func(*search.Log, search.Budget) error{
 				"s3": func(l *search.Log, b search.Budget) error {
-					return search.S3{Space: space, Objective: dist.Score, Seed: 3}.Run(ctx, l, b)
+					return search.S3{Space: space, Objective: dist.Score, Seed: 3, Random: 4, Stage: 6}.Run(ctx, l, b)
 				},
 				"plain": func(l *search.Log, b search.Budget) error {
-					return search.S3{Space: space, Objective: dist.Score, Seed: 3, NoLearn: true, Stage: 7}.Run(ctx, l, b)
+					return search.S3{Space: space, Objective: dist.Score, Seed: 3, NoLearn: true, Random: 4, Stage: 6}.Run(ctx, l, b)
 				},
 				"s4s": func(l *search.Log, b search.Budget) error {
 					return search.S4S{Space: space, Objective: dist.Score, Seed: 3}.Run(ctx, l, b)
 				},
 			} {
 				var l search.Log
-				if err := run(&l, search.Budget{Evaluations: 75}); err != nil {
+				if err := run(&l, search.Budget{Evaluations: 50}); err != nil {
 					t.Fatalf("%s on %s, %d steps: %v", name, process, steps, err)
 				}
 				for _, r := range l.Records {
