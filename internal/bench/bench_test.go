@@ -239,6 +239,20 @@ func TestBudgets(t *testing.T) {
 	if got["euler cfg:w=2 nfe=8"] != "8/8 " {
 		t.Errorf("euler with guidance: %q", got["euler cfg:w=2 nfe=8"])
 	}
+	// Samplers that place their own steps take a budget where they have an option for it, else they stand once.
+	m = matrix()
+	m.Samplers, m.NFE = []string{"dpm-fast", "rk45"}, []int{6, 9}
+	r, _ := run(t, t.TempDir(), m, 90, s)
+	var lines []string
+	for _, c := range r.Cells {
+		lines = append(lines, c.Sampler+" "+c.At())
+		if c.Status != statusDone || c.Budget > 0 && c.NFE > float64(c.Budget) || c.Budget == 0 && c.NFE < 10 {
+			t.Errorf("%s %s: %g evaluations, %s", c.Name(), c.At(), c.NFE, c.Status)
+		}
+	}
+	if want := []string{"dpm-fast nfe=6", "dpm-fast nfe=9", "rk45 adaptive"}; !slices.Equal(lines, want) {
+		t.Errorf("%q, want %q", lines, want)
+	}
 	for _, bad := range []func(*Matrix){
 		func(m *Matrix) { m.Samplers = []string{"nonesuch"} },
 		func(m *Matrix) { m.Guiders = []string{"nonesuch"} },

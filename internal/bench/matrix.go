@@ -236,7 +236,7 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 		return job.CountNFE(ctx, smp, wrap, s.Model.Denoiser, info.Shape, len(set.Classes) > 0, g, 0, 0)
 	}
 	if own {
-		if smp, canonical, err = budgeted(ctx, c, smp, canonical, wrap, s, len(set.Classes) > 0, p); err != nil {
+		if smp, canonical, err = budgeted(ctx, c, n, smp, canonical, wrap, s, len(set.Classes) > 0, p); err != nil {
 			return nil, fmt.Errorf("bench: %w", err)
 		}
 	}
@@ -331,32 +331,34 @@ func guide(m *open.Model, text string) ([]string, job.Wrap, error) {
 	return specs, wrap, err
 }
 
-// budgeted hands a budget to a sampler that places its own steps: in its
-// option nfe where it has one (less what guidance multiplies), else not at all.
-func budgeted(ctx context.Context, c *Cell, smp samplers.Sampler, text string, wrap job.Wrap, s *Subject, classes bool, p schedules.Gaussian) (samplers.Sampler, string, error) {
+// budgeted hands n to a sampler that places its own steps: in its option nfe where it has one (a budget less what
+// guidance multiplies, or a number of steps as it stands), else not at all.
+func budgeted(ctx context.Context, c *Cell, n int, smp samplers.Sampler, text string, wrap job.Wrap, s *Subject, classes bool, p schedules.Gaussian) (samplers.Sampler, string, error) {
 	budget := c.Budget
 	c.Budget = 0
+	with, err := withOption(text, "nfe", strconv.Itoa(n))
+	if err == nil {
+		_, err = samplers.Parse(with)
+	}
+	if err != nil { // no such option, or given already
+		return smp, text, nil
+	}
 	if budget == 0 {
-		return smp, text, nil
+		c.Steps = n
+	} else {
+		c.Budget = budget
+		g, err := schedules.NewGrid(p, schedules.DefaultGrid(p), 1, schedules.Ends{})
+		if err != nil {
+			return nil, "", err
+		}
+		one, err := job.CountNFE(ctx, samplers.Euler{}, wrap, s.Model.Denoiser, s.Model.Info.Shape, classes, g, 0, 0)
+		if err != nil {
+			return nil, "", err
+		}
+		if with, err = withOption(text, "nfe", strconv.Itoa(max(1, int(float64(n)/max(one.NFE, 1))))); err != nil {
+			return nil, "", err
+		}
 	}
-	if with, err := withOption(text, "nfe", "1"); err != nil {
-		return smp, text, nil
-	} else if _, err = samplers.Parse(with); err != nil {
-		return smp, text, nil
-	}
-	g, err := schedules.NewGrid(p, schedules.DefaultGrid(p), 1, schedules.Ends{})
-	if err != nil {
-		return nil, "", err
-	}
-	one, err := job.CountNFE(ctx, samplers.Euler{}, wrap, s.Model.Denoiser, s.Model.Info.Shape, classes, g, 0, 0)
-	if err != nil {
-		return nil, "", err
-	}
-	with, err := withOption(text, "nfe", strconv.Itoa(max(1, int(float64(budget)/max(one.NFE, 1)))))
-	if err != nil {
-		return nil, "", err
-	}
-	c.Budget = budget
 	smp, err = samplers.Parse(with)
 	return smp, with, err
 }

@@ -127,7 +127,7 @@ func newPanel(r Report, model, col string) (*panel, error) {
 					return nil, err
 				}
 				band.LineStyle.Width = 0
-				band.Color = color.NRGBA{c.R, c.G, c.B, 32}
+				band.Color = color.NRGBA{c.R, c.G, c.B, uint8(max(6, 160/max(len(lanes), 5)))} // many bands lie on each other
 				p.Add(band)
 			} else {
 				bar, err := plotter.NewLine(ring)

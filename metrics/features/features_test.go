@@ -420,3 +420,26 @@ func ExampleOpen() {
 	fmt.Printf("fid %.2f of %d pictures against %d\n", r.Value, r.N, r.NRef)
 	// Output: fid 6.59 of 100 pictures against 60000
 }
+
+func BenchmarkFashion(b *testing.B) {
+	ex := open(b, "fashion", "")
+	var im features.Images
+	s, err := features.OpenSet("testdata/real-test-100.npz")
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := s.Each(context.Background(), 64, true, func(x features.Images) error {
+		if im.N == 0 {
+			im = x
+		}
+		return nil
+	}); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := ex.Extract(context.Background(), im); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*im.N), "µs/picture")
+}
