@@ -342,51 +342,69 @@ func (r *Run) score(ctx context.Context, st *samplers.State, c *Check) ([]float6
 	if r.fk.Reward == nil {
 		return nil, nil
 	}
-	x0 := st.X
-	if !c.Last && st.At.Sigma > 0 {
-		pred, x, at := st.Pred, st.PredX, st.PredAt
-		if !r.fk.Lagged {
-			p, err := r.base.(samplers.Peeker).Peek(ctx)
-			if err != nil {
-				return nil, err
-			}
-			pred, x, at = p, st.X, st.At
-		}
-		if pred == nil {
-			return nil, fmt.Errorf("%T shows no prediction to score", r.fk.Base)
-		}
-		cx, co, err := schedules.Convert(r.process, pred.Kind, schedules.X0, at)
-		if err != nil {
-			return nil, err
-		}
-		r.x0 = models.Reuse(r.x0, x.Shape())
-		combine(models.Data(r.x0), cx, models.Data(x), co, models.Data(pred.Out))
-		x0 = r.x0
+	x0, err := cleanData(ctx, r.base, r.process, c.Last, r.fk.Lagged, &r.x0)
+	if err != nil {
+		return nil, err
 	}
 	start := time.Now()
 	defer func() { r.cost.Outside += time.Since(start) }()
 	if r.p.Codec != nil && !r.fk.Latent {
-		var err error
 		if x0, err = r.p.Codec.Decode(ctx, x0); err != nil {
 			return nil, fmt.Errorf("decoding: %w", err)
 		}
 		r.cost.Decodes += len(r.p.Rows)
 	}
 	c.X0 = x0
-	out, err := r.fk.Reward(ctx, x0, &Look{Rows: r.p.Rows, Groups: r.pop.all(), Cond: r.cond, At: st.At, Step: st.I, Progress: c.Progress, Last: c.Last, Previous: r.rewards})
+	out, err := ask(ctx, r.fk.Reward, x0, &Look{Rows: r.p.Rows, Groups: r.pop.all(), Cond: r.cond, At: st.At, Step: st.I, Progress: c.Progress, Last: c.Last, Previous: r.rewards})
 	if err != nil {
 		return nil, err
 	}
-	r.cost.Rewards += len(r.p.Rows)
-	if len(out) != len(r.p.Rows) {
-		return nil, fmt.Errorf("%d rewards for %d particles", len(out), len(r.p.Rows))
+	r.cost.Rewards += len(out)
+	return out, nil
+}
+
+// ask calls a reward and checks what it says.
+func ask(ctx context.Context, reward Reward, x0 *tensor.Dense, l *Look) ([]float64, error) {
+	out, err := reward(ctx, x0, l)
+	if err != nil {
+		return nil, err
+	}
+	if len(out) != len(l.Rows) {
+		return nil, fmt.Errorf("%d rewards for %d particles", len(out), len(l.Rows))
 	}
 	for i, v := range out {
 		if math.IsNaN(v) || math.IsInf(v, 1) {
-			return nil, &RewardError{Row: r.p.Rows[i], Step: st.I, Value: v}
+			return nil, &RewardError{Row: l.Rows[i], Step: l.Step, Value: v}
 		}
 	}
 	return slices.Clone(out), nil
+}
+
+// cleanData estimates clean data from where a run stands: the state itself where it is the sample or free of noise, else the data of
+// the prediction at it, or with lagged that of the prediction that the last step was made from. buf is reused.
+func cleanData(ctx context.Context, base samplers.Run, process schedules.Gaussian, last, lagged bool, buf **tensor.Dense) (*tensor.Dense, error) {
+	st := base.State()
+	if last || st.At.Sigma == 0 {
+		return st.X, nil
+	}
+	pred, x, at := st.Pred, st.PredX, st.PredAt
+	if !lagged {
+		p, err := base.(samplers.Peeker).Peek(ctx)
+		if err != nil {
+			return nil, err
+		}
+		pred, x, at = p, st.X, st.At
+	}
+	if pred == nil {
+		return nil, fmt.Errorf("the run of %T shows no prediction to score", base)
+	}
+	cx, co, err := schedules.Convert(process, pred.Kind, schedules.X0, at)
+	if err != nil {
+		return nil, err
+	}
+	*buf = models.Reuse(*buf, x.Shape())
+	combine(models.Data(*buf), cx, models.Data(x), co, models.Data(pred.Out))
+	return *buf, nil
 }
 
 // combine writes a x + b y. A term with coefficient zero is left out, so that what stands behind it need not be finite.
