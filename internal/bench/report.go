@@ -243,11 +243,41 @@ func (r Report) Markdown(w io.Writer) error {
 				b.WriteString("\n")
 			}
 			b.WriteString("\n")
+			b.WriteString(differences(model, col, lanes, at))
 		}
 	}
 	b.WriteString(r.notes())
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// differences is a table of a score less that of the first lane at the same budget, with the error of pairs: the seeds
+// are the same, so it is far smaller than that of either score. Empty where the score has no jackknife.
+func differences(model, col string, lanes []lane, at []string) string {
+	var b strings.Builder
+	some := false
+	for _, l := range lanes[min(1, len(lanes)):] {
+		fmt.Fprintf(&b, "| %s |", strings.TrimPrefix(l.name, model+"/"))
+		for _, a := range at {
+			was, ok := lanes[0].cells[a].Score(col)
+			now, too := l.cells[a].Score(col)
+			if c := change(lanes[0].cells[a], l.cells[a], col, was, now); ok && too && c.Paired {
+				some = true
+				fmt.Fprintf(&b, " %+.3g ± %.2g |", c.New-c.Old, c.Err)
+			} else {
+				b.WriteString(" - |")
+			}
+		}
+		b.WriteString("\n")
+	}
+	if !some {
+		return ""
+	}
+	head := fmt.Sprintf("%s less that of %s, in pairs of seeds:\n\n| sampler / schedule / guiders |", col, strings.TrimPrefix(lanes[0].name, model+"/"))
+	for _, a := range at {
+		head += " " + strings.Replace(a, "=", " ", 1) + " |"
+	}
+	return head + "\n|---|" + strings.Repeat("---|", len(at)) + "\n" + b.String() + "\n"
 }
 
 // cellText is a number with its standard error, and the true evaluations where they are not the budget.
