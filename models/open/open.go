@@ -237,7 +237,7 @@ func hashFiles(paths []string) (string, error) {
 func zooDefaults(d Defaults, name string) Defaults {
 	d.CFGScale, d.Steps = 2, 20
 	if name == "fashion-flow" {
-		d.Sampler, d.Schedule = "euler", "time"
+		d.Sampler, d.Schedule = "unipc", "time"
 	}
 	return d
 }
