@@ -17,23 +17,24 @@ import (
 	"drift/schedules"
 )
 
-// FK steers a stochastic sampler by a reward: Feynman-Kac steering (Singhal et al. 2025, arXiv 2501.06848). The rows of a
-// Problem are particles, those of one seed a group (see Rows). After the steps that are checked, every particle's clean
-// data x0 is estimated at the state just reached (from the same evaluation that the next step starts from, so without further
-// cost), scored, and weighted by the Potential; groups resample by the Policy. With K particles per group and K to
-// infinity the weighted particles are samples of
+// FK steers a stochastic sampler by a reward: Feynman-Kac steering (Singhal et al. 2025, arXiv 2501.06848). The rows
+// of a Problem are particles, those of one seed a group (see Rows). After the steps that are checked, every
+// particle's clean data x0 is estimated at the state just reached (from the same evaluation that the next step starts
+// from, so without further cost), scored, and weighted by the Potential; groups resample by the Policy. With K
+// particles per group and K to infinity the weighted particles are samples of
 //
 //	p(x) exp(lambda r(x)) / Z,  p the law of the sampler's own results,
 //
-// and exp(LogZ) is an unbiased estimate of Z for every K (potential difference: of Z exp(-lambda Init)). Weights that no
-// resampling has used are carried on and stand in State.LogWeights at the end: average over particles with softmax of them,
-// per group.
+// and exp(LogZ) is an unbiased estimate of Z for every K (potential difference: of Z exp(-lambda Init)). Weights that
+// no resampling has used are carried on and stand in State.LogWeights at the end: average over particles with softmax
+// of them, per group.
 //
 // Groups of one particle and strength zero are left alone: the samples are the base sampler's own, bit for bit. A base
 // without step noise is refused, since copies of a particle would stay equal for ever, except with potential None, which
 // weights at the end only.
 //
-// Samplers whose first evaluation of a step is not at the state (churn) pay one more evaluation per check; Lagged avoids it.
+// Samplers whose first evaluation of a step is not at the state (churn) pay one more evaluation per check; Lagged
+// avoids it.
 type FK struct {
 	Base   samplers.Sampler
 	Reward Reward
@@ -46,8 +47,8 @@ type FK struct {
 	Lagged    bool     // score the estimate that the step was made from, in place of one at the state it reached
 	Latent    bool     // score the state's own space, without Problem.Codec
 
-	// A check follows step i of the run (from 0) when i is in Checks; or where Checks is nil, when i = From, From + Every, ...
-	// up to To. The last step is always checked.
+	// A check follows step i of the run (from 0) when i is in Checks; or where Checks is nil, when i = From, From +
+	// Every, ... up to To. The last step is always checked.
 	Checks   []int
 	Every    int // 0 = 1
 	From, To int // To 0 = no limit
@@ -380,8 +381,9 @@ func ask(ctx context.Context, reward Reward, x0 *tensor.Dense, l *Look) ([]float
 	return slices.Clone(out), nil
 }
 
-// cleanData estimates clean data from where a run stands: the state itself where it is the sample or free of noise, else the data of
-// the prediction at it, or with lagged that of the prediction that the last step was made from. buf is reused.
+// cleanData estimates clean data from where a run stands: the state itself where it is the sample or free of noise,
+// else the data of the prediction at it, or with lagged that of the prediction that the last step was made from. buf
+// is reused.
 func cleanData(ctx context.Context, base samplers.Run, process schedules.Gaussian, last, lagged bool, buf **tensor.Dense) (*tensor.Dense, error) {
 	st := base.State()
 	if last || st.At.Sigma == 0 {

@@ -354,8 +354,8 @@ func targets(t testing.TB) []*analytic.Mixture {
 	}
 }
 
-// tilted is the closed form of a mixture times exp(lambda a.x), or exp(-lambda |x-c|^2/2): the log of the normaliser, the mean,
-// and the weights of the components.
+// tilted is the closed form of a mixture times exp(lambda a.x), or exp(-lambda |x-c|^2/2): the log of the normaliser,
+// the mean, and the weights of the components.
 func tilted(m *analytic.Mixture, lambda float64, a []float64, square bool) (logZ float64, mean, w []float64) {
 	target := m.Target()
 	lw := make([]float64, len(target.Weights))
@@ -443,7 +443,8 @@ func unbiased(t *testing.T, fk FK, m *analytic.Mixture, a []float64, square bool
 	}
 }
 
-// TestTilts: every potential, in 1, 2 and 5 dimensions, is unbiased for the closed form of the tilt, from an exact sampler.
+// TestTilts: every potential, in 1, 2 and 5 dimensions, is unbiased for the closed form of the tilt, from an exact
+// sampler.
 func TestTilts(t *testing.T) {
 	groups := 200
 	if isSlow() {
@@ -540,8 +541,8 @@ func TestSetLambda(t *testing.T) {
 	}
 }
 
-// TestSteerSolvers: E[Z] is the mean of exp(lambda r) over the base sampler's own samples, for every stochastic solver; with
-// their history, cached predictions and inner stages steered along.
+// TestSteerSolvers: E[Z] is the mean of exp(lambda r) over the base sampler's own samples, for every stochastic
+// solver; with their history, cached predictions and inner stages steered along.
 func TestSteerSolvers(t *testing.T) {
 	m := targets(t)[1]
 	grid, err := schedules.NewGrid(m.Process().(schedules.Gaussian), "lambda", 16, schedules.Ends{})
@@ -630,7 +631,8 @@ func TestVariance(t *testing.T) {
 	}
 }
 
-// TestOffIsOff: one particle, strength zero, and a constant reward leave the samples bit for bit as they are without steering.
+// TestOffIsOff: one particle, strength zero, and a constant reward leave the samples bit for bit as they are without
+// steering.
 func TestOffIsOff(t *testing.T) {
 	m := targets(t)[1]
 	flat := func(_ context.Context, x *tensor.Dense, _ *Look) ([]float64, error) {

@@ -17,28 +17,30 @@ import (
 	"drift/schedules"
 )
 
-// FKC samples a product of powers of what experts model, p ∝ prod_i q_i^{b_i}, by Feynman-Kac correctors (Skreta et al. 2025,
-// arXiv 2503.02819). The experts are the parts of the model's answers (models.Pred.Parts: guidance, Experts), b_i their weights
-// times Power; an answer without parts is one expert of weight 1. So it corrects annealing (Power), classifier-free
-// guidance (weights w and 1-w: the geometric average), and products. Scores added up do not sample p; with the weights of
-// this sampler they do, for exact scores and small steps.
+// FKC samples a product of powers of what experts model, p ∝ prod_i q_i^{b_i}, by Feynman-Kac correctors (Skreta et
+// al. 2025, arXiv 2503.02819). The experts are the parts of the model's answers (models.Pred.Parts: guidance,
+// Experts), b_i their weights times Power; an answer without parts is one expert of weight 1. So it corrects
+// annealing (Power), classifier-free guidance (weights w and 1-w: the geometric average), and products. Scores added
+// up do not sample p; with the weights of this sampler they do, for exact scores and small steps.
 //
 // In xb = x/alpha, sb = sigma/alpha, with expert scores s_i there, S = sum_i b_i s_i and D = sb^2 - sb'^2, a step is
 //
 //	lw  += D/2 (|S|^2 - sum_i b_i |s_i|^2)      at the old point
 //	xb' = xb + (1 + zeta^2)/2 D S + zeta sqrt(D) z
 //
-// for any zeta >= 0 (the step onto sigma = 0 takes zeta = 0). The change of variables to xb is exact and carries the term of the
-// process's drift, (B-1) d int f, B = sum b_i. Larger zeta makes weights lighter and steps stiffer: take Zeta2 >= 1 for B > 1. Weak order 1.
+// for any zeta >= 0 (the step onto sigma = 0 takes zeta = 0). The change of variables to xb is exact and carries the
+// term of the process's drift, (B-1) d int f, B = sum b_i. Larger zeta makes weights lighter and steps stiffer: take
+// Zeta2 >= 1 for B > 1. Weak order 1.
 //
-// Rows are particles, those of one seed a group (see Rows). exp(LogZ) estimates int prod q_i^{b_i} up to the error of the steps. The run starts from the
-// prior with its variance divided by B, which is right when the start is noisy enough to forget the data, unless the Problem has a
-// Start, drawn from p at the first node, whose log normaliser in xb is LogZ. (Without a Start, B other than 1 takes one more evaluation: B is known after
-// the first.)
+// Rows are particles, those of one seed a group (see Rows). exp(LogZ) estimates int prod q_i^{b_i} up to the error of
+// the steps. The run starts from the prior with its variance divided by B, which is right when the start is noisy
+// enough to forget the data, unless the Problem has a Start, drawn from p at the first node, whose log normaliser in
+// xb is LogZ. (Without a Start, B other than 1 takes one more evaluation: B is known after the first.)
 //
-// Refused: B <= 0, a start without signal, weights b_i that change during the run (an interval, or a scale that moves:
-// the target would move too), answers with a separate noise to put back (CFG++, clipping), answers that their parts do not add
-// up to. An edit of the score that leaves no parts (rescale, thresholding) cannot be told from one expert; Parts refuses it.
+// Refused: B <= 0, a start without signal, weights b_i that change during the run (an interval, or a scale that
+// moves: the target would move too), answers with a separate noise to put back (CFG++, clipping), answers that their
+// parts do not add up to. An edit of the score that leaves no parts (rescale, thresholding) cannot be told from one
+// expert; Parts refuses it.
 type FKC struct {
 	Power  float64  // 0 = 1
 	Zeta2  *float64 // zeta^2; nil = 1
@@ -52,7 +54,7 @@ type FKC struct {
 }
 
 // Needs implements samplers.Sampler.
-func (FKC) Needs() samplers.Needs { return samplers.Needs{Noise: true, Couples: true, Parts: true} }
+func (f FKC) Needs() samplers.Needs { return samplers.Needs{Noise: true, Couples: true, Parts: f.Parts > 0} }
 
 // FKCRun is a run of FKC under way.
 type FKCRun struct {
@@ -459,9 +461,9 @@ func (f FKC) Resume(_ context.Context, p *samplers.Problem, rd io.Reader) (sampl
 	return r, nil
 }
 
-// Experts is the model of a product of powers of models: its answer is the noise sum_i w_i eps_i, so its score is sum_i w_i s_i,
-// and its parts are the experts. It is what FKC corrects; other samplers take it as the naive sum. The experts must share one
-// process.
+// Experts is the model of a product of powers of models: its answer is the noise sum_i w_i eps_i, so its score is
+// sum_i w_i s_i, and its parts are the experts. It is what FKC corrects; other samplers take it as the naive sum. The
+// experts must share one process.
 type Experts struct {
 	Models  []models.Denoiser
 	Weights []float64 // nil = 1 each

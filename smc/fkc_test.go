@@ -116,7 +116,8 @@ func TestFKCGoldens(t *testing.T) {
 	}
 }
 
-// matched is the product of the experts at a node in x/alpha, each taken for the Gaussian of its moments: mean, variance, log Z.
+// matched is the product of the experts at a node in x/alpha, each taken for the Gaussian of its moments: mean,
+// variance, log Z.
 func matched(all []*analytic.Mixture, exps []float64, n schedules.Node) (mean, v, logZ float64) {
 	prec, lin, quad, log, total := 0.0, 0.0, 0.0, 0.0, 0.0
 	for i, m := range all {
@@ -138,7 +139,8 @@ func matched(all []*analytic.Mixture, exps []float64, n schedules.Node) (mean, v
 	return mean, v, log + 0.5*math.Log(2*math.Pi*v) - 0.5*(quad-mean*mean*prec)
 }
 
-// TestFKCFixtures repeats the runs of the fixtures against their measured values and, where the steps are fine enough, the closed forms.
+// TestFKCFixtures repeats the runs of the fixtures against their measured values and, where the steps are fine
+// enough, the closed forms.
 func TestFKCFixtures(t *testing.T) {
 	budget := 0.
 	if isSlow() {

@@ -146,9 +146,9 @@ func (p *population) fits(other *population) bool {
 		len(p.Roots) == len(other.LW) && len(p.Banked) == g && len(p.Times) == g
 }
 
-// resample lets every group resample that should, after step number step (from 0) of the run and at the given progress. It updates
-// weights, normalisers and roots, and returns the row that each row goes on from (nil: no group resampled) and the
-// temperature of each group. With deadPass a group without weight is left as it is.
+// resample lets every group resample that should, after step number step (from 0) of the run and at the given
+// progress. It updates weights, normalisers and roots, and returns the row that each row goes on from (nil: no group
+// resampled) and the temperature of each group. With deadPass a group without weight is left as it is.
 func (p *population) resample(pol Policy, step int, progress float64, deadPass bool) (parents []int, temps []float64, err error) {
 	temps = make([]float64, len(p.Seeds))
 	for g, seed := range p.Seeds {

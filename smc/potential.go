@@ -20,9 +20,9 @@ import (
 //	immediate   lambda_k r_k
 //	none        0: importance sampling, the reward counts at the end only
 //
-// and at the last check, where r is the reward of the sample itself, the last four divide by all they paid:
-// lambda r - (what was paid). So the product of the weights of a path is exp(lambda r(x_0)) for all of them
-// (difference: exp(lambda (r - Init))), which is the tilt that FK samples from; they differ in variance. (Singhal et al. 2025,
+// and at the last check, where r is the reward of the sample itself, the last four divide by all they paid: lambda r
+// - (what was paid). So the product of the weights of a path is exp(lambda r(x_0)) for all of them (difference:
+// exp(lambda (r - Init))), which is the tilt that FK samples from; they differ in variance. (Singhal et al. 2025,
 // arXiv 2501.06848, section 3.)
 type Potential int
 
@@ -98,9 +98,10 @@ func times(lambda, v float64) float64 {
 	return lambda * v
 }
 
-// Reward scores clean data. x0 holds one row per particle: the estimate of the clean image at a check, the sample itself
-// at the last one. It must not be changed or kept. The result is one number per row, in nats at strength 1; -Inf rules a row out,
-// NaN and +Inf are errors. It must depend on nothing but its arguments, or runs cannot be repeated.
+// Reward scores clean data. x0 holds one row per particle: the estimate of the clean image at a check, the sample
+// itself at the last one. It must not be changed or kept. The result is one number per row, in nats at strength 1;
+// -Inf rules a row out, NaN and +Inf are errors. It must depend on nothing but its arguments, or runs cannot be
+// repeated.
 type Reward func(ctx context.Context, x0 *tensor.Dense, at *Look) ([]float64, error)
 
 // Look is where a reward is asked.

@@ -17,15 +17,17 @@ import (
 	"drift/schedules"
 )
 
-// SVDD is soft value-based decoding (Li et al. 2024, arXiv 2408.08252): every step is made M times with fresh noise, and one of the
-// candidates goes on: the one with the largest value, or with a Temperature a draw with weights exp(value/Temperature). The samples of a batch know
-// nothing of each other.
+// SVDD is soft value-based decoding (Li et al. 2024, arXiv 2408.08252): every step is made M times with fresh noise,
+// and one of the candidates goes on: the one with the largest value, or with a Temperature a draw with weights
+// exp(value/Temperature). The samples of a batch know nothing of each other.
 //
-// With Value nil the value of a candidate is the Reward of its clean-data estimate (the PM form): M evaluations per step, the winner's is
-// reused by the next step. With Value it is what that says of the noisy candidates (the MC form): one evaluation per step.
+// With Value nil the value of a candidate is the Reward of its clean-data estimate (the PM form): M evaluations per
+// step, the winner's is reused by the next step. With Value it is what that says of the noisy candidates (the MC
+// form): one evaluation per step.
 //
-// Choosing the largest is not sampling: values grow without limit, like the square root of the number of steps. With a Temperature a and exact
-// values a log E[exp(r/a)|x], many steps sample p exp((1-1/M) r/a). M = 1 is the base sampler bit for bit.
+// Choosing the largest is not sampling: values grow without limit, like the square root of the number of steps. With
+// a Temperature a and exact values a log E[exp(r/a)|x], many steps sample p exp((1-1/M) r/a). M = 1 is the base
+// sampler bit for bit.
 type SVDD struct {
 	Base        samplers.Sampler
 	M           int // candidates; 0 = 1
