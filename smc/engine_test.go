@@ -534,3 +534,28 @@ func TestPolicyRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestStrength(t *testing.T) {
+	r := []float64{0.1, -0.4, 2, 1.5, 0.3, -3, math.Inf(-1), 0.9}
+	for _, share := range []float64{0.2, 0.5, 0.8} {
+		l, err := Strength(r, share)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lw := make([]float64, len(r))
+		for i, v := range r {
+			lw[i] = l * v
+		}
+		if w, err := Weigh(lw); err != nil || math.Abs(w.ESS/8-share) > 1e-9 {
+			t.Errorf("share %g: lambda %g has ESS %g of 8, %v", share, l, w.ESS, err)
+		}
+	}
+	for _, c := range []struct {
+		r     []float64
+		share float64
+	}{{[]float64{1, 1, 1}, 0.5}, {[]float64{2, 2, 1}, 0.5}, {r, 0}, {r, 1}, {r, math.NaN()}, {nil, 0.5}, {[]float64{math.NaN(), 1}, 0.5}, {[]float64{math.Inf(1), 1}, 0.5}} {
+		if l, err := Strength(c.r, c.share); err == nil {
+			t.Errorf("%v, %g: lambda %g", c.r, c.share, l)
+		}
+	}
+}

@@ -54,7 +54,9 @@ type FKC struct {
 }
 
 // Needs implements samplers.Sampler.
-func (f FKC) Needs() samplers.Needs { return samplers.Needs{Noise: true, Couples: true, Parts: f.Parts > 0} }
+func (f FKC) Needs() samplers.Needs {
+	return samplers.Needs{Noise: true, Couples: true, Parts: f.Parts > 0}
+}
 
 // FKCRun is a run of FKC under way.
 type FKCRun struct {

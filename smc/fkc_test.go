@@ -144,7 +144,7 @@ func matched(all []*analytic.Mixture, exps []float64, n schedules.Node) (mean, v
 func TestFKCFixtures(t *testing.T) {
 	budget := 0.
 	if isSlow() {
-		budget = 1e9
+		budget = 3e7
 	}
 	n := 0
 	for _, g := range goldens(t, "fkc.json") {

@@ -54,7 +54,7 @@ func TestPickGoldens(t *testing.T) {
 func TestSVDDFixtures(t *testing.T) {
 	budget := 100_000.
 	if isSlow() {
-		budget = 1e8
+		budget = 2e7
 	}
 	n := 0
 	for _, g := range goldens(t, "svdd.json") {

@@ -78,6 +78,50 @@ func Weigh(lw []float64) (Weights, error) {
 	return out, nil
 }
 
+// Strength returns the lambda at which weights exp(lambda r) have the effective sample size share K, 0 < share < 1: a
+// strength to start with, from the rewards of a first check. It fails where no strength does: rewards that are all equal or
+// tied for the largest, or not finite (-Inf is: it weighs nothing).
+func Strength(rewards []float64, share float64) (float64, error) {
+	size := func(lambda float64) (float64, error) {
+		lw := make([]float64, len(rewards))
+		for i, r := range rewards {
+			if math.IsNaN(r) {
+				return 0, fmt.Errorf("smc: reward %d is NaN", i)
+			}
+			lw[i] = lambda * r
+		}
+		w, err := Weigh(lw)
+		return w.ESS / float64(max(1, len(rewards))), err
+	}
+	if !(share > 0 && share < 1) {
+		return 0, fmt.Errorf("smc: share %g of the particles: want a number between 0 and 1", share)
+	}
+	lo, hi := 0.0, 1.0
+	for { // the size falls as lambda grows
+		s, err := size(hi)
+		if err != nil {
+			return 0, err
+		}
+		if s <= share {
+			break
+		}
+		if lo, hi = hi, 2*hi; hi > 1e30 {
+			return 0, fmt.Errorf("smc: no strength brings the effective sample size of %d rewards to %g of them", len(rewards), share)
+		}
+	}
+	for hi-lo > 1e-12*hi {
+		mid := lo + (hi-lo)/2
+		if s, err := size(mid); err != nil {
+			return 0, err
+		} else if s > share {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	return hi, nil
+}
+
 // WeightError says which group's weights went wrong, and when.
 type WeightError struct {
 	Seed uint64
