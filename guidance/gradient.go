@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 
 	"gorgonia.org/tensor"
 
 	"drift/internal/rng"
+	"drift/internal/script"
 	"drift/internal/spec"
 	"drift/models"
 	"drift/models/analytic"
@@ -258,6 +260,47 @@ func (c ClassEnergy) Energy(ctx context.Context, q *models.Query, x0 *tensor.Den
 	return nil
 }
 
+// Script reads an energy written in Starlark (see package script for what scripts may say); file names it in errors,
+// which have the form file:line:column: what. The energy is asked one image at a time, in float64.
+func Script(file, src string) (Energy, error) {
+	e, err := script.Parse(file, src)
+	if err != nil {
+		return nil, err
+	}
+	return scripted{e}, nil
+}
+
+type scripted struct{ program *script.Energy }
+
+// moment is what the script may know of a row.
+func (s scripted) moment(q *models.Query, i int) script.Moment {
+	n := q.At[i]
+	m := script.Moment{Step: q.Step.I, Steps: q.Step.N, T: n.T, Sigma: n.Ratio(), Alpha: n.Alpha, Progress: q.Step.Progress, Class: q.Cond.Class(i)}
+	if len(q.Rows) > 0 {
+		m.Seed, m.Particle = q.Rows[i].Seed, q.Rows[i].Particle
+	}
+	return m
+}
+
+// Energy implements the interface Energy.
+func (s scripted) Energy(ctx context.Context, q *models.Query, x0 *tensor.Dense, e []float64, grad *tensor.Dense) error {
+	x, g := models.Data(x0), models.Data(grad)
+	n := len(x) / len(e)
+	for i := range e {
+		var err error
+		if e[i], err = s.program.Eval(ctx, s.moment(q, i), x[i*n:(i+1)*n], x0.Shape()[1:], g[i*n:(i+1)*n]); err != nil {
+			return fmt.Errorf("row %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// check runs the script once, so that its mistakes stop a run before the network is asked.
+func (s scripted) check(ctx context.Context, q *models.Query) error {
+	_, err := s.program.Check(ctx, s.moment(q, 0), q.X.Shape()[1:])
+	return err
+}
+
 // Through says which way an energy's gradient goes back to the state.
 type Through int
 
@@ -297,13 +340,19 @@ type Gradient struct {
 
 func init() {
 	register(Info{Name: "energy", NFE: "1; 2 and 1 VJP with through=model", Class: true, Summary: "lowers an energy of the predicted data by its gradient; without a file, -log p(class | x0) of an analytic target", Source: "through=x0: arXiv 2311.16424; through=model: arXiv 2302.07121",
-		Options: []Option{{"scale", "1", "strength; 0 = off, or an expression of " + momentNames}, {"through", "x0", "x0: move the predicted data, or model: gradient through the network (needs a VJP)"},
+		Options: []Option{{"file", "", "Starlark file that defines energy(x0, ctx)"}, {"scale", "1", "strength; 0 = off, or an expression of " + momentNames}, {"through", "x0", "x0: move the predicted data, or model: gradient through the network (needs a VJP)"},
 			{"clip", "0", "largest norm of a row's gradient; 0 = no limit"}, {"samples", "0", "Monte Carlo samples around the predicted data; 0 = the data itself"}, {"spread", "1", "of the samples, in units of sb/sqrt(1 + sb^2)"}},
 		New: func(o *spec.Options) (Guider, error) {
 			w, of, err := readScale(o, "scale", 1, math.Inf(-1), math.Inf(1))
 			g := Gradient{W: w, Scale: of, MaxNorm: o.FloatIn("clip", 0, 0, math.MaxFloat64), Samples: o.Int("samples", 0, 0, 1<<16), Spread: o.FloatIn("spread", 1, 1e-9, 1e9), Span: span(o)}
 			if o.Choice("through", "x0", "model") == "model" {
 				g.Through = ThroughModel
+			}
+			if file := o.Text("file", ""); file != "" && err == nil {
+				var src []byte
+				if src, err = os.ReadFile(file); err == nil {
+					g.Of, err = Script(file, string(src))
+				}
 			}
 			return g, err
 		}})
@@ -327,6 +376,7 @@ type gradient struct {
 	back     *tensor.Dense
 	again    models.Pred
 	e, norms []float64
+	checked  bool
 
 	cloud, slope *tensor.Dense
 	es, logs     []float64
@@ -337,6 +387,14 @@ func (g *gradient) Predict(ctx context.Context, q *models.Query, p *models.Pred)
 	var err error
 	if g.scales, on, err = weights(g.scales, g.name, q, g.g.W, g.g.Scale, g.g.Span, 0, anyRow); err != nil {
 		return err
+	}
+	if c, ok := g.g.Of.(interface {
+		check(context.Context, *models.Query) error
+	}); on && ok && !g.checked {
+		if err := c.check(ctx, q); err != nil {
+			return fmt.Errorf("guidance: energy: %w", err)
+		}
+		g.checked = true
 	}
 	if err := g.Denoiser.Predict(ctx, q, p); err != nil || !on {
 		return err
@@ -357,7 +415,7 @@ func (g *gradient) Predict(ctx context.Context, q *models.Query, p *models.Pred)
 		}
 	}
 	if err := g.energy(ctx, q); err != nil {
-		return fmt.Errorf("guidance: energy: %s: %w", where(q, 0), err)
+		return fmt.Errorf("guidance: energy: step %d, sigma/alpha %.4g: %w", q.Step.I, q.At[0].Ratio(), err)
 	}
 	if err := finite(g.name, "the energy", q, g.e); err != nil {
 		return err

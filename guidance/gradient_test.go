@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -438,6 +440,81 @@ func TestRecur(t *testing.T) {
 	if v := sq / 4000; math.Abs(v-1.25) > 0.1 {
 		t.Errorf("variance %.3f, want 1.25", v)
 	}
+}
+
+// TestScript: an energy file guides like the same energy in Go; its mistakes stop the run before the model is asked.
+func TestScript(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "bowl.star")
+	write := func(src string) {
+		if err := os.WriteFile(file, []byte(src), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("def energy(x0, ctx):\n    return (x0[0] ** 2 + 2 * x0[1] ** 2) / 2 + sum(sin(x0))\n")
+	m := models.Metered(target(t))
+	for _, through := range []string{"x0", "model"} {
+		_, script := run(t, guide(t, m, "energy:scale=0.3,file="+file+",through="+through), "dpmpp-2m", 8, 10, 1)
+		way := guidance.ThroughX0
+		if through == "model" {
+			way = guidance.ThroughModel
+		}
+		_, code := run(t, guidance.Gradient{W: 0.3, Of: guidance.EnergyFunc(bowl), Through: way}.Guide(m), "dpmpp-2m", 8, 10, 1)
+		if gap := maxGap(script, code); gap > 1e-12 {
+			t.Errorf("through %s: script and Go differ by %g", through, gap)
+		}
+	}
+	for src, want := range map[string]string{
+		"def energy(x0, ctx):\n    return x0[0] +":                        "bowl.star:2:",
+		"def energy(x0, ctx):\n    return x0 + y":                         "bowl.star:2:17: undefined: y",
+		"def energy(x0, ctx):\n    return x0[5]":                          "bowl.star:2:14: index 5",
+		"def energy(x0, ctx):\n    return x0":                             "bowl.star:1:1: energy returned a tensor of shape [2], want one number",
+		"def energy(x0, ctx):\n    return log(ctx.sigma - ctx.sigma - 1)": "the energy is NaN at step 0, sigma/alpha 152.2, row 0",
+	} {
+		write(src)
+		g, err := guidance.Parse("energy:file=" + file)
+		var meter models.Meter
+		if err == nil {
+			var p models.Pred
+			n := schedules.VPLinear{}.AtRatio(152.2)
+			err = g.Guide(m).Predict(context.Background(), &models.Query{X: models.New(1, 2), At: []schedules.Node{n}, Meter: &meter}, &p)
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", src, err, want)
+		}
+		if meter.Evals() != 0 && !strings.Contains(want, "NaN") {
+			t.Errorf("%q: the model was asked first", src)
+		}
+	}
+	if _, err := guidance.Parse("energy:file=" + filepath.Join(dir, "none.star")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no file: %v", err)
+	}
+}
+
+// An energy written in Starlark, and differentiated for the user.
+func ExampleScript() {
+	m, err := analytic.Parse([]byte(labelled))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	e, err := guidance.Script("circle.star", "def energy(x0, ctx):\n    return (norm(x0) - 1) ** 2\n")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	d := guidance.Gradient{W: 0.5, Of: e, Through: guidance.ThroughModel, Report: func(_ *models.Query, energy, norm []float64) {
+		fmt.Printf("energy %.3f, gradient %.3f\n", energy[0], norm[0])
+	}}.Guide(models.Metered(m))
+	var p models.Pred
+	q := &models.Query{X: models.Wrap([]float64{1, 0.5}, 1, 2), At: []schedules.Node{schedules.VPLinear{}.At(0.2)}}
+	fmt.Println(d.Predict(context.Background(), q, &p))
+	_, err = guidance.Script("circle.star", "def energy(x0, ctx):\n    return (norm(x) - 1) ** 2\n")
+	fmt.Println(err)
+	// Output:
+	// energy 0.002, gradient 0.047
+	// <nil>
+	// circle.star:2:18: undefined: x
 }
 
 // An energy written in Go: pull the mean of every picture to 0.2.
