@@ -310,6 +310,9 @@ type Through int
 //
 //	ThroughX0:     x0'  = x0 - W grad E(x0)
 //	ThroughModel:  eps' = eps + W sigma J^T grad E(x0)
+//
+// A network that predicts noise has 1/alpha in J, and what it errs in its derivative is multiplied by that: at high noise
+// ThroughModel needs a limit (MaxNorm) or an interval without the first steps (Span.Hi).
 const (
 	ThroughX0 Through = iota
 	ThroughModel

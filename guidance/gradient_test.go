@@ -347,7 +347,7 @@ func TestMemory(t *testing.T) {
 	}
 	saved := file.Bytes()
 	p := problem()
-	run, err := samplers.Resume(ctx, s, p, bytes.NewReader(saved))
+	run, err := samplers.Resume(ctx, s, p, io.MultiReader(bytes.NewReader(saved))) // as from a file: no ReadByte
 	if err != nil {
 		t.Fatal(err)
 	}

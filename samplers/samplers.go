@@ -7,6 +7,7 @@
 package samplers
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -75,6 +76,9 @@ type Resumer interface {
 
 // Resume goes on with a run of s that was saved: p must be the problem it was begun on.
 func Resume(ctx context.Context, s Sampler, p *Problem, rd io.Reader) (Run, error) {
+	if _, ok := rd.(io.ByteReader); !ok {
+		rd = bufio.NewReader(rd) // a decoder would read ahead, past what a guider has saved
+	}
 	switch s := s.(type) {
 	case Resumer:
 		return s.Resume(ctx, p, rd)
