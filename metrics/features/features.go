@@ -60,8 +60,11 @@ type Options struct {
 	Resize  string       // "" refuses other sizes; else metrics.ResizeTF1, ResizeTorch or ResizePIL
 }
 
-// Names lists the extractors: fashion (the embedded classifier of clothes, 64
-// features and 10 classes) and pixels (the bytes themselves).
+// Names lists the extractors that need no file: fashion (the embedded
+// classifier of clothes, 64 features and 10 classes) and pixels (the bytes
+// themselves). Open also knows inception:FILE (the network of FID in a
+// safetensors file, 2048 features and 1008 classes) and inception-spatial:FILE
+// (its 2023 features of sFID).
 func Names() []string { return []string{"fashion", "pixels"} }
 
 // Open makes the extractor of that name.
@@ -70,6 +73,9 @@ func Open(name string, opt Options) (Extractor, error) {
 	case "", metrics.ResizeTF1, metrics.ResizeTorch, metrics.ResizePIL:
 	default:
 		return nil, fmt.Errorf("features: unknown resize %q; known: %s, %s, %s", opt.Resize, metrics.ResizeTF1, metrics.ResizeTorch, metrics.ResizePIL)
+	}
+	if ex, ok, err := openInception(name, opt); ok {
+		return ex, err
 	}
 	switch name {
 	case "fashion":
@@ -86,7 +92,7 @@ func Open(name string, opt Options) (Extractor, error) {
 		}
 		return &pixels{}, nil
 	}
-	return nil, fmt.Errorf("features: unknown extractor %q%s", name, spec.Suggest(name, Names()))
+	return nil, fmt.Errorf("features: unknown extractor %q%s", name, spec.Suggest(name, append(Names(), inceptionName+":FILE", inceptionSpatialName+":FILE")))
 }
 
 // fashion is the embedded classifier: features are the 64 values after fc1's
