@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -105,6 +106,10 @@ const chunk = 4
 
 // Open reads a network from a safetensors file, or refuses it.
 func Open(path string, pool *kernels.Pool) (*Net, error) {
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".pth", ".pt", ".bin":
+		return nil, refuse.Errorf(path, "a torch file, which is not loaded: make safetensors of it once with `drift model convert`")
+	}
 	r, err := safetensors.Open(path)
 	if err != nil {
 		return nil, err

@@ -433,6 +433,9 @@ func save(t *testing.T) string {
 func TestOpen(t *testing.T) {
 	pool := kernels.NewPool(kernels.Detect(), 2)
 	defer pool.Close()
+	if _, err := Open("x.pth", pool); err == nil || !strings.Contains(err.Error(), "drift model convert") {
+		t.Error(err)
+	}
 	path := save(t)
 	n, err := Open(path, pool)
 	if err != nil {
