@@ -7,8 +7,8 @@ import (
 	"io/fs"
 	"strings"
 
-	"drift/internal/job"
-	"drift/internal/manifest"
+	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/manifest"
 	"drift/internal/refuse"
 	"drift/samplers"
 )
@@ -58,7 +58,7 @@ func badUse(flag string, err error) error {
 
 // trimPackage removes the package that an error begins with: users know flags, not packages.
 func trimPackage(s string) string {
-	for _, p := range []string{"samplers: ", "schedules: ", "models: ", "guidance: ", "analytic: ", "open: ", "kernels: ", "native: ", "unet2d: "} {
+	for _, p := range []string{"samplers: ", "schedules: ", "models: ", "guidance: ", "analytic: ", "open: ", "kernels: ", "native: ", "unet2d: ", "dit: "} {
 		s = strings.TrimPrefix(s, p)
 	}
 	return s

@@ -150,6 +150,7 @@ func TestGoldenForward(t *testing.T) {
 		out, vjp float64 // what the fixtures ask for, relative L2; 0 = no gradient there
 	}{
 		{"unet2d-plain", 2e-6, 3e-6}, {"unet2d-modern", 2e-6, 5e-6}, {"unet2d-scale-shift", 2e-6, 5e-6}, {"unet2d-resample-resnet", 2e-6, 0}, {"variant-sharded", 2e-6, 0},
+		{"dit", 1e-6, 1e-6}, {"dit-other-size", 1e-6, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := filepath.Join(root, "models", c.name)

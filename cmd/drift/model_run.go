@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,13 +18,13 @@ import (
 	"drift/internal/refuse"
 	"drift/models"
 	"drift/models/diffusers"
-	"drift/models/unet2d"
+	"drift/models/native"
 	"drift/schedules"
 )
 
 // openNet opens a bare network: a folder with config.json and weights, or a config.json alone, whose weights are then
 // made up.
-func openNet(name, dtype, tier string) (*unet2d.Net, error) {
+func openNet(name, dtype, tier string) (native.Network, error) {
 	t := kernels.Detect()
 	if tier != "" {
 		var err error
@@ -55,29 +54,24 @@ func openNet(name, dtype, tier string) (*unet2d.Net, error) {
 		}
 		cfg, w = m.Config, m.Weights
 	}
-	unet, ok := cfg.(*diffusers.UNet2DConfig)
-	if !ok {
-		return nil, refuse.Errorf(name, "a %s, which this engine does not run; it runs UNet2DModel", cfg.ClassName())
+	if err := native.Runs(cfg); err != nil {
+		return nil, refuse.Errorf(name, "%s", err)
 	}
-	if w == nil {
-		var err error
-		if w, err = unet2d.NewFormula(*unet); err != nil {
-			return nil, err
-		}
-	}
-	net, err := unet2d.New(*unet, w, unet2d.Options{Pool: pool, DType: kind})
+	net, err := native.New(cfg, w, native.Options{Pool: pool, DType: kind})
 	if err != nil {
-		return nil, refuse.Errorf(name, "%s", strings.TrimPrefix(err.Error(), "unet2d: "))
+		return nil, refuse.Errorf(name, "%s", trimPackage(err.Error()))
 	}
 	return net, nil
 }
 
 // network finds the network that a name stands for (net), or the analytic target (den); done gives it back.
-func (a *app) network(ctx context.Context, name, dtype, tier string) (net *unet2d.Net, den models.Denoiser, done func(), err error) {
+func (a *app) network(ctx context.Context, name, dtype, tier string) (net native.Network, den models.Denoiser, done func(), err error) {
 	info, statErr := os.Stat(name)
 	if statErr == nil && (filepath.Base(name) == "config.json" || info.IsDir()) {
-		net, err = openNet(name, dtype, tier)
-		return net, nil, func() { net.Close() }, err
+		if net, err = openNet(name, dtype, tier); err != nil {
+			return nil, nil, nil, err
+		}
+		return net, nil, net.Close, nil
 	}
 	m, err := a.openModel(ctx, name, dtype, tier)
 	if err != nil {
@@ -124,9 +118,8 @@ func (a *app) modelRun(c *cli.Context) error {
 	} else {
 		results, err = pass.target(c.Context, den)
 	}
-	var bad *unet2d.InputError
-	if errors.As(err, &bad) {
-		return refuse.Errorf(in, "%s", bad.Reason)
+	if reason, bad := native.BadInput(err); bad {
+		return refuse.Errorf(in, "%s", reason)
 	}
 	if err != nil {
 		return err
@@ -213,23 +206,38 @@ func (p *pass) readCotangent(name string) {
 		a = arrays["cotangent"]
 	}
 	var err error
-	if p.cotangent, err = a.Float64(); err != nil || len(p.cotangent) != len(p.x) {
-		p.fail("the cotangent has shape %v, sample %v", a.Shape, p.sample.Shape)
+	if p.cotangent, err = a.Float64(); err != nil {
+		p.fail("the cotangent: %v", err)
 	}
 }
 
-func (p *pass) network(ctx context.Context, net *unet2d.Net) ([]npz.Array, error) {
-	s := p.sample.Shape
-	cfg := net.Config()
-	if len(s) != 4 || s[1] != cfg.InChannels {
-		return nil, refuse.Errorf(p.file, "sample has shape %v, the network takes (batch, %d, height, width)", s, cfg.InChannels)
+// checkCotangent compares it with the output.
+func (p *pass) checkCotangent(out []int) error {
+	want := 1
+	for _, n := range out {
+		want *= n
 	}
-	b := &unet2d.Batch{H: s[2], W: s[3], T: p.times, Class: p.classes, Save: p.cotangent != nil}
+	if p.cotangent != nil && len(p.cotangent) != want {
+		return refuse.Errorf(p.file, "the cotangent has %d values, the output has shape %v", len(p.cotangent), out)
+	}
+	return nil
+}
+
+func (p *pass) network(ctx context.Context, net native.Network) ([]npz.Array, error) {
+	s := p.sample.Shape
+	in, channels := net.Channels()
+	if len(s) != 4 || s[1] != in {
+		return nil, refuse.Errorf(p.file, "sample has shape %v, the network takes (batch, %d, height, width)", s, in)
+	}
+	b := &native.Batch{H: s[2], W: s[3], T: p.times, Class: p.classes, Save: p.cotangent != nil}
 	if p.classes == nil && net.Classes() > 0 {
 		return nil, refuse.Errorf(p.file, "wants class_labels, 0 to %d", net.Classes()-1)
 	}
-	shape := []int{s[0], cfg.OutChannels, s[2], s[3]}
-	out := make([]float64, s[0]*cfg.OutChannels*s[2]*s[3])
+	shape := []int{s[0], channels, s[2], s[3]}
+	if err := p.checkCotangent(shape); err != nil {
+		return nil, err
+	}
+	out := make([]float64, s[0]*channels*s[2]*s[3])
 	if err := net.Forward(ctx, out, p.x, b); err != nil {
 		return nil, err
 	}
@@ -262,6 +270,9 @@ func (p *pass) target(ctx context.Context, den models.Denoiser) ([]npz.Array, er
 	if d, ok := models.As[models.Described](den); ok && !slices.Equal(s[1:], d.Info().Shape) {
 		return nil, refuse.Errorf(p.file, "sample has shape %v, the model wants rows of shape %v", s, d.Info().Shape)
 	}
+	if err := p.checkCotangent(s); err != nil {
+		return nil, err
+	}
 	q := &models.Query{X: models.Wrap(p.x, s...)}
 	for _, t := range p.times {
 		g, err := schedules.FromTimes(gau, []float64{t, t})
@@ -293,7 +304,7 @@ func (p *pass) target(ctx context.Context, den models.Denoiser) ([]npz.Array, er
 	return results, nil
 }
 
-func dtypeName(net *unet2d.Net) string {
+func dtypeName(net native.Network) string {
 	if net.DType() == kernels.BF16 {
 		return "bf16"
 	}
@@ -317,17 +328,17 @@ func (a *app) modelBench(c *cli.Context) error {
 	if net == nil {
 		return usagef("model bench %s: an analytic target has no network to time", name)
 	}
-	cfg := net.Config()
-	h, w := cfg.SampleSize.H, cfg.SampleSize.W
+	in, channels := net.Channels()
+	h, w := net.SampleSize()
 	if h == 0 {
 		h, w = 32, 32
 	}
-	x := make([]float32, batch*cfg.InChannels*h*w)
+	x := make([]float32, batch*in*h*w)
 	for i := range x {
 		x[i] = float32(i%17)/8 - 1
 	}
-	out := make([]float32, batch*cfg.OutChannels*h*w)
-	b := &unet2d.Batch{H: h, W: w, T: slices.Repeat([]float64{1}, batch)}
+	out := make([]float32, batch*channels*h*w)
+	b := &native.Batch{H: h, W: w, T: slices.Repeat([]float64{1}, batch)}
 	if net.Classes() > 0 {
 		b.Class = make([]int, batch)
 	}
@@ -340,7 +351,7 @@ func (a *app) modelBench(c *cli.Context) error {
 			return err
 		}
 		if vjp {
-			if err := net.VJP32(c.Context, make([]float32, len(x)), out[:len(x)]); err != nil {
+			if err := net.VJP32(c.Context, make([]float32, len(x)), out); err != nil {
 				return err
 			}
 		}

@@ -9,14 +9,14 @@ import (
 	"gorgonia.org/tensor"
 
 	"drift/models"
-	"drift/models/unet2d"
 	"drift/schedules"
 )
 
-// UNet2D is a UNet2DModel as a Denoiser. It converts the float64 state at the network's door; a batch of any size gives
-// every image the same bits.
-type UNet2D struct {
-	Net  *unet2d.Net
+// Denoiser is a network as a models.Denoiser. It converts the float64 state at the network's door; a batch of any size
+// gives every image the same bits. Of a network that learned its variance too (twice as many output channels as input
+// channels) the first half is the prediction, the rest Pred.Extra.
+type Denoiser struct {
+	Net  Network
 	Proc schedules.Gaussian
 	Kind schedules.Kind // what the network predicts
 	// TimeScale multiplies the process's time to give the network's (1000 for a flow in [0, 1]); 0 = 1.
@@ -32,18 +32,18 @@ type UNet2D struct {
 }
 
 // Process implements models.Denoiser.
-func (m *UNet2D) Process() schedules.Process { return m.Proc }
+func (m *Denoiser) Process() schedules.Process { return m.Proc }
 
 // Info implements models.Described.
-func (m *UNet2D) Info() models.Info { return m.About }
+func (m *Denoiser) Info() models.Info { return m.About }
 
 // batch puts the query into the network's form.
-func (m *UNet2D) batch(q *models.Query) (*unet2d.Batch, error) {
+func (m *Denoiser) batch(q *models.Query) (*Batch, error) {
 	s := q.X.Shape()
-	if len(s) != 4 || s[1] != m.Net.Config().InChannels {
-		return nil, fmt.Errorf("native: images of shape %v, the network takes (batch, %d, height, width)", s, m.Net.Config().InChannels)
+	if in, _ := m.Net.Channels(); len(s) != 4 || s[1] != in {
+		return nil, fmt.Errorf("native: images of shape %v, the network takes (batch, %d, height, width)", s, in)
 	}
-	b := &unet2d.Batch{H: s[2], W: s[3]}
+	b := &Batch{H: s[2], W: s[3]}
 	scale := m.TimeScale
 	if scale == 0 {
 		scale = 1
@@ -80,7 +80,7 @@ func (m *UNet2D) batch(q *models.Query) (*unet2d.Batch, error) {
 }
 
 // Predict implements models.Denoiser.
-func (m *UNet2D) Predict(ctx context.Context, q *models.Query, p *models.Pred) error {
+func (m *Denoiser) Predict(ctx context.Context, q *models.Query, p *models.Pred) error {
 	b, err := m.batch(q)
 	if err != nil {
 		return err
@@ -88,36 +88,38 @@ func (m *UNet2D) Predict(ctx context.Context, q *models.Query, p *models.Pred) e
 	return m.forward(ctx, q, p, b)
 }
 
-func (m *UNet2D) forward(ctx context.Context, q *models.Query, p *models.Pred, b *unet2d.Batch) error {
+func (m *Denoiser) forward(ctx context.Context, q *models.Query, p *models.Pred, b *Batch) error {
 	x, out := p.Fit(q.X, m.Kind)
-	cfg := m.Net.Config()
-	if cfg.OutChannels == cfg.InChannels {
+	in, channels := m.Net.Channels()
+	if channels == in {
 		return m.Net.Forward(ctx, out, x, b)
 	}
-	if cfg.OutChannels != 2*cfg.InChannels {
-		return fmt.Errorf("native: %d output channels for %d input channels", cfg.OutChannels, cfg.InChannels)
+	if channels != 2*in {
+		return fmt.Errorf("native: %d output channels for %d input channels", channels, in)
 	}
-	// A learned-variance network: the first half is the prediction.
-	if len(m.extra) != 2*len(out) {
-		m.extra = make([]float64, 2*len(out))
-	}
-	if err := m.Net.Forward(ctx, m.extra, x, b); err != nil {
+	all := m.both(len(out))
+	if err := m.Net.Forward(ctx, all, x, b); err != nil {
 		return err
 	}
 	p.Extra = models.New(q.X.Shape()...)
 	w := len(out) / len(q.At)
 	for i := range q.At {
-		copy(out[i*w:(i+1)*w], m.extra[2*i*w:])
-		copy(models.Data(p.Extra)[i*w:(i+1)*w], m.extra[(2*i+1)*w:])
+		copy(out[i*w:(i+1)*w], all[2*i*w:])
+		copy(models.Data(p.Extra)[i*w:(i+1)*w], all[(2*i+1)*w:])
 	}
 	return nil
 }
 
-// VJP implements models.VJP.
-func (m *UNet2D) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotangent, grad *tensor.Dense) error {
-	if cfg := m.Net.Config(); cfg.OutChannels != cfg.InChannels {
-		return fmt.Errorf("native: no gradient of a network with %d output channels for %d input channels", cfg.OutChannels, cfg.InChannels)
+// both is memory for prediction and variance of n values each.
+func (m *Denoiser) both(n int) []float64 {
+	if len(m.extra) != 2*n {
+		m.extra = make([]float64, 2*n)
 	}
+	return m.extra
+}
+
+// VJP implements models.VJP: the gradient of the prediction, without the variance.
+func (m *Denoiser) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotangent, grad *tensor.Dense) error {
 	b, err := m.batch(q)
 	if err != nil {
 		return err
@@ -126,5 +128,14 @@ func (m *UNet2D) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotan
 	if err := m.forward(ctx, q, p, b); err != nil {
 		return err
 	}
-	return m.Net.VJP(ctx, models.Data(grad), models.Data(cotangent))
+	c := models.Data(cotangent)
+	if p.Extra != nil {
+		all, w := m.both(len(c)), len(c)/len(q.At)
+		clear(all)
+		for i := range q.At {
+			copy(all[2*i*w:], c[i*w:(i+1)*w])
+		}
+		c = all
+	}
+	return m.Net.VJP(ctx, models.Data(grad), c)
 }

@@ -25,7 +25,6 @@ import (
 	"drift/models/analytic"
 	"drift/models/diffusers"
 	"drift/models/native"
-	"drift/models/unet2d"
 	"drift/models/zoo"
 	"drift/schedules"
 )
@@ -44,8 +43,8 @@ type Model struct {
 	Denoiser models.Denoiser // counts its evaluations (models.Metered)
 	Info     models.Info
 	Defaults Defaults
-	Net      *unet2d.Net // the network itself, nil for analytic targets
-	Notes    []string    // what the user should know of how the files were read
+	Net      native.Network // the network itself, nil for analytic targets
+	Notes    []string       // what the user should know of how the files were read
 	close    func()
 }
 
@@ -118,7 +117,7 @@ type labels struct {
 // parts is what a folder holds once it is read.
 type parts struct {
 	name    string
-	config  diffusers.UNet2DConfig
+	config  diffusers.Config
 	weights diffusers.Weights
 	sched   *diffusers.SchedulerConfig
 	labels  labels
@@ -150,7 +149,7 @@ func embedded(name string, opt Options) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.config = *cfg.(*diffusers.UNet2DConfig)
+	p.config = cfg
 	w, err := safetensors.NewReader(name, raw)
 	if err != nil {
 		return nil, err
@@ -182,15 +181,17 @@ func folder(name string, opt Options) (m *Model, err error) {
 	if err != nil {
 		return nil, err
 	}
-	unet, ok := cfg.(*diffusers.UNet2DConfig)
-	if !ok {
-		return nil, refuse.Errorf(name, "its network is a %s, which this engine does not run; it runs UNet2DModel", cfg.ClassName())
+	if err := native.Runs(cfg); err != nil {
+		return nil, refuse.Errorf(name, "its network is %s", err)
+	}
+	if class := latentSpace(r); class != "" {
+		return nil, refuse.Errorf(name, "its %s works on the latents of a %s, which this engine does not run", cfg.ClassName(), class)
 	}
 	net, err := r.Network("")
 	if err != nil {
 		return nil, err
 	}
-	p := parts{name: name, config: *unet, weights: net.Weights, notes: net.Notes, done: net.Close}
+	p := parts{name: name, config: cfg, weights: net.Weights, notes: net.Notes, done: net.Close}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, net.Close())
@@ -215,6 +216,24 @@ func folder(name string, opt Options) (m *Model, err error) {
 		return nil, err
 	}
 	return p.open(opt)
+}
+
+// latentSpace names the class of a further network that the pipeline needs to make pictures, or is empty.
+func latentSpace(r *diffusers.Repository) string {
+	if r.Index != nil {
+		for _, c := range r.Index.Components {
+			if c.Library == "diffusers" && c.Name != r.Denoiser() && !strings.HasSuffix(c.Class, "Scheduler") {
+				return c.Class
+			}
+		}
+		return ""
+	}
+	for _, name := range []string{"vae", "vqvae"} {
+		if cfg, err := diffusers.ReadConfig(filepath.Join(r.Dir, name, "config.json")); err == nil {
+			return cfg.ClassName()
+		}
+	}
+	return ""
 }
 
 // hashFiles is the SHA-256 of the files one after another.
@@ -331,23 +350,25 @@ func (p *parts) open(opt Options) (*Model, error) {
 		threads = runtime.GOMAXPROCS(0)
 	}
 	pool := kernels.NewPool(tier, threads)
-	net, err := unet2d.New(p.config, p.weights, unet2d.Options{Pool: pool, DType: dtype})
+	net, err := native.New(p.config, p.weights, native.Options{Pool: pool, DType: dtype})
 	if err != nil {
 		pool.Close()
 		return nil, fmt.Errorf("models: %s: %w", p.name, err)
 	}
-	null := models.NoClass
+	null := net.NoClass()
 	classes := net.Classes()
 	if p.labels.NullClass != nil {
 		null = *p.labels.NullClass
 	}
-	about := models.Info{Name: p.name, Hash: p.hash, Shape: []int{p.config.InChannels, p.config.SampleSize.H, p.config.SampleSize.W},
+	channels, _ := net.Channels()
+	h, w := net.SampleSize()
+	about := models.Info{Name: p.name, Hash: p.hash, Shape: []int{channels, h, w},
 		Classes: classes, Labels: p.labels.Labels, DType: map[kernels.DType]string{kernels.F32: "f32", kernels.BF16: "bf16"}[dtype],
 		Tier: tier.String(), Params: int64(net.Parameters())}
-	if null == classes-1 {
+	if classes > 0 && null == classes-1 {
 		about.Classes-- // the last label is "no class"
 	}
-	u := &native.UNet2D{Net: net, Proc: proc, Kind: kind, TimeScale: scale, NullClass: null, About: about, Conditional: classes > 0}
+	u := &native.Denoiser{Net: net, Proc: proc, Kind: kind, TimeScale: scale, NullClass: null, About: about, Conditional: classes > 0}
 	return &Model{
 		Denoiser: models.Metered(u), Info: about, Defaults: p.defaults(grid), Net: net, Notes: p.notes,
 		close: func() {
