@@ -204,7 +204,7 @@ func worldRun(t *testing.T, fk FK, steps, groups, k int, batch int) tally {
 func TestTiltFixtures(t *testing.T) {
 	budget := 250_000.
 	if isSlow() {
-		budget = 1e9
+		budget = 1e7
 	}
 	n := 0
 	for _, g := range slices.Concat(goldens(t, "fk.json"), goldens(t, "epf.json")) {
@@ -448,7 +448,7 @@ func unbiased(t *testing.T, fk FK, m *analytic.Mixture, a []float64, square bool
 func TestTilts(t *testing.T) {
 	groups := 200
 	if isSlow() {
-		groups = 20000
+		groups = 4000
 	}
 	for _, m := range targets(t) {
 		a := make([]float64, m.Dim())
@@ -479,7 +479,7 @@ func TestTilts(t *testing.T) {
 func TestTiltOptions(t *testing.T) {
 	groups := 300
 	if isSlow() {
-		groups = 20000
+		groups = 4000
 	}
 	m := targets(t)[0]
 	init := 0.5
