@@ -18,7 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
-	"drift/internal/progress"
+	"drift/cmd/drift/internal/progress"
 )
 
 // app is the world that a verb sees.

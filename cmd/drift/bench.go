@@ -15,10 +15,10 @@ import (
 	"github.com/urfave/cli/v2"
 	"gonum.org/v1/gonum/mat"
 
-	"drift/internal/bench"
-	"drift/internal/job"
+	"drift/cmd/drift/internal/bench"
+	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/manifest"
 	"drift/internal/kernels"
-	"drift/internal/manifest"
 	"drift/internal/pixels"
 	"drift/metrics"
 	"drift/metrics/features"

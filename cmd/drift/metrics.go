@@ -9,8 +9,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"drift/internal/bench"
-	"drift/internal/output"
+	"drift/cmd/drift/internal/bench"
+	"drift/cmd/drift/internal/output"
 	"drift/internal/refuse"
 	"drift/metrics"
 	"drift/metrics/features"

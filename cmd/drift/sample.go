@@ -10,8 +10,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"drift/internal/job"
-	"drift/internal/manifest"
+	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/manifest"
 	"drift/models/open"
 	"drift/schedules"
 )

@@ -14,12 +14,12 @@ import (
 
 	"gorgonia.org/tensor"
 
-	"drift/internal/job"
-	"drift/internal/manifest"
-	"drift/internal/output"
+	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/manifest"
+	"drift/cmd/drift/internal/output"
+	"drift/cmd/drift/internal/preview"
 	"drift/internal/pixels"
 	"drift/internal/pngmeta"
-	"drift/internal/preview"
 	"drift/models"
 	"drift/samplers"
 )

@@ -12,9 +12,9 @@ import (
 	"strconv"
 	"strings"
 
-	"drift/internal/job"
+	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/output"
 	"drift/internal/npz"
-	"drift/internal/output"
 	"drift/internal/spec"
 	"drift/models"
 	"drift/samplers"

@@ -16,9 +16,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/manifest"
 	"drift/internal/atomicfile"
-	"drift/internal/job"
-	"drift/internal/manifest"
 	"drift/samplers"
 	"drift/samplers/search"
 	"drift/schedules"

@@ -11,8 +11,8 @@ import (
 	"slices"
 	"time"
 
-	"drift/internal/job"
-	"drift/internal/manifest"
+	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/manifest"
 	"drift/internal/npz"
 	"drift/internal/pixels"
 	"drift/internal/refuse"

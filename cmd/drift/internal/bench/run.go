@@ -17,9 +17,9 @@ import (
 
 	"gorgonia.org/tensor"
 
+	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/manifest"
 	"drift/internal/atomicfile"
-	"drift/internal/job"
-	"drift/internal/manifest"
 	"drift/metrics"
 	"drift/models"
 	"drift/samplers"

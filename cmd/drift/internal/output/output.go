@@ -19,9 +19,9 @@ import (
 	"strings"
 	"time"
 
+	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/manifest"
 	"drift/internal/atomicfile"
-	"drift/internal/job"
-	"drift/internal/manifest"
 	"drift/internal/pixels"
 	"drift/internal/pngmeta"
 )

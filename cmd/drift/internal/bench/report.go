@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"strings"
 
-	"drift/internal/manifest"
+	"drift/cmd/drift/internal/manifest"
 	"drift/internal/refuse"
 )
 

@@ -17,7 +17,7 @@ import (
 
 	"gonum.org/v1/gonum/mat"
 
-	"drift/internal/job"
+	"drift/cmd/drift/internal/job"
 	"drift/internal/kernels"
 	"drift/internal/npz"
 	"drift/metrics"

@@ -11,7 +11,7 @@ import (
 
 	"gorgonia.org/tensor"
 
-	"drift/internal/manifest"
+	"drift/cmd/drift/internal/manifest"
 	"drift/models"
 	"drift/samplers"
 	"drift/schedules"

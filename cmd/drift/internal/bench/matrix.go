@@ -11,9 +11,9 @@ import (
 	"strconv"
 	"strings"
 
+	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/manifest"
 	"drift/guidance"
-	"drift/internal/job"
-	"drift/internal/manifest"
 	"drift/internal/spec"
 	"drift/models"
 	"drift/models/open"

@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"drift/internal/job"
-	"drift/internal/manifest"
+	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/manifest"
 	"drift/internal/npz"
 	"drift/internal/pngmeta"
 	"drift/schedules"
