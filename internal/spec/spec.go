@@ -30,7 +30,7 @@ func Parse(s string) (Spec, error) {
 	if !more {
 		return out, nil
 	}
-	for part := range strings.SplitSeq(rest, ",") {
+	for _, part := range split(rest) {
 		key, value, has := strings.Cut(part, "=")
 		key, value = strings.TrimSpace(key), strings.TrimSpace(value)
 		if key == "" {
@@ -45,6 +45,23 @@ func Parse(s string) (Spec, error) {
 		out.Args = append(out.Args, Arg{key, value})
 	}
 	return out, nil
+}
+
+// split cuts s at its commas, except those inside parentheses.
+func split(s string) []string {
+	var out []string
+	depth, from := 0, 0
+	for i, c := range []byte(s) {
+		switch {
+		case c == '(':
+			depth++
+		case c == ')':
+			depth--
+		case c == ',' && depth <= 0:
+			out, from = append(out, s[from:i]), i+1
+		}
+	}
+	return append(out, s[from:])
 }
 
 // String writes the spec back in the form Parse reads.

@@ -11,6 +11,8 @@ func TestParse(t *testing.T) {
 		{"euler", "euler", ""},
 		{" unipc : order = 3 , corrector ", "unipc:order=3,corrector=true", ""},
 		{"a:b=c=d", "a:b=c=d", ""},
+		{"cfg:w=min(7,3*progress),from=0.2", "cfg:w=min(7,3*progress),from=0.2", ""},
+		{"a:b=),c=1", "a:b=),c=1", ""},
 		{"", "", "empty name"},
 		{"a:", "", "empty option"},
 		{"a:x=1,x=2", "", "twice"},
