@@ -50,11 +50,12 @@ func modelVerb(a *app) *cli.Command {
 			},
 			{
 				Name: "bench", Usage: "time the forward pass", UsageText: "X",
-				Description: "X is a model, or a network's config.json (weights of the true size are made up). Prints the shortest and the median time, and multiply-adds per second of the shortest.",
+				Description: "X is a model, or a network's config.json (weights of the true size are made up). Prints the shortest and the median time, multiply-adds per second of the shortest, and what share of the registers' peak that is (more than 100 % where Winograd saves multiplications).",
 				Flags: model(
 					&cli.IntFlag{Name: "batch", Usage: "images at a time (`B`)", Value: 1},
 					&cli.IntFlag{Name: "rounds", Usage: "forward passes to time (`N`)", Value: 10},
 					&cli.BoolFlag{Name: "vjp", Usage: "time the gradient with respect to the image too"},
+					&cli.BoolFlag{Name: "profile", Usage: "print a table of the layers: output, time, rate"},
 				),
 				Action: func(c *cli.Context) error { return a.modelBench(c) },
 			},

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -367,21 +368,47 @@ func (a *app) modelBench(c *cli.Context) error {
 		return err
 	}
 	rate := float64(macs) * float64(batch) / minimum.Seconds() / 1e9
+	threads := runtime.GOMAXPROCS(0)
+	peak := kernels.PeakRate(net.Tier(), net.DType()) * float64(threads)
+	var layers []native.Layer
+	if c.Bool("profile") {
+		b.Save, b.Trace = false, func(l native.Layer) { layers = append(layers, l) }
+		if err := net.Forward32(c.Context, out, x, b); err != nil {
+			return err
+		}
+	}
 	if a.json {
-		event := map[string]any{"model": name, "batch": batch, "dtype": dtypeName(net), "tier": net.Tier().String(), "threads": runtime.GOMAXPROCS(0), "rounds": rounds,
+		event := map[string]any{"model": name, "batch": batch, "dtype": dtypeName(net), "tier": net.Tier().String(), "threads": threads, "rounds": rounds,
 			"min_ms": ms(minimum), "median_ms": ms(median), "macs_per_image": macs, "parameters": net.Parameters(), "memory": net.Memory()}
 		if vjp {
 			event["with"] = "vjp"
 		} else {
 			event["gmac_per_s"] = rate
+			if peak > 0 {
+				event["peak_gflop_per_s"], event["fraction_of_peak"] = peak, 2*rate/peak
+			}
+		}
+		if layers != nil {
+			event["layers"] = layers
 		}
 		a.emit(event)
 		return nil
 	}
-	fmt.Fprintf(a.out, "batch %d, %s, %s, %d threads: min %.3f ms, median %.3f ms", batch, dtypeName(net), net.Tier(), runtime.GOMAXPROCS(0), ms(minimum), ms(median))
+	fmt.Fprintf(a.out, "batch %d, %s, %s, %d threads: min %.3f ms, median %.3f ms", batch, dtypeName(net), net.Tier(), threads, ms(minimum), ms(median))
 	if !vjp {
 		fmt.Fprintf(a.out, ", %.4g GMAC/s", rate)
+		if peak > 0 {
+			fmt.Fprintf(a.out, ", %.0f %% of the %.0f GFLOP/s of the registers", 200*rate/peak, peak)
+		}
 	}
 	fmt.Fprintln(a.out)
+	if layers != nil {
+		w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "layer\tkind\toutput\tms\tGFLOP/s")
+		for _, l := range layers {
+			fmt.Fprintf(w, "%s\t%s\t%dx%dx%dx%d\t%.3f\t%.1f\n", l.Name, l.Kind, l.N, l.H, l.W, l.C, ms(l.Duration), 2*float64(l.MACs)/max(l.Duration.Seconds(), 1e-9)/1e9)
+		}
+		return w.Flush()
+	}
 	return nil
 }

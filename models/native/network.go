@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"drift/internal/kernels"
 	"drift/models"
@@ -40,7 +41,20 @@ type Batch struct {
 
 	IdentityAttention, SkipLayers []string // see models.Hooks
 
-	Save bool // keep what VJP needs until the next Forward
+	Save  bool        // keep what VJP needs until the next Forward
+	Trace func(Layer) // called after every layer; may be nil
+}
+
+// Layer is one step of a Forward, as Batch.Trace sees it.
+type Layer struct {
+	Name     string        `json:"name"`
+	Kind     string        `json:"kind"` // conv, linear, norm, attention, ...
+	N        int           `json:"n"`    // images
+	H        int           `json:"h"`    // of the output; a transformer's tokens are rows of width 1
+	W        int           `json:"w"`
+	C        int           `json:"c"`
+	MACs     int           `json:"macs"` // multiply-adds, all images
+	Duration time.Duration `json:"ns"`
 }
 
 // Memory is what a network holds, in bytes.
@@ -132,7 +146,11 @@ func (n unet2dNet) Forward32(ctx context.Context, dst, x []float32, b *Batch) er
 }
 
 func (unet2dNet) batch(b *Batch) *unet2d.Batch {
-	return &unet2d.Batch{H: b.H, W: b.W, T: b.T, Class: b.Class, IdentityAttention: b.IdentityAttention, SkipLayers: b.SkipLayers, Save: b.Save}
+	out := &unet2d.Batch{H: b.H, W: b.W, T: b.T, Class: b.Class, IdentityAttention: b.IdentityAttention, SkipLayers: b.SkipLayers, Save: b.Save}
+	if b.Trace != nil {
+		out.Trace = func(l unet2d.Layer) { b.Trace(Layer(l)) }
+	}
+	return out
 }
 
 type ditNet struct{ *dit.Net }
@@ -154,5 +172,11 @@ func (n ditNet) Forward32(ctx context.Context, dst, x []float32, b *Batch) error
 }
 
 func (ditNet) batch(b *Batch) *dit.Batch {
-	return &dit.Batch{H: b.H, W: b.W, T: b.T, Class: b.Class, IdentityAttention: b.IdentityAttention, SkipLayers: b.SkipLayers, Save: b.Save}
+	out := &dit.Batch{H: b.H, W: b.W, T: b.T, Class: b.Class, IdentityAttention: b.IdentityAttention, SkipLayers: b.SkipLayers, Save: b.Save}
+	if b.Trace != nil {
+		out.Trace = func(l dit.Layer) {
+			b.Trace(Layer{Name: l.Name, Kind: l.Kind, N: l.N, H: l.Tokens, W: 1, C: l.C, MACs: l.MACs, Duration: l.Duration})
+		}
+	}
+	return out
 }
