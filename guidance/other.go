@@ -208,7 +208,6 @@ type perturbed struct {
 	bare       models.Denoiser
 	chained    bool // there are guiders below
 	scales     []float64
-	c          *tensor.Dense
 	clean, bad models.Pred
 }
 

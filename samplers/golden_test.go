@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -321,15 +321,8 @@ func TestGolden(t *testing.T) {
 		})
 	}
 	if only == "" {
-		names := slices.Sorted(func(yield func(string) bool) {
-			for k := range counts {
-				if !yield(k) {
-					return
-				}
-			}
-		})
-		for _, k := range names {
-			t.Log(fmt.Sprintf("%-20s %d", k, counts[k]))
+		for _, k := range slices.Sorted(maps.Keys(counts)) {
+			t.Logf("%-20s %d", k, counts[k])
 		}
 	}
 }

@@ -153,7 +153,6 @@ func (m Singlestep) stepNode(ctx context.Context, r *run, s, t schedules.Node) e
 		r.keep(q, s, 2)
 		return nil
 	}
-	from := s
 	qs := [3][]float64{q}
 	nodes := [3]schedules.Node{s}
 	for i := range order - 1 { // oldest first
@@ -161,7 +160,7 @@ func (m Singlestep) stepNode(ctx context.Context, r *run, s, t schedules.Node) e
 		qs[i], nodes[i] = e.V, e.At
 	}
 	qs[order-1], nodes[order-1] = q, s
-	from = nodes[0]
+	from := nodes[0]
 	h := t.Lambda() - from.Lambda()
 	var rk [3]float64
 	for i := 1; i < order; i++ {

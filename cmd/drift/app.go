@@ -67,11 +67,11 @@ func (a *app) main(ctx context.Context, args []string) (code int) {
 func (a *app) run(ctx context.Context, args []string) error {
 	root := a.cli()
 	for _, s := range args {
-		switch s { // errors about the command line itself are events too
-		case "--json":
-			a.json = true
-		case "--":
+		if s == "--" {
 			break
+		}
+		if s == "--json" { // errors about the command line itself are events too
+			a.json = true
 		}
 	}
 	arranged, err := arrange(root, args, a.getenv)

@@ -11,7 +11,6 @@ type isa struct {
 	mr   int    // most rows of a tile
 	es   int    // bytes per left element that is broadcast
 	fma  func(a *asm, x, y, acc int)
-	file string
 	zero string // how a register is cleared
 }
 

@@ -41,9 +41,8 @@ type Bench struct {
 	Finished func(Row)
 
 	lock *lock
-	rate map[string]*rate // by model
-	todo float64          // evaluations that this run has to make, by model in left
-	left map[string]float64
+	rate map[string]*rate   // by model
+	left map[string]float64 // evaluations that this run has to make, by model
 	from time.Time
 }
 
