@@ -229,6 +229,13 @@ func TestFKCFixtures(t *testing.T) {
 					s.Tol += 0.01
 				}
 				got, _ := a.mean(s.Stat)
+				if s.Stat == "log_Z" && runs > 2 {
+					// Sharpening has weights with so heavy a tail that one run in a hundred moves the mean of 40 by more than
+					// their spread without it: of anneal-beta2 the exact log E[Z] of these steps is -1.204, and 160 runs
+					// had a median of -1.24 and a largest value of +2.5. The median stays.
+					v := slices.Sorted(slices.Values(a[s.Stat]))
+					got = (v[(runs-1)/2] + v[runs/2]) / 2
+				}
 				s.hold(t, got, runs)
 			}
 			if g.Name == "cfg-equal-variance" {
@@ -242,6 +249,47 @@ func TestFKCFixtures(t *testing.T) {
 	}
 	if n < 2 {
 		t.Errorf("only %d cases", n)
+	}
+}
+
+// TestFKCUnbiased: exp(log Z) of a normal to the power beta has the expectation that the steps imply, exactly, for every
+// number of particles. With steps x' = m x + sqrt(D) z and weights exp(-w x^2/2) it is a recursion over
+// h(x) = E[the weights still to come | x] = exp(c - a x^2/2), from the end.
+func TestFKCUnbiased(t *testing.T) {
+	m := mixture(t, analytic.Target{Weights: []float64{1}, Means: [][]float64{{0}}, Vars: [][]float64{{1}}, Process: schedules.VE{}})
+	grid := logGrid(10, 0.05, 40)
+	for _, c := range []struct{ beta, zeta2 float64 }{{0.5, 1}, {0.7, 0}, {1.3, 3}} {
+		_, v, start := matched([]*analytic.Mixture{m}, []float64{c.beta}, grid[0])
+		a, log := 0.0, start
+		for k := len(grid) - 2; k >= 0; k-- {
+			s2, d := grid[k].Sigma*grid[k].Sigma, grid[k].Sigma*grid[k].Sigma-grid[k+1].Sigma*grid[k+1].Sigma
+			move, std2 := 1-(1+c.zeta2)/2*d*c.beta/(1+s2), c.zeta2*d
+			log -= 0.5 * math.Log(1+a*std2)
+			a = a*move*move/(1+a*std2) - d*c.beta*(c.beta-1)/((1+s2)*(1+s2))
+		}
+		log -= 0.5 * math.Log(1+a*v)
+		const groups, k = 1500, 12
+		rows := Rows(seeds(groups), k)
+		x := make([]float64, len(rows))
+		for i, row := range rows {
+			rng.Normal(x[i:i+1], rng.Key{Seed: row.Seed, Image: uint64(row.Particle), Step: 77})
+			x[i] *= math.Sqrt(v)
+		}
+		res := sample(t, FKC{Power: c.beta, Zeta2: &c.zeta2, LogZ: start, Policy: Policy{ESS: 0.97}},
+			&samplers.Problem{Model: m, Grid: grid, Rows: rows, Start: models.Wrap(x, len(rows), 1)})
+		z := tally{}
+		times := 0
+		for _, g := range res.Run.(*FKCRun).Groups() {
+			z.add("Z/exact", math.Exp(g.LogZ-log))
+			times += g.Resampled
+		}
+		z.near(t, "Z/exact", 1)
+		if times < groups {
+			t.Errorf("%d resamplings in %d groups", times, groups)
+		}
+		if _, sd := z.mean("Z/exact"); sd/math.Sqrt(groups) > 0.03 {
+			t.Errorf("no power: standard error %g", sd/math.Sqrt(groups))
+		}
 	}
 }
 
