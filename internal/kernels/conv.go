@@ -592,13 +592,13 @@ func (t *tilePass) run(first, last int) {
 			g.b = unsafe.Pointer(&t.w[(pn*t.k+b.k0)*nr])
 			g.segs = (*segment)(unsafe.Pointer(&t.segs[2*b.first]))
 			g.nseg = int64(b.n)
-			if bi == len(t.blocks)-1 {
-				if t.bias != nil {
-					g.bias = &t.bias[j0]
-				}
-				if t.res != nil && whole {
-					g.res = unsafe.Pointer(&t.res[j0])
-				}
+			g.res = nil
+			if bi == 0 && t.res != nil && whole {
+				// In the first pass: res may be dst.
+				g.res = unsafe.Pointer(&t.res[j0])
+			}
+			if bi == len(t.blocks)-1 && t.bias != nil {
+				g.bias = &t.bias[j0]
 			}
 			t.o.gemmRows(&g, t.m)
 			g.acc = 1

@@ -28,7 +28,7 @@ func forTiers(t *testing.T, f func(t *testing.T, p *Pool) []float32) {
 }
 
 func TestLinear(t *testing.T) {
-	for _, c := range []struct{ m, in, out int }{{1, 1, 1}, {1, 128, 512}, {7, 33, 17}, {61, 64, 48}, {500, 40, 160}, {3, 1000, 24}} {
+	for _, c := range []struct{ m, in, out int }{{1, 1, 1}, {1, 128, 512}, {7, 33, 17}, {61, 64, 48}, {500, 40, 160}, {3, 1000, 24}, {13, 800, 64}} {
 		forTiers(t, func(t *testing.T, p *Pool) []float32 {
 			r := rng(uint64(c.m))
 			w, b, x, res := randoms(r, c.in*c.out), randoms(r, c.out), randoms(r, c.m*c.in), randoms(r, c.m*c.out)
@@ -46,6 +46,9 @@ func TestLinear(t *testing.T) {
 			got := poisoned(c.m * c.out)
 			l.Run(p, got, x, c.m, poisoned(l.Scratch(p.Workers(), c.m)), Epilogue{Residual: res, Act: GELU})
 			within(t, fmt.Sprintf("%+v", c), got, want, 2e-6)
+			over := append([]float32{}, res...)
+			l.Run(p, over, x, c.m, poisoned(l.Scratch(p.Workers(), c.m)), Epilogue{Residual: over, Act: GELU})
+			sameBits(t, "the residual's place as output", over, got)
 
 			g := NewLinearGrad(p.Tier(), F32, c.in, c.out, w)
 			dx := poisoned(c.m * c.in)
