@@ -1,0 +1,412 @@
+// Package unetcond is UNet2DConditionModel, the network of Stable Diffusion 1,
+// 2 and XL, on the native engine: a U-Net whose blocks attend to a text.
+package unetcond
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"drift/internal/graph"
+	"drift/internal/kernels"
+	"drift/models/diffusers"
+	"drift/models/engine"
+)
+
+// Inputs besides the images, by the reference's argument names.
+const (
+	Context     = "encoder_hidden_states"  // (N, tokens, cross_attention_dim): the text
+	ContextMask = "encoder_attention_mask" // (N, tokens): 1 for tokens to attend to, 0 for others
+	TimeCond    = "timestep_cond"          // (N, time_cond_proj_dim): the guidance scale of LCM networks
+	AddedText   = "added_text_embeds"      // (N, width): the pooled text of SDXL
+	AddedTimes  = "added_time_ids"         // (N, 6): original size, crop, target size of SDXL
+	ClassInput  = "class_labels"           // (N, width), for class_embed_type identity and projection
+)
+
+type unet struct {
+	*diffusers.UNet2DConditionConfig
+	act  kernels.Activation
+	temb int
+}
+
+var activations = map[string]kernels.Activation{
+	"silu": kernels.SiLU, "swish": kernels.SiLU, "gelu": kernels.GELU, "relu": kernels.ReLU,
+}
+
+// New checks the configuration and packs the weights.
+func New(cfg *diffusers.UNet2DConditionConfig, w diffusers.Weights, opt engine.Options) (*engine.Net, error) {
+	act, ok := activations[strings.ToLower(cfg.ActFn)]
+	if !ok {
+		return nil, fmt.Errorf("unetcond: config act_fn = %q is not supported: only silu, swish, gelu, relu", cfg.ActFn)
+	}
+	u := &unet{cfg, act, cfg.TimeEmbeddingDim}
+	if u.temb == 0 {
+		u.temb = 4 * cfg.BlockOutChannels[0]
+	}
+	h, width := cfg.SampleSize.H, cfg.SampleSize.W
+	if h == 0 || width == 0 {
+		h, width = 64, 64
+	}
+	first := &engine.Batch{H: h, W: width, T: []float64{0}, Inputs: map[string]engine.Array{
+		Context: {Shape: []int{1, 77, cfg.CrossAttentionDim[0]}},
+	}}
+	return engine.New(u, w, first, opt)
+}
+
+// Config implements engine.Network.
+func (u *unet) Config() diffusers.Config { return u.UNet2DConditionConfig }
+
+// Channels implements engine.Network.
+func (u *unet) Channels() (in, out int) { return u.InChannels, u.OutChannels }
+
+// Output implements engine.Network.
+func (u *unet) Output(h, w int) (int, int, error) {
+	if least := 1 << (len(u.BlockOutChannels) - 1); h < least || w < least {
+		return 0, 0, engine.BadInput("images of %dx%d are too small for %d levels", h, w, len(u.BlockOutChannels))
+	}
+	return h, w, nil
+}
+
+func (u *unet) attends() bool {
+	return u.MidBlockType == "UNetMidBlock2DCrossAttn" || slices.Contains(u.DownBlockTypes, "CrossAttnDownBlock2D") ||
+		slices.Contains(u.UpBlockTypes, "CrossAttnUpBlock2D")
+}
+
+// Check implements engine.Network.
+func (u *unet) Check(b *engine.Batch) error {
+	known := []string{}
+	want := func(name string, needed bool, shape ...int) error {
+		if !needed {
+			return nil
+		}
+		known = append(known, name)
+		return b.Want(name, shape...)
+	}
+	_, masked := b.Inputs[ContextMask]
+	_, timed := b.Inputs[TimeCond]
+	text, ids := 0, 6
+	if u.AdditionEmbedType == "text_time" {
+		if a, ok := b.Inputs[AddedTimes]; ok && len(a.Shape) == 2 {
+			ids = a.Shape[1]
+		}
+		text = u.ProjectionClassEmbeddingsDim - ids*u.AdditionTimeEmbedDim
+	}
+	for _, err := range []error{
+		want(Context, u.attends(), 0, u.CrossAttentionDim[0]),
+		want(ContextMask, masked && u.attends(), 0),
+		want(TimeCond, timed && u.TimeCondProjDim > 0, u.TimeCondProjDim),
+		want(AddedText, u.AdditionEmbedType == "text_time", text),
+		want(AddedTimes, u.AdditionEmbedType == "text_time", 0),
+		want(ClassInput, u.ClassEmbedType == "identity", u.temb),
+		want(ClassInput, strings.HasSuffix(u.ClassEmbedType, "projection"), u.ProjectionClassEmbeddingsDim),
+		b.Refuse(known...),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	if masked && b.Inputs[ContextMask].Shape[1] != b.Inputs[Context].Shape[1] {
+		return engine.BadInput("%d mask values for %d tokens", b.Inputs[ContextMask].Shape[1], b.Inputs[Context].Shape[1])
+	}
+	table := u.ClassEmbedType == "" && u.NumClassEmbeds > 0
+	switch labels := table || u.ClassEmbedType == "timestep"; {
+	case labels && len(b.Class) != len(b.T):
+		return engine.BadInput("%d class labels for %d images", len(b.Class), len(b.T))
+	case !labels && len(b.Class) > 0:
+		return engine.BadInput("class labels given, the network has no class embedding for them")
+	}
+	for _, c := range b.Class {
+		if table && (c < 0 || c >= u.NumClassEmbeds) {
+			return engine.BadInput("class %d is not in [0, %d)", c, u.NumClassEmbeds)
+		}
+	}
+	return nil
+}
+
+// Key implements engine.Network.
+func (u *unet) Key(b *engine.Batch) string {
+	_, masked := b.Inputs[ContextMask]
+	_, timed := b.Inputs[TimeCond]
+	return fmt.Sprint(tokens(b), masked, timed)
+}
+
+func tokens(b *engine.Batch) int {
+	if c, ok := b.Inputs[Context]; ok {
+		return c.Shape[1]
+	}
+	return 0
+}
+
+// Fill implements engine.Network.
+func (u *unet) Fill(e *graph.Env, b *engine.Batch, lo, hi int) {
+	width := u.BlockOutChannels[0]
+	times := e.Fed("time")
+	for i, t := range b.T[lo:hi] {
+		graph.Sinusoid(times[i*width:(i+1)*width], t, u.FreqShift, u.FlipSinToCos)
+	}
+	if u.CenterInputSample {
+		x := e.Fed("")
+		for i, v := range x {
+			x[i] = 2*v - 1
+		}
+	}
+	b.Fill(e, Context, lo, hi)
+	b.Fill(e, TimeCond, lo, hi)
+	b.Fill(e, ClassInput, lo, hi)
+	if bias := e.Fed(ContextMask); bias != nil {
+		n := len(bias) / (hi - lo)
+		for i := lo; i < hi; i++ {
+			for j, m := range b.Inputs[ContextMask].Row(i) {
+				bias[(i-lo)*n+j] = (1 - m) * -10000
+			}
+		}
+	}
+	if rows := e.Fed("added"); rows != nil {
+		n := u.ProjectionClassEmbeddingsDim
+		for i := lo; i < hi; i++ {
+			row := rows[(i-lo)*n : (i-lo+1)*n]
+			row = row[copy(row, b.Inputs[AddedText].Row(i)):]
+			for _, id := range b.Inputs[AddedTimes].Row(i) {
+				graph.Sinusoid(row[:u.AdditionTimeEmbedDim], float64(id), u.FreqShift, u.FlipSinToCos)
+				row = row[u.AdditionTimeEmbedDim:]
+			}
+		}
+	}
+	if rows := e.Fed("class"); rows != nil {
+		n := len(rows) / (hi - lo)
+		for i, c := range b.Class[lo:hi] {
+			if u.ClassEmbedType == "timestep" {
+				graph.Sinusoid(rows[i*n:(i+1)*n], float64(c), u.FreqShift, u.FlipSinToCos)
+			}
+		}
+	}
+	if rows := e.Fed("label"); rows != nil { // numbers of rows of the table
+		for i, c := range b.Class[lo:hi] {
+			rows[i] = float32(c)
+		}
+	}
+}
+
+// builder writes the network down.
+type builder struct {
+	*unet
+	*graph.Graph
+	emb     graph.Value // act(time embedding), a row per image
+	context graph.Value
+	mask    graph.Value
+	level   int // for the sizes that layers are packed for
+}
+
+// Build implements engine.Network.
+func (u *unet) Build(g *graph.Graph, b *engine.Batch) {
+	n := &builder{unet: u, Graph: g}
+	x := g.Input(b.H, b.W, u.InChannels)
+	if t := tokens(b); t > 0 {
+		n.context = g.Feed(Context, 1, t, u.CrossAttentionDim[0])
+		if _, ok := b.Inputs[ContextMask]; ok {
+			n.mask = g.Feed(ContextMask, 1, t, 1)
+		}
+	}
+	_, timed := b.Inputs[TimeCond]
+	n.embedding(timed)
+
+	width, last := u.BlockOutChannels, len(u.BlockOutChannels)-1
+	h := n.conv("conv_in", x, width[0], u.ConvInKernel, graph.Exact)
+	skips := []graph.Value{h}
+	for i, kind := range u.DownBlockTypes {
+		n.level = i
+		name := fmt.Sprintf("down_blocks.%d", i)
+		for j := range u.LayersPerBlock[i] {
+			h = n.resnet(fmt.Sprintf("%s.resnets.%d", name, j), h, graph.Value{}, width[i], 1)
+			if kind == "CrossAttnDownBlock2D" {
+				h = n.transformer(fmt.Sprintf("%s.attentions.%d", name, j), h, i)
+			}
+			skips = append(skips, h)
+		}
+		if i < last {
+			spec := kernels.ConvSpec{Stride: 2, Pad: kernels.Same(u.DownsamplePadding)}
+			if u.DownsamplePadding == 0 {
+				spec.Pad = kernels.Pad{Bottom: 1, Right: 1}
+			}
+			h = n.convSpec(name+".downsamplers.0.conv", graph.From(h), width[i], 3, spec)
+			skips = append(skips, h)
+		}
+	}
+	n.level = last
+	if u.MidBlockType != "" {
+		h = n.resnet("mid_block.resnets.0", h, graph.Value{}, width[last], u.MidBlockScaleFactor)
+		if u.MidBlockType == "UNetMidBlock2DCrossAttn" {
+			h = n.transformer("mid_block.attentions.0", h, last)
+			h = n.resnet("mid_block.resnets.1", h, graph.Value{}, width[last], u.MidBlockScaleFactor)
+		}
+	}
+	for i, kind := range u.UpBlockTypes {
+		name, level := fmt.Sprintf("up_blocks.%d", i), last-i
+		n.level = level
+		for j := range u.LayersPerBlock[level] + 1 {
+			skip := skips[len(skips)-1]
+			skips = skips[:len(skips)-1]
+			h = n.resnet(fmt.Sprintf("%s.resnets.%d", name, j), h, skip, width[level], 1)
+			if kind == "CrossAttnUpBlock2D" {
+				h = n.transformer(fmt.Sprintf("%s.attentions.%d", name, j), h, level)
+			}
+		}
+		if i < last {
+			n.level = level - 1
+			in := graph.Source{X: h, Up: true}
+			if to := skips[len(skips)-1]; to.H != 2*h.H || to.W != 2*h.W { // odd sizes
+				in = graph.From(g.Resize(name+".upsamplers.0", h, to.H, to.W))
+			}
+			h = n.convSpec(name+".upsamplers.0.conv", in, width[level], 3, kernels.ConvSpec{Pad: kernels.Same(1)})
+		}
+	}
+	n.level = 0
+	in := graph.Source{X: h, Norm: n.groupNorm("conv_norm_out", h, graph.Value{}, u.NormEps), Act: n.act}
+	g.Output(n.convSpec("conv_out", in, u.OutChannels, u.ConvOutKernel, kernels.ConvSpec{Pad: kernels.Same(u.ConvOutKernel / 2)}, graph.Exact))
+}
+
+// embedding is the row of every image that all residual blocks read.
+func (n *builder) embedding(timed bool) {
+	g, l := n.Graph, n.Layers
+	two := func(name string, x graph.Value, ep graph.Epilogue) graph.Value {
+		h := g.Linear(l.ExactLinear(name+".linear_1", x.C, n.temb), graph.From(x), graph.Epilogue{Act: n.act})
+		return g.Linear(l.ExactLinear(name+".linear_2", n.temb, n.temb), graph.From(h), ep)
+	}
+	time := g.Feed("time", 1, 1, n.BlockOutChannels[0])
+	if timed {
+		cond := g.Feed(TimeCond, 1, 1, n.TimeCondProjDim)
+		time = g.Linear(l.ExactLinear("time_embedding.cond_proj", cond.C, time.C), graph.From(cond), graph.Epilogue{Residual: time})
+	} else if n.TimeCondProjDim > 0 {
+		l.ExactLinear("time_embedding.cond_proj", n.TimeCondProjDim, time.C)
+	}
+	var more graph.Value
+	switch {
+	case n.ClassEmbedType == "timestep":
+		more = two("class_embedding", g.Feed("class", 1, 1, n.BlockOutChannels[0]), graph.Epilogue{})
+	case n.ClassEmbedType == "projection":
+		more = two("class_embedding", g.Feed(ClassInput, 1, 1, n.ProjectionClassEmbeddingsDim), graph.Epilogue{})
+	case n.ClassEmbedType == "simple_projection":
+		in := g.Feed(ClassInput, 1, 1, n.ProjectionClassEmbeddingsDim)
+		more = g.Linear(l.ExactLinear("class_embedding", in.C, n.temb), graph.From(in), graph.Epilogue{})
+	case n.ClassEmbedType == "identity":
+		more = g.Feed(ClassInput, 1, 1, n.temb)
+	case n.NumClassEmbeds > 0:
+		table, label := l.Tensor("class_embedding.weight"), g.Feed("label", 1, 1, 1)
+		more = g.Rows("class_embedding", label, table, n.temb)
+	}
+	if n.AdditionEmbedType == "text_time" {
+		more = two("add_embedding", g.Feed("added", 1, 1, n.ProjectionClassEmbeddingsDim), graph.Epilogue{Residual: more})
+	}
+	n.emb = two("time_embedding", time, graph.Epilogue{Residual: more, Act: n.act})
+}
+
+func (n *builder) conv(name string, x graph.Value, out, k int, opts ...graph.Option) graph.Value {
+	return n.convSpec(name, graph.From(x), out, k, kernels.ConvSpec{Pad: kernels.Same(k / 2)}, opts...)
+}
+
+// convSpec fills in what a spec leaves out.
+func (n *builder) convSpec(name string, in graph.Source, out, k int, spec kernels.ConvSpec, opts ...graph.Option) graph.Value {
+	spec.Cin, spec.Cout, spec.KH, spec.KW = in.X.C+in.X2.C, out, k, k
+	spec.Stride = max(spec.Stride, 1)
+	h, w := n.SampleSize.H, n.SampleSize.W
+	if h == 0 || w == 0 {
+		h, w = 64, 64
+	}
+	spec.H, spec.W = max(h>>n.level, 1), max(w>>n.level, 1)
+	return n.Conv(n.Layers.Conv(name, spec, opts...), in, graph.Epilogue{})
+}
+
+func (n *builder) groupNorm(name string, x, x2 graph.Value, eps float64) *graph.Normed {
+	return n.GroupNorm(n.Layers.Norm(name), x, x2, n.NormNumGroups, eps, graph.Modulation{})
+}
+
+// resnet is ResnetBlock2D of x, with skip beside it in the upward half:
+//
+//	h = conv1(act(norm1 x)) + time;  h = conv2(act(norm2 h))
+//	out = (shortcut(x) + h) / scale
+func (n *builder) resnet(name string, x, skip graph.Value, out int, scale float64) graph.Value {
+	in := x.C + skip.C
+	if n.Skips(name) {
+		if in == out && !skip.Some() {
+			return x
+		}
+		n.Fail(fmt.Errorf("layer %s cannot be skipped: its output has another shape than its input", name))
+	}
+	spec := func(in int) kernels.ConvSpec {
+		s := kernels.ConvSpec{Cin: in, Cout: out, KH: 3, KW: 3, Stride: 1, Pad: kernels.Same(1)}
+		if n.SampleSize.H > 0 {
+			s.H, s.W = n.SampleSize.H>>n.level, n.SampleSize.W>>n.level
+		} else {
+			s.H, s.W = 64>>n.level, 64>>n.level
+		}
+		return s
+	}
+	modulated := n.ResnetTimeScaleShift == "scale_shift"
+	width := out
+	if modulated {
+		width = 2 * out
+	}
+	time := n.Linear(n.Layers.ExactLinear(name+".time_emb_proj", n.temb, width), graph.From(n.emb), graph.Epilogue{})
+	norm1 := n.groupNorm(name+".norm1", x, skip, n.NormEps)
+	ep := graph.Epilogue{PerImage: time}
+	norm2 := n.Layers.Norm(name + ".norm2")
+	var own graph.Modulation
+	if modulated {
+		ep.PerImage = graph.Value{}
+		own = n.ScaleShift(norm2, time.Cols(0, out), time.Cols(out, out))
+	}
+	h := n.Conv(n.Layers.Conv(name+".conv1", spec(in)), graph.Source{X: x, X2: skip, Norm: norm1, Act: n.act}, ep)
+	residual := x
+	if in != out || skip.Some() {
+		one := kernels.ConvSpec{Cin: in, Cout: out, KH: 1, KW: 1, Stride: 1}
+		residual = n.Conv(n.Layers.Conv(name+".conv_shortcut", one), graph.Source{X: x, X2: skip}, graph.Epilogue{})
+	}
+	second := graph.Source{X: h, Norm: n.GroupNorm(norm2, h, graph.Value{}, n.NormNumGroups, n.NormEps, own), Act: n.act}
+	return n.Conv(n.Layers.Conv(name+".conv2", spec(out)), second, graph.Epilogue{Residual: residual, Scale: 1 / scale})
+}
+
+// transformerEps is the epsilon of a transformer's norms, whatever the
+// configuration says of the residual blocks'.
+const transformerEps, blockEps = 1e-6, 1e-5
+
+// transformer is Transformer2DModel: attention among the pixels and to the
+// text.
+func (n *builder) transformer(name string, x graph.Value, level int) graph.Value {
+	l, c := n.Layers, x.C
+	proj := func(name string, in graph.Source, ep graph.Epilogue) graph.Value {
+		if n.UseLinearProjection {
+			return n.Linear(l.Linear(name, c, c), in, ep)
+		}
+		return n.Conv(l.Conv(name, kernels.ConvSpec{Cin: c, Cout: c, KH: 1, KW: 1, Stride: 1}), in, ep)
+	}
+	h := proj(name+".proj_in", graph.Source{X: x, Norm: n.groupNorm(name+".norm", x, graph.Value{}, transformerEps)}, graph.Epilogue{})
+	for i := range n.TransformerLayersPerBlock[level] {
+		h = n.block(fmt.Sprintf("%s.transformer_blocks.%d", name, i), h, n.AttentionHeadDim[level], n.CrossAttentionDim[level])
+	}
+	return proj(name+".proj_out", graph.From(h), graph.Epilogue{Residual: x})
+}
+
+// block is BasicTransformerBlock: self-attention, attention to the text, and a
+// feed-forward part with GEGLU, each after a layer norm and added to x.
+func (n *builder) block(name string, x graph.Value, heads, contextWidth int) graph.Value {
+	l, c := n.Layers, x.C
+	norm := func(part string) graph.Value {
+		return n.LayerNorm(l.Norm(name+part), x, blockEps, graph.Modulation{})
+	}
+	if attn := name + ".attn1"; !n.Skips(attn) {
+		qkv := n.Linear(l.Linear(attn+".to_qkv", c, 3*c, attn+".to_q", attn+".to_k", attn+".to_v"), graph.From(norm(".norm1")), graph.Epilogue{})
+		a := n.SelfAttention(graph.Attention{Name: attn, Heads: heads, Dim: c / heads}, qkv.Cols(0, c), qkv.Cols(c, c), qkv.Cols(2*c, c))
+		x = n.Linear(l.Linear(attn+".to_out.0", c, c), graph.From(a), graph.Epilogue{Residual: x})
+	}
+	if attn := name + ".attn2"; !n.Skips(attn) {
+		q := n.Linear(l.Linear(attn+".to_q", c, c), graph.From(norm(".norm2")), graph.Epilogue{})
+		kv := n.Linear(l.Linear(attn+".to_kv", contextWidth, 2*c, attn+".to_k", attn+".to_v"), graph.From(n.context), graph.Epilogue{})
+		a := n.Attention(graph.Attention{Name: attn, Heads: heads, Dim: c / heads, KeyBias: n.mask}, q.All(), kv.Cols(0, c), kv.Cols(c, c))
+		x = n.Linear(l.Linear(attn+".to_out.0", c, c), graph.From(a), graph.Epilogue{Residual: x})
+	}
+	if ff := name + ".ff"; !n.Skips(ff) {
+		h := n.Linear(l.Linear(ff+".net.0.proj", c, 8*c), graph.From(norm(".norm3")), graph.Epilogue{})
+		x = n.Linear(l.Linear(ff+".net.2", 4*c, c), graph.From(n.GEGLU(ff, h)), graph.Epilogue{Residual: x})
+	}
+	return x
+}
