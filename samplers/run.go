@@ -251,7 +251,7 @@ func (r *run) forget() {
 
 // State implements Run.
 func (r *run) State() *State {
-	r.state = State{X: r.xT, At: r.grid[r.i], I: r.i, N: len(r.grid) - 1, Done: float64(r.i) / float64(len(r.grid)-1), gaussian: r.gau}
+	r.state = State{X: r.xT, At: r.grid[r.i], I: r.i, N: len(r.grid) - 1, Done: float64(r.i) / float64(len(r.grid)-1), Process: r.gau}
 	if r.cur.ok {
 		r.state.Pred, r.state.PredAt = &r.cur.pred, r.cur.at
 		switch &r.cur.x[0] {

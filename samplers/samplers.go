@@ -149,8 +149,8 @@ type State struct {
 
 	Each []schedules.Node // where each row lives, while adaptive steps of their own hold the rows at different nodes; else nil
 
-	LogWeights []float64 // of particle methods
-	gaussian   schedules.Gaussian
+	LogWeights []float64          // of particle methods
+	Process    schedules.Gaussian // that Pred is converted by
 }
 
 // X0 writes the last prediction as clean data into dst (reused where it fits) and returns it; nil before the first
@@ -159,7 +159,7 @@ func (s *State) X0(dst *tensor.Dense) (*tensor.Dense, error) {
 	if s.Pred == nil {
 		return nil, nil
 	}
-	cx, co, err := schedules.Convert(s.gaussian, s.Pred.Kind, schedules.X0, s.PredAt)
+	cx, co, err := schedules.Convert(s.Process, s.Pred.Kind, schedules.X0, s.PredAt)
 	if err != nil {
 		return nil, err
 	}
