@@ -74,7 +74,19 @@ func addAVX2(dst, a, b *float32, n int, scale float32)
 func scaleAVX2(dst *float32, n int, s float32)
 
 //go:noescape
-func gegluAVX2(dst, a, b *float32, n int)
+func mulAddAVX2(dst, x, y, gate *float32, n int)
+
+//go:noescape
+func depthwiseAVX2(dst, src, w, bias *float32, taps *tapAt, n, c int)
+
+//go:noescape
+func widenBF16AVX2(dst *float32, src *uint16, n int)
+
+//go:noescape
+func widenF16AVX2(dst *float32, src *uint16, n int)
+
+//go:noescape
+func pairRowsAVX2(dst *uint32, x, y *float32, n int)
 
 //go:noescape
 func momentsAVX2(x *float32, n int, k float32) (sum, sq float32)
@@ -228,7 +240,7 @@ var avx2Ops = ops{
 	transpose8:  transpose8AVX2,
 	add:         addSIMD,
 	scale:       scaleSIMD,
-	geglu:       gegluSIMD,
+	mulAdd:      mulAddSIMD,
 	moments:     momentsSIMD,
 	sumSq:       sumSqSIMD,
 	normRow:     normRowSIMD,
@@ -238,6 +250,10 @@ var avx2Ops = ops{
 	toBF16:      toBF16SIMD,
 	winoOut:     winoOutSIMD,
 	dgemm:       dgemmAVX2,
+	widenBF16:   widenBF16SIMD,
+	widenF16:    widenF16SIMD,
+	pairRows:    pairRowsSIMD,
+	depthwise:   depthwiseSIMD,
 }
 
 // A tail of fewer than 8 values goes through the same instructions in a
@@ -360,18 +376,53 @@ func scaleSIMD(dst []float32, s float32) {
 	scaleGo(dst[n:], s)
 }
 
-func gegluSIMD(dst, a, b []float32) {
-	n := len(a) &^ 7
+func mulAddSIMD(dst, x, y, g []float32) {
+	n := len(dst) &^ 7
 	if n > 0 {
-		_, _ = dst[n-1], b[n-1]
-		gegluAVX2(&dst[0], &a[0], &b[0], n)
+		_, _ = y[n-1], g[n-1]
+		var first *float32
+		if x != nil {
+			first = &x[:n][0]
+		}
+		mulAddAVX2(&dst[0], first, &y[0], &g[0], n)
 	}
-	if n < len(a) {
-		var x, y [8]float32
-		copy(x[:], a[n:])
-		copy(y[:], b[n:len(a)])
-		gegluAVX2(&x[0], &x[0], &y[0], 8)
-		copy(dst[n:len(a)], x[:])
+	if n < len(dst) {
+		if x != nil {
+			x = x[n:]
+		}
+		mulAddGo(dst[n:], x, y[n:], g[n:])
+	}
+}
+
+func widenBF16SIMD(dst []float32, src []uint16) {
+	if len(src) > 0 {
+		_ = dst[len(src)-1]
+		widenBF16AVX2(&dst[0], &src[0], len(src))
+	}
+}
+
+func widenF16SIMD(dst []float32, src []uint16) {
+	if len(src) > 0 {
+		_ = dst[len(src)-1]
+		widenF16AVX2(&dst[0], &src[0], len(src))
+	}
+}
+
+func pairRowsSIMD(dst []uint32, x, y []float32) {
+	if n := len(dst); n > 0 {
+		_, _ = x[n-1], y[n-1]
+		pairRowsAVX2(&dst[0], &x[0], &y[0], n)
+	}
+}
+
+func depthwiseSIMD(dst, src, w, bias *float32, taps *tapAt, n, c int) {
+	c8 := c &^ 7
+	if c8 > 0 {
+		depthwiseAVX2(dst, src, w, bias, taps, n, c8)
+	}
+	if c8 < c {
+		at := func(p *float32) *float32 { return (*float32)(unsafe.Add(unsafe.Pointer(p), c8*4)) }
+		depthwiseGo(at(dst), at(src), at(w), at(bias), taps, n, c-c8)
 	}
 }
 

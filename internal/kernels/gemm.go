@@ -67,8 +67,8 @@ type ops struct {
 	add func(dst, a, b []float32, scale float32)
 	// scale is dst *= s.
 	scale func(dst []float32, s float32)
-	// geglu is dst = a * gelu(b).
-	geglu func(dst, a, b []float32)
+	// mulAdd is dst = x + y*g, or y*g where x is nil.
+	mulAdd func(dst, x, y, g []float32)
 	// moments gives the mean of x and the sum of squared distances from it.
 	moments func(x []float32) (mean, m2 float32)
 	// sumSq gives the sum of squares.
@@ -84,6 +84,12 @@ type ops struct {
 	// roundBF16 rounds in place, toBF16 to half the width.
 	roundBF16 func(x []float32)
 	toBF16    func(dst []uint16, src []float32)
+	// widenBF16 and widenF16 widen 16-bit values, a multiple of 8 of them.
+	widenBF16, widenF16 func(dst []float32, src []uint16)
+	// pairRows is dst[i] = bf16(x[i]) | bf16(y[i])<<16, a multiple of 8.
+	pairRows func(dst []uint32, x, y []float32)
+	// depthwise computes one pixel of a depthwise convolution: see its twin.
+	depthwise func(dst, src, w, bias *float32, taps *tapAt, n, c int)
 	// dgemm adds the product of an mr-by-k and a k-by-nr float64 tile.
 	dgemm func(c *float64, ldc int, a *float64, lda int, b *float64, k int)
 }

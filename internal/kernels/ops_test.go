@@ -479,16 +479,10 @@ func TestElementwise(t *testing.T) {
 		forTiers(t, func(t *testing.T, p *Pool) []float32 {
 			r := rng(uint64(c.d))
 			x, dy := randoms(r, 2*c.m*c.d), randoms(r, c.m*c.d)
-			want, dx := make([]float64, c.m*c.d), make([]float64, 2*c.m*c.d)
 			soft := make([]float64, c.m*c.d)
 			for i := range c.m {
 				var sum float64
 				for k := range c.d {
-					a, b := float64(x[2*i*c.d+k]), float64(x[(2*i+1)*c.d+k])
-					want[i*c.d+k] = a * refAct(GELU, b)
-					g := float64(dy[i*c.d+k])
-					dx[2*i*c.d+k] = g * refAct(GELU, b)
-					dx[(2*i+1)*c.d+k] = g * a * (refAct(GELU, b+1e-6) - refAct(GELU, b-1e-6)) / 2e-6
 					soft[i*c.d+k] = math.Exp(2 * float64(dy[i*c.d+k]))
 					sum += soft[i*c.d+k]
 				}
@@ -496,15 +490,158 @@ func TestElementwise(t *testing.T) {
 					soft[i*c.d+k] /= sum
 				}
 			}
-			got, back := poisoned(c.m*c.d), poisoned(2*c.m*c.d)
-			GEGLU(p, got, x, c.m, c.d)
-			within(t, "geglu", got, want, 5e-7)
-			GEGLUVJP(p, back, dy, x, c.m, c.d)
-			within(t, "geglu gradient", back, dx, 1e-6)
-			all := append([]float32{}, got...)
+			var all []float32
+			for act := Identity; act <= ReLU; act++ {
+				want, dx := make([]float64, c.m*c.d), make([]float64, 2*c.m*c.d)
+				for i := range c.m {
+					for k := range c.d {
+						a, b := float64(x[2*i*c.d+k]), float64(x[(2*i+1)*c.d+k])
+						want[i*c.d+k] = a * refAct(act, b)
+						g := float64(dy[i*c.d+k])
+						dx[2*i*c.d+k] = g * refAct(act, b)
+						dx[(2*i+1)*c.d+k] = g * a * (refAct(act, b+1e-6) - refAct(act, b-1e-6)) / 2e-6
+					}
+				}
+				got, back := poisoned(c.m*c.d), poisoned(2*c.m*c.d)
+				GLU(p, got, x, c.m, c.d, act)
+				within(t, act.String()+" unit", got, want, 5e-7)
+				GLUVJP(p, back, dy, x, c.m, c.d, act)
+				within(t, act.String()+" unit's gradient", back, dx, 1e-6)
+				all = append(all, got...)
+			}
+			got := poisoned(c.m * c.d)
 			Softmax(p, got, dy, c.m, c.d, 2)
 			within(t, "softmax", got, soft, 2e-6)
 			return append(all, got...)
+		})
+	}
+}
+
+func TestGate(t *testing.T) {
+	for _, c := range []struct{ n, m, c int }{{1, 1, 1}, {2, 3, 5}, {2, 30, 64}, {3, 7, 1153}} {
+		forTiers(t, func(t *testing.T, p *Pool) []float32 {
+			r := rng(uint64(c.c))
+			x, y := randoms(r, c.n*c.m*c.c), randoms(r, c.n*c.m*c.c)
+			var all []float32
+			for _, size := range []int{c.c, c.n * c.c} {
+				gate := randoms(r, size)
+				sum, product := make([]float64, len(x)), make([]float64, len(x))
+				for i := range x {
+					product[i] = float64(y[i]) * float64(gate[vectorAt(size, i/c.c/c.m, i%c.c, c.c)])
+					sum[i] = float64(x[i]) + product[i]
+				}
+				got := poisoned(len(x))
+				Gate(p, got, x, y, gate, c.n, c.m, c.c)
+				within(t, "gated sum", got, sum, 1e-7)
+				Gate(p, got, nil, y, gate, c.n, c.m, c.c)
+				within(t, "gated", got, product, 1e-7)
+				copy(got, x)
+				Gate(p, got, got, y, gate, c.n, c.m, c.c)
+				within(t, "in place", got, sum, 1e-7)
+				all = append(all, got...)
+			}
+			return all
+		})
+	}
+}
+
+// TestHeads norms and turns q and k inside joined projections.
+func TestHeads(t *testing.T) {
+	for _, s := range []HeadSpec{{N: 1, Tokens: 1, Heads: 1, D: 2}, {N: 2, Tokens: 5, Heads: 3, D: 10}, {N: 2, Tokens: 7, Heads: 2, D: 64, Ld: 400}, {N: 1, Tokens: 300, Heads: 2, D: 40, Ld: 240}} {
+		forTiers(t, func(t *testing.T, p *Pool) []float32 {
+			r := rng(uint64(s.D))
+			ld := max(s.Ld, s.Heads*s.D)
+			x, dy, gamma := randoms(r, s.N*s.Tokens*ld), randoms(r, s.N*s.Tokens*ld), randoms(r, s.D)
+			cos, sin, back := make([]float32, s.Tokens*s.D/2), make([]float32, s.Tokens*s.D/2), make([]float32, s.Tokens*s.D/2)
+			for i := range cos {
+				a := r.Float64() * 7
+				cos[i], sin[i], back[i] = float32(math.Cos(a)), float32(math.Sin(a)), -float32(math.Sin(a))
+			}
+			norm, grad := wide(x), wide(dy)
+			turned := [2][]float64{wide(x), wide(x)}
+			for v := range s.N * s.Tokens * s.Heads {
+				token := v / s.Heads
+				at := token*ld + v%s.Heads*s.D
+				var ss, dot float64
+				for k := range s.D {
+					ss += float64(x[at+k]) * float64(x[at+k]) / float64(s.D)
+				}
+				rms := 1 / math.Sqrt(ss+1e-6)
+				for k := range s.D {
+					norm[at+k] = float64(x[at+k]) * rms * float64(gamma[k])
+					dot += float64(dy[at+k]) * float64(gamma[k]) * float64(x[at+k]) * rms / float64(s.D)
+				}
+				for k := range s.D {
+					grad[at+k] = rms * (float64(dy[at+k])*float64(gamma[k]) - float64(x[at+k])*rms*dot)
+				}
+				for i := range s.D / 2 {
+					c, sn := float64(cos[token%s.Tokens*s.D/2+i]), float64(sin[token%s.Tokens*s.D/2+i])
+					for pairing, at := range [2][2]int{{at + 2*i, at + 2*i + 1}, {at + i, at + i + s.D/2}} {
+						a, b := float64(x[at[0]]), float64(x[at[1]])
+						turned[pairing][at[0]], turned[pairing][at[1]] = a*c-b*sn, a*sn+b*c
+					}
+				}
+			}
+			got := append([]float32{}, x...)
+			HeadRMSNorm(p, got, s, 1e-6, gamma)
+			within(t, "norm", got, norm, 3e-7)
+			all := append([]float32{}, got...)
+			got = append([]float32{}, dy...)
+			HeadRMSNormVJP(p, got, got, x, s, 1e-6, gamma)
+			within(t, "norm's gradient", got, grad, 1e-6)
+			for pairing, want := range turned {
+				got := append([]float32{}, x...)
+				Rotary(p, got, s, cos, sin, Pairing(pairing))
+				within(t, "turned", got, want, 2e-7)
+				all = append(all, got...)
+				Rotary(p, got, s, cos, back, Pairing(pairing))
+				within(t, "turned back", got, wide(x), 4e-7)
+			}
+			return all
+		})
+	}
+}
+
+func TestDepthwise(t *testing.T) {
+	r := rng(21)
+	for i := range 12 {
+		c, kh, kw := 1+r.IntN(80), 1+r.IntN(5), 1+r.IntN(5)
+		pad := Pad{r.IntN(kh), r.IntN(kw), r.IntN(kh), r.IntN(kw)}
+		n, h, w := 1+r.IntN(2), kh+r.IntN(9), kw+r.IntN(20)
+		weight, bias, x := randoms(r, c*kh*kw), randoms(r, c), randoms(r, n*h*w*c)
+		ho, wo := h+pad.Top+pad.Bottom-kh+1, w+pad.Left+pad.Right-kw+1
+		dy := randoms(r, n*ho*wo*c)
+		want, back := make([]float64, len(dy)), make([]float64, len(x))
+		for b := range n {
+			for y := range ho {
+				for xx := range wo {
+					for ch := range c {
+						o := ((b*ho+y)*wo+xx)*c + ch
+						want[o] = float64(bias[ch])
+						for ky := range kh {
+							for kx := range kw {
+								iy, ix := y+ky-pad.Top, xx+kx-pad.Left
+								if iy < 0 || iy >= h || ix < 0 || ix >= w {
+									continue
+								}
+								q, v := ((b*h+iy)*w+ix)*c+ch, float64(weight[(ch*kh+ky)*kw+kx])
+								want[o] += v * float64(x[q])
+								back[q] += v * float64(dy[o])
+							}
+						}
+						want[o] = refAct(SiLU, want[o])
+					}
+				}
+			}
+		}
+		forTiers(t, func(t *testing.T, p *Pool) []float32 {
+			got, dx := poisoned(len(dy)), poisoned(len(x))
+			d := NewDepthwise(c, kh, kw, pad, weight, bias)
+			d.Run(p, got, x, n, h, w, SiLU)
+			within(t, fmt.Sprintf("%d: %d channels by %dx%d, %+v", i, c, kh, kw, pad), got, want, 1e-6)
+			NewDepthwiseGrad(c, kh, kw, pad, weight).Run(p, dx, dy, n, ho, wo, Identity)
+			within(t, "gradient", dx, back, 1e-6)
+			return append(got, dx...)
 		})
 	}
 }
@@ -599,6 +736,7 @@ func TestNoAllocations(t *testing.T) {
 			layers = append(layers, newConv(tier, F32, spec.normal(), randoms(r, c*c*9), gamma, how))
 		}
 		lin := NewLinear(tier, F32, c, c, randoms(r, c*c), nil)
+		depth := NewDepthwise(c, 3, 3, Same(1), randoms(r, 9*c), nil)
 		at := AttentionSpec{Batch: n, Heads: 2, Tq: h * h, Tk: h * h, D: c / 2, Causal: true}
 		mm := MatMulSpec{Batch: n, M: h * h, N: c, K: c}
 		scratch := make([]float32, 1<<18)
@@ -617,7 +755,11 @@ func TestNoAllocations(t *testing.T) {
 				Softmax(p, dst, x, n*h*h, c, 1)
 				Add(p, dst, dst, x, 1)
 				Activate(p, dst, x, SiLU)
-				GEGLU(p, dst, x, n*h*h, c/2)
+				GLU(p, dst, x, n*h*h, c/2, GELU)
+				Gate(p, dst, x, dst, gamma, n, h*h, c)
+				HeadRMSNorm(p, dst, HeadSpec{N: n, Tokens: h * h, Heads: 2, D: c / 2}, 1e-6, nil)
+				Rotary(p, dst, HeadSpec{N: n, Tokens: h * h, Heads: 2, D: c / 2}, x, res, Halves)
+				depth.Run(p, dst, x, n, h, h, SiLU)
 				Apply(p, dst, Input{X: x, C: c, Act: SiLU}, n, h, h)
 			},
 		} {

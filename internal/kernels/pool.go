@@ -43,6 +43,8 @@ type Pool struct {
 	attn    attnJob
 	matmul  matmulJob
 	norm    normJob
+	depth   depthJob
+	taps    [][maxTaps]tapAt // of depthJob, by worker
 	row     rowJob
 }
 

@@ -3,6 +3,8 @@ package kernels
 import (
 	"math"
 	"unsafe"
+
+	"drift/internal/half"
 )
 
 const (
@@ -22,7 +24,7 @@ var portableOps = ops{
 	transpose8:  transpose8Go,
 	add:         addGo,
 	scale:       scaleGo,
-	geglu:       gegluGo,
+	mulAdd:      mulAddGo,
 	moments:     momentsGo,
 	sumSq:       sumSqGo,
 	normRow:     normRowGo,
@@ -32,6 +34,10 @@ var portableOps = ops{
 	toBF16:      toBF16Go,
 	winoOut:     winoOutGo,
 	dgemm:       dgemmGo,
+	widenBF16:   widenBF16Go,
+	widenF16:    widenF16Go,
+	pairRows:    pairRowsGo,
+	depthwise:   depthwiseGo,
 }
 
 func affineRowsGo(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation) {
@@ -106,9 +112,17 @@ func scaleGo(dst []float32, s float32) {
 	}
 }
 
-func gegluGo(dst, a, b []float32) {
-	for i, v := range a {
-		dst[i] = v * GELU.eval(b[i])
+func mulAddGo(dst, x, y, g []float32) {
+	y, g = y[:len(dst)], g[:len(dst)]
+	if x == nil {
+		for i, v := range y {
+			dst[i] = v * g[i]
+		}
+		return
+	}
+	x = x[:len(dst)]
+	for i, v := range y {
+		dst[i] = x[i] + float32(v*g[i])
 	}
 }
 
@@ -201,5 +215,23 @@ func roundRowGo(x []float32) {
 func toBF16Go(dst []uint16, src []float32) {
 	for i, v := range src {
 		dst[i] = uint16(f32bits(roundBF16(v)) >> 16)
+	}
+}
+
+func widenBF16Go(dst []float32, src []uint16) {
+	for i, v := range src {
+		dst[i] = f32frombits(uint32(v) << 16)
+	}
+}
+
+func widenF16Go(dst []float32, src []uint16) {
+	for i, v := range src {
+		dst[i] = half.Float16(v)
+	}
+}
+
+func pairRowsGo(dst []uint32, x, y []float32) {
+	for i := range dst {
+		dst[i] = f32bits(roundBF16(x[i]))>>16 | f32bits(roundBF16(y[i]))
 	}
 }

@@ -12,8 +12,10 @@ const (
 	rowAct
 	rowActVJP
 	rowAdd
-	rowGEGLU
-	rowGEGLUVJP
+	rowGLU
+	rowGLUVJP
+	rowGate
+	rowRotary
 	rowSoftmax
 	rowLayerNorm
 	rowRMSNorm
@@ -39,6 +41,7 @@ type rowJob struct {
 	scale      float32
 	act        Activation
 	groups     int
+	heads, ld  int // of HeadSpec; one head of tight rows elsewhere
 	causal     bool
 }
 
@@ -54,6 +57,9 @@ func (p *Pool) flat(j rowJob, total int) {
 // byRows runs a job over m rows of c values.
 func (p *Pool) byRows(j rowJob, m, c int) {
 	j.per, j.total, j.c = max(1, chunk/max(c, 1)), m, c
+	if j.heads == 0 {
+		j.heads, j.ld = 1, c
+	}
 	p.rows(j, ceilDiv(m, j.per))
 }
 
@@ -89,20 +95,38 @@ func Add(p *Pool, dst, a, b []float32, scale float32) {
 	p.flat(rowJob{kind: rowAdd, dst: dst, a: a, b: b, scale: scale}, len(a))
 }
 
-// GEGLU maps m rows of 2d values to rows of d: dst = src[:d] * gelu(src[d:])
-// (Shazeer 2020, arXiv:2002.05202, with the halves as diffusers has them).
-func GEGLU(p *Pool, dst, src []float32, m, d int) {
+// GLU is a gated linear unit's gate: it maps m rows of 2d values to rows of d,
+// dst = src[:d] * act(src[d:]) (Shazeer 2020, arXiv:2002.05202, with the halves
+// as diffusers has them). GELU makes it the GEGLU of Stable Diffusion, SiLU the
+// gate of Sana's GLUMBConv; a T5 layer, which multiplies gelu(wi_0 x) by wi_1 x,
+// is this over a [Linear] that holds wi_1 above wi_0. dst may not overlap src.
+func GLU(p *Pool, dst, src []float32, m, d int, act Activation) {
 	need("dst", dst, m*d)
 	need("src", src, 2*m*d)
-	p.byRows(rowJob{kind: rowGEGLU, dst: dst, a: src}, m, d)
+	p.byRows(rowJob{kind: rowGLU, dst: dst, a: src, act: act}, m, d)
 }
 
-// GEGLUVJP is the gradient of GEGLU's src (m, 2d) from dy (m, d).
-func GEGLUVJP(p *Pool, dx, dy, src []float32, m, d int) {
+// GLUVJP is the gradient of GLU's src (m, 2d) from dy (m, d).
+func GLUVJP(p *Pool, dx, dy, src []float32, m, d int, act Activation) {
 	need("dx", dx, 2*m*d)
 	need("dy", dy, m*d)
 	need("src", src, 2*m*d)
-	p.byRows(rowJob{kind: rowGEGLUVJP, dst: dx, a: dy, b: src}, m, d)
+	p.byRows(rowJob{kind: rowGLUVJP, dst: dx, a: dy, b: src, act: act}, m, d)
+}
+
+// Gate is dst = x + gate*y for n*m rows of c values, or gate*y where x is nil:
+// the gated residual of adaptive layer norms. gate is (c), or (n, c) for one
+// vector per image; dst may be x or y.
+func Gate(p *Pool, dst, x, y, gate []float32, n, m, c int) {
+	need("dst", dst, n*m*c)
+	need("y", y, n*m*c)
+	if x != nil {
+		need("x", x, n*m*c)
+	}
+	if gate == nil {
+		panic("kernels: no gate")
+	}
+	p.byRows(rowJob{kind: rowGate, dst: dst, a: y, b: x, h: m, gamma: vector("gate", gate, n, c)}, n*m, c)
 }
 
 // Softmax is exp(scale*x) normalised over each of m rows of c values; dst may
@@ -189,18 +213,31 @@ func (j *rowJob) do(_, item int) {
 		o.actVJP(j.dst[lo:hi], j.a[lo:hi], j.b[lo:hi], j.act)
 	case rowAdd:
 		o.add(j.dst[lo:hi], j.a[lo:hi], j.b[lo:hi], j.scale)
-	case rowGEGLU:
+	case rowGLU:
 		for m := lo; m < hi; m++ {
-			s := j.a[2*m*c : 2*(m+1)*c]
-			o.geglu(j.dst[m*c:(m+1)*c], s[:c], s[c:])
+			s, d := j.a[2*m*c:2*(m+1)*c], j.dst[m*c:(m+1)*c]
+			o.act(d, s[c:], j.act)
+			o.mulAdd(d, nil, s[:c], d)
 		}
-	case rowGEGLUVJP:
+	case rowGLUVJP:
 		for m := lo; m < hi; m++ {
 			dy, s, d := j.a[m*c:(m+1)*c], j.b[2*m*c:2*(m+1)*c], j.dst[2*m*c:2*(m+1)*c]
-			for i, g := range dy {
-				d[i] = g * GELU.eval(s[c+i])
-				d[c+i] = g * s[i] * GELU.derive(s[c+i])
+			o.act(d[:c], s[c:], j.act)
+			o.mulAdd(d[:c], nil, dy, d[:c])
+			o.mulAdd(d[c:], nil, dy, s[:c])
+			o.actVJP(d[c:], d[c:], s[c:], j.act)
+		}
+	case rowGate:
+		for m := lo; m < hi; m++ {
+			var x []float32
+			if j.b != nil {
+				x = j.b[m*c : (m+1)*c]
 			}
+			o.mulAdd(j.dst[m*c:(m+1)*c], x, j.a[m*c:(m+1)*c], vectorRow(j.gamma, m/j.h, c))
+		}
+	case rowRotary:
+		for m := lo; m < hi; m++ {
+			j.rotary(m)
 		}
 	case rowSoftmax:
 		for m := lo; m < hi; m++ {
@@ -220,9 +257,10 @@ func (j *rowJob) do(_, item int) {
 		}
 	case rowRMSNorm:
 		for m := lo; m < hi; m++ {
-			x := j.a[m*c : (m+1)*c]
+			at := j.vector(m)
+			x := j.a[at : at+c]
 			rms := float32(1 / math.Sqrt(float64(o.sumSq(x))/float64(c)+j.eps))
-			o.normRow(j.dst[m*c:(m+1)*c], x, 0, rms, vectorRow(j.gamma, m/j.h, c), nil)
+			o.normRow(j.dst[at:at+c], x, 0, rms, vectorRow(j.gamma, m/j.heads/j.h, c), nil)
 		}
 	case rowLayerNormVJP:
 		for m := lo; m < hi; m++ {
@@ -233,9 +271,10 @@ func (j *rowJob) do(_, item int) {
 		}
 	case rowRMSNormVJP:
 		for m := lo; m < hi; m++ {
-			x, dy, dx := j.b[m*c:(m+1)*c], j.a[m*c:(m+1)*c], j.dst[m*c:(m+1)*c]
+			at := j.vector(m)
+			x, dy, dx := j.b[at:at+c], j.a[at:at+c], j.dst[at:at+c]
 			rms := 1 / math.Sqrt(float64(o.sumSq(x))/float64(c)+j.eps)
-			normVJP(dx, dy, x, 0, rms, vectorRow(j.gamma, m/j.h, c), false)
+			normVJP(dx, dy, x, 0, rms, vectorRow(j.gamma, m/j.heads/j.h, c), false)
 		}
 	case rowDown2:
 		for r := lo; r < hi; r++ {

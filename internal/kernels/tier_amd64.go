@@ -27,8 +27,8 @@ func detect(cpuid func(leaf, sub uint32) (a, b, c, d uint32), xgetbv func() uint
 		return s
 	}
 	_, _, c1, _ := cpuid(1, 0)
-	const fma, osxsave, avx = 1 << 12, 1 << 27, 1 << 28
-	if c1&(fma|osxsave|avx) != fma|osxsave|avx {
+	const fma, osxsave, avx, f16c = 1 << 12, 1 << 27, 1 << 28, 1 << 29
+	if c1&(fma|osxsave|avx|f16c) != fma|osxsave|avx|f16c {
 		return s
 	}
 	xcr := xgetbv()

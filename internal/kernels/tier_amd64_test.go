@@ -7,7 +7,7 @@ import "testing"
 // TestDetect plays processors and operating systems.
 func TestDetect(t *testing.T) {
 	const (
-		c1AVX   = 1<<12 | 1<<27 | 1<<28
+		c1AVX   = 1<<12 | 1<<27 | 1<<28 | 1<<29
 		b7AVX2  = 1 << 5
 		b7Z     = b7AVX2 | 1<<16 | 1<<17 | 1<<30 | 1<<31
 		d7AMX   = 1<<22 | 1<<24
@@ -24,7 +24,8 @@ func TestDetect(t *testing.T) {
 		want                 Tier
 	}{
 		{"very old", 1, 0, 0, 0, 0, 0, true, Portable},
-		{"no OSXSAVE", 7, 1<<12 | 1<<28, b7AVX2, 0, 0, xcrY, true, Portable},
+		{"no OSXSAVE", 7, c1AVX &^ (1 << 27), b7AVX2, 0, 0, xcrY, true, Portable},
+		{"no F16C", 7, c1AVX &^ (1 << 29), b7AVX2, 0, 0, xcrY, true, Portable},
 		{"no ymm state", 7, c1AVX, b7AVX2, 0, 0, 1, true, Portable},
 		{"Zen 3", 7, c1AVX, b7AVX2, 0, 0, xcrY, true, AVX2},
 		{"no zmm state", 7, c1AVX, b7Z, d7AMX, a71BF16, xcrY, true, AVX2},

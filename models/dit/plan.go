@@ -162,48 +162,19 @@ func (g *graph) normGradient(name string, dx, dy, x buf, m modulated, eps float6
 	})
 }
 
-// gateRows is the number of tokens of an item of gated.
-const gateRows = 16
-
 // gated is dst = x + gate*y; without x it is gate*y.
 func (g *graph) gated(name string, dst, x, y, gate buf) {
-	d, tokens := g.net.tree.width, g.tokens
-	per := (tokens + gateRows - 1) / gateRows
-	e := &g.net.env
-	item := func(_, i int) {
-		n, t0 := i/per, i%per*gateRows
-		v := e.at(gate)[n*d : (n+1)*d]
-		lo, hi := (n*tokens+t0)*d, (n*tokens+min(t0+gateRows, tokens))*d
-		out, in := e.at(dst)[lo:hi], e.at(y)[lo:hi]
-		if x.size == 0 {
-			for ; len(out) > 0; out, in = out[d:], in[d:] {
-				multiply(out[:d], in[:d], v)
-			}
-			return
-		}
-		for old := e.at(x)[lo:hi]; len(out) > 0; out, in, old = out[d:], in[d:], old[d:] {
-			multiplyAdd(out[:d], old[:d], in[:d], v)
-		}
-	}
+	d := g.net.tree.width
 	g.add(node{
-		name: name, kind: "gate", tokens: tokens, c: d,
-		run: func(e *env) { e.pool.Do(e.n*per, item) },
+		name: name, kind: "gate", tokens: g.tokens, c: d,
+		run: func(e *env) {
+			var old []float32
+			if x.size > 0 {
+				old = e.at(x)
+			}
+			kernels.Gate(e.pool, e.at(dst), old, e.at(y), e.at(gate), e.n, g.tokens, d)
+		},
 	})
-}
-
-func multiply(dst, y, gate []float32) {
-	y, gate = y[:len(dst)], gate[:len(dst)]
-	for i, v := range y {
-		dst[i] = v * gate[i]
-	}
-}
-
-func multiplyAdd(dst, x, y, gate []float32) {
-	n := len(dst)
-	x, y, gate = x[:n], y[:n], gate[:n]
-	for i := range dst {
-		dst[i] = x[i] + float32(y[i]*gate[i])
-	}
 }
 
 // named tells whether the list names the layer or a block around it.

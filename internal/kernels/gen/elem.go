@@ -86,10 +86,13 @@ func elemFile() []byte {
 	softmaxRows(a)
 	transpose8(a)
 	binary(a)
-	geglu(a)
+	mulAdd(a)
+	depthwise(a)
 	moments(a)
 	normRow(a)
 	bf16Funcs(a)
+	widenFuncs(a)
+	pairRows(a)
 	return a.Bytes()
 }
 
@@ -608,24 +611,40 @@ func binary(a *asm) {
 	a.op("RET")
 }
 
-func geglu(a *asm) {
-	a.text("gegluAVX2", "(dst, a, b *float32, n int)", spillBytes, 32)
+// mulAdd writes dst = x + y*g, or y*g where x is nil, for a multiple of 8.
+func mulAdd(a *asm) {
+	a.text("mulAddAVX2", "(dst, x, y, gate *float32, n int)", 0, 40)
 	a.op("MOVQ dst+0(FP), DI")
-	a.op("MOVQ a+8(FP), SI")
-	a.op("MOVQ b+16(FP), DX")
-	a.op("MOVQ n+24(FP), CX")
-	lanesLoop(a, "loop", func(lanes int) {
-		each(a, lanes, "VMOVUPS %[4]d(DX), Y%[1]d")
-		activate(a, "GELU", lanes)
-		each(a, lanes, "VMULPS %[4]d(SI), Y%[1]d, Y%[1]d")
-		each(a, lanes, "VMOVUPS Y%[1]d, %[4]d(DI)")
-	}, func(bytes int) {
-		for _, r := range []string{"DI", "SI", "DX"} {
-			a.op("ADDQ $%d, %s", bytes, r)
+	a.op("MOVQ x+8(FP), SI")
+	a.op("MOVQ y+16(FP), DX")
+	a.op("MOVQ gate+24(FP), BX")
+	a.op("MOVQ n+32(FP), CX")
+	a.op("XORQ AX, AX")
+	a.op("SHLQ $2, CX")
+	for _, plain := range []bool{false, true} {
+		if plain {
+			a.label("plain")
+		} else {
+			a.op("TESTQ SI, SI")
+			a.op("JEQ plain")
+			a.label("loop")
 		}
-	})
-	a.op("VZEROUPPER")
-	a.op("RET")
+		a.op("VMOVUPS (DX)(AX*1), Y0")
+		a.op("VMULPS (BX)(AX*1), Y0, Y0")
+		if !plain {
+			a.op("VADDPS (SI)(AX*1), Y0, Y0")
+		}
+		a.op("VMOVUPS Y0, (DI)(AX*1)")
+		a.op("ADDQ $32, AX")
+		a.op("CMPQ AX, CX")
+		if plain {
+			a.op("JLT plain")
+		} else {
+			a.op("JLT loop")
+		}
+		a.op("VZEROUPPER")
+		a.op("RET")
+	}
 }
 
 // moments gives the sum of (x - k) and of its square over a multiple of 8.
@@ -732,6 +751,108 @@ func bf16Funcs(a *asm) {
 	a.op("ADDQ $32, DI")
 	a.op("SUBQ $8, CX")
 	a.op("JNE loop")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// widenFuncs writes the way from 16 bits to float32, n values, a multiple of
+// 8: of bfloat16, and of IEEE half precision.
+func widenFuncs(a *asm) {
+	for _, half := range []bool{false, true} {
+		name := "widenBF16AVX2"
+		if half {
+			name = "widenF16AVX2"
+		}
+		a.text(name, "(dst *float32, src *uint16, n int)", 0, 24)
+		a.op("MOVQ dst+0(FP), DI")
+		a.op("MOVQ src+8(FP), SI")
+		a.op("MOVQ n+16(FP), CX")
+		a.label("loop")
+		if half {
+			a.op("VCVTPH2PS (SI), Y0")
+		} else {
+			a.op("VPMOVZXWD (SI), Y0")
+			a.op("VPSLLD $16, Y0, Y0")
+		}
+		a.op("VMOVDQU Y0, (DI)")
+		a.op("ADDQ $16, SI")
+		a.op("ADDQ $32, DI")
+		a.op("SUBQ $8, CX")
+		a.op("JNE loop")
+		a.op("VZEROUPPER")
+		a.op("RET")
+	}
+}
+
+// pairRows writes n slots, a multiple of 8, of two bfloat16: the value of x in
+// the lower half, that of y in the upper.
+func pairRows(a *asm) {
+	a.text("pairRowsAVX2", "(dst *uint32, x, y *float32, n int)", 0, 32)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ x+8(FP), SI")
+	a.op("MOVQ y+16(FP), DX")
+	a.op("MOVQ n+24(FP), CX")
+	a.op("VMOVDQU elem_high16<>+0(SB), Y5")
+	a.label("loop")
+	a.op("VMOVUPS (SI), Y0")
+	roundBits(a)
+	a.op("VPSRLD $16, Y0, Y4")
+	a.op("VMOVUPS (DX), Y0")
+	roundBits(a)
+	a.op("VPAND Y5, Y0, Y0")
+	a.op("VPOR Y4, Y0, Y0")
+	a.op("VMOVDQU Y0, (DI)")
+	for _, r := range []string{"SI", "DX", "DI"} {
+		a.op("ADDQ $32, %s", r)
+	}
+	a.op("SUBQ $8, CX")
+	a.op("JNE loop")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// depthwise writes one pixel of c channels, a multiple of 8:
+// dst = bias + sum over n taps of the value at src + at[i] times w + wAt[i],
+// offsets in bytes.
+func depthwise(a *asm) {
+	a.text("depthwiseAVX2", "(dst, src, w, bias *float32, taps *tapAt, n, c int)", 0, 56)
+	for i, r := range []string{"DI", "SI", "R8", "R9", "R10", "R11", "R12"} {
+		names := strings.Fields("dst src w bias taps n c")
+		a.op("MOVQ %s+%d(FP), %s", names[i], 8*i, r)
+	}
+	for _, vecs := range []int{4, 1} {
+		l := fmt.Sprintf("vec%d", vecs)
+		a.label(l)
+		a.op("CMPQ R12, $%d", 8*vecs)
+		a.op("JLT %s_end", l)
+		for v := range vecs {
+			a.op("VMOVUPS %d(R9), Y%d", 32*v, v)
+		}
+		a.op("MOVQ R10, DX")
+		a.op("MOVQ R11, CX")
+		a.op("TESTQ CX, CX")
+		a.op("JEQ %s_store", l)
+		a.label(l + "_tap")
+		a.op("MOVQ (DX), AX")
+		a.op("MOVQ 8(DX), BX")
+		for v := range vecs {
+			a.op("VMOVUPS %d(R8)(BX*1), Y%d", 32*v, 4+v)
+			a.op("VFMADD231PS %d(SI)(AX*1), Y%d, Y%d", 32*v, 4+v, v)
+		}
+		a.op("ADDQ $16, DX")
+		a.op("SUBQ $1, CX")
+		a.op("JNE %s_tap", l)
+		a.label(l + "_store")
+		for v := range vecs {
+			a.op("VMOVUPS Y%d, %d(DI)", v, 32*v)
+		}
+		for _, r := range []string{"DI", "SI", "R8", "R9"} {
+			a.op("ADDQ $%d, %s", 32*vecs, r)
+		}
+		a.op("SUBQ $%d, R12", 8*vecs)
+		a.op("JMP %s", l)
+		a.label(l + "_end")
+	}
 	a.op("VZEROUPPER")
 	a.op("RET")
 }
