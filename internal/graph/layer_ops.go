@@ -242,13 +242,13 @@ func (g *Graph) GEGLU(name string, x Value) Value {
 	out := g.value(x.H, x.W, d)
 	g.add(node{
 		name: name, kind: "geglu", out: out, reads: []ref{x.r}, writes: []ref{out.r},
-		run: func(e *Env) { kernels.GEGLU(e.Pool, e.at(out.r), e.at(x.r), e.N*x.Rows(), d) },
+		run: func(e *Env) { kernels.GLU(e.Pool, e.at(out.r), e.at(x.r), e.N*x.Rows(), d, kernels.GELU) },
 	})
 	g.record(out, func(dy Value) {
 		dx := g.value(x.H, x.W, x.C)
 		g.add(node{
 			name: name, kind: "geglu gradient", out: dx, reads: []ref{dy.r, x.r}, writes: []ref{dx.r},
-			run: func(e *Env) { kernels.GEGLUVJP(e.Pool, e.at(dx.r), e.at(dy.r), e.at(x.r), e.N*x.Rows(), d) },
+			run: func(e *Env) { kernels.GLUVJP(e.Pool, e.at(dx.r), e.at(dy.r), e.at(x.r), e.N*x.Rows(), d, kernels.GELU) },
 		})
 		g.addGrad(x, dx)
 	})
