@@ -18,7 +18,8 @@ import (
 //
 // W = 1 is off: only the conditional prediction is made, bit for bit the unguided run. Rows without a class are left
 // alone. A guided step costs two evaluations. The answer's Parts are "cond" with weight W and "uncond" with weight 1-W;
-// they hold until the next question (there are none with Rescale, or where rows have different scales).
+// they hold until the next question (there are none with Rescale, or where rows have different scales). Where the answers
+// below have parts (a Composition), those stand in the places of the two, their weights multiplied.
 //
 // Rescale (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16; phi) draws the spread of every row back to the conditional
 // one's, in the model's own kind of prediction, with standard deviations over the row (n - 1):
@@ -50,7 +51,7 @@ type cfg struct {
 	pair
 	rescale float64
 	with    *tensor.Dense // copy of the conditional prediction
-	parts   [2]models.Part
+	parts   []models.Part
 }
 
 func (g *cfg) Predict(ctx context.Context, q *models.Query, p *models.Pred) error {
@@ -77,8 +78,9 @@ func (g *cfg) combine(q *models.Query, p *models.Pred) error {
 	g.with = clone(g.with, p.Out)
 	p.Parts = nil
 	if w, ok := g.uniform(q); ok && g.rescale == 0 {
-		g.parts = [2]models.Part{{Name: "cond", Weight: w, Out: g.with, Kind: p.Kind}, {Name: "uncond", Weight: 1 - w, Out: g.u.Out, Kind: p.Kind}}
-		p.Parts = g.parts[:]
+		g.parts = spreadParts(g.parts[:0], w, "cond", g.with, p.Kind, g.inner)
+		g.parts = spreadParts(g.parts, 1-w, "uncond", g.u.Out, g.u.Kind, g.u.Parts)
+		p.Parts = g.parts
 	}
 	out, u, c := models.Data(p.Out), models.Data(g.u.Out), models.Data(g.with)
 	n := len(out) / len(q.At)

@@ -54,7 +54,7 @@ type auto struct {
 	scales   []float64
 	factors  []float64
 	cot, add *tensor.Dense
-	parts    [2]models.Part
+	parts    []models.Part
 }
 
 func anyRow(int) bool { return true }
@@ -109,6 +109,7 @@ func (g *auto) answer(ctx context.Context, q *models.Query, p *models.Pred, cota
 	x, out, weak := models.Data(q.X), models.Data(p.Out), models.Data(g.weak.Out)
 	n := len(out) / len(q.At)
 	g.main = clone(g.main, p.Out)
+	below := p.Parts
 	p.Parts = nil
 	same := true
 	for i, w := range g.scales {
@@ -124,8 +125,9 @@ func (g *auto) answer(ctx context.Context, q *models.Query, p *models.Pred, cota
 	}
 	g.weak.Kind = p.Kind
 	if same {
-		g.parts = [2]models.Part{{Name: "main", Weight: g.scales[0], Out: g.main, Kind: p.Kind}, {Name: "weak", Weight: 1 - g.scales[0], Out: g.weak.Out, Kind: p.Kind}}
-		p.Parts = g.parts[:]
+		g.parts = spreadParts(g.parts[:0], g.scales[0], "main", g.main, p.Kind, below)
+		g.parts = spreadParts(g.parts, 1-g.scales[0], "weak", g.weak.Out, p.Kind, g.weak.Parts)
+		p.Parts = g.parts
 	}
 	return nil
 }

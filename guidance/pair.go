@@ -22,6 +22,7 @@ type pair struct {
 
 	cond     models.Cond
 	u        models.Pred
+	inner    []models.Part // those of the conditional answer, copied: the model below may use its memory again
 	scales   []float64
 	factors  []float64
 	cot, add *tensor.Dense
@@ -62,10 +63,37 @@ func (g *pair) ask(ctx context.Context, q *models.Query, p *models.Pred) (on boo
 	if err := g.Denoiser.Predict(ctx, q, p); err != nil || !on {
 		return false, err
 	}
+	g.keep(p)
 	if err := g.Denoiser.Predict(ctx, g.without(q), &g.u); err != nil {
 		return false, err
 	}
 	return true, g.agree(p)
+}
+
+// keep copies the parts of the conditional answer.
+func (g *pair) keep(p *models.Pred) {
+	old := g.inner
+	g.inner = g.inner[:0:cap(g.inner)]
+	for i, part := range p.Parts {
+		var into *tensor.Dense
+		if i < len(old) {
+			into = old[i].Out
+		}
+		part.Out = clone(into, part.Out)
+		g.inner = append(g.inner, part)
+	}
+}
+
+// spreadParts returns the experts of w a + (1 - w) b, answers that may have parts themselves; whole names one that has none.
+func spreadParts(dst []models.Part, w float64, name string, whole *tensor.Dense, kind schedules.Kind, parts []models.Part) []models.Part {
+	if len(parts) == 0 {
+		return append(dst, models.Part{Name: name, Weight: w, Out: whole, Kind: kind})
+	}
+	for _, p := range parts {
+		p.Name, p.Weight = name+" "+p.Name, w*p.Weight
+		dst = append(dst, p)
+	}
+	return dst
 }
 
 // VJP implements models.VJP where no row is guided: there is no gradient through the rule.
@@ -102,6 +130,7 @@ func (g *pair) askVJP(ctx context.Context, q *models.Query, p *models.Pred, cota
 	if err := predict(ctx, g.Denoiser, q, p, g.cot, grad); err != nil {
 		return false, err
 	}
+	g.keep(p)
 	g.factors = g.factors[:0]
 	for _, w := range g.scales {
 		g.factors = append(g.factors, 1-w)
