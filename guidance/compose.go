@@ -53,6 +53,26 @@ type Sources interface {
 	LogProb(ctx context.Context, q *models.Query, n int, out []float64) error
 }
 
+// Classified takes a classifier whose classes are the sources, in order. It must know noisy states.
+type Classified struct{ Of ClassGradient }
+
+// LogProb implements Sources.
+func (c Classified) LogProb(ctx context.Context, q *models.Query, n int, out []float64) error {
+	classes, logp := make([]int, len(q.At)), make([]float64, len(q.At))
+	for k := range n {
+		for i := range classes {
+			classes[i] = k
+		}
+		if err := c.Of.LogProb(ctx, q.X, q.At, classes, logp, nil); err != nil {
+			return err
+		}
+		for i, l := range logp {
+			out[i*n+k] = l
+		}
+	}
+	return nil
+}
+
 // Choice says how the experts of a mixture share a row.
 type Choice string
 
@@ -243,6 +263,14 @@ func (c *composed) Process() schedules.Process { return c.process }
 
 // Info implements models.Described.
 func (c *composed) Info() models.Info { return c.info }
+
+// Evaluations returns how many models' evaluations one answer costs per row.
+func (c *composed) Evaluations() int {
+	if c.choice != Blend {
+		return 1
+	}
+	return len(c.experts)
+}
 
 // question is what expert i is asked.
 func (c *composed) question(i int, q *models.Query) (*models.Query, error) {

@@ -21,7 +21,7 @@ func sampleVerb(a *app) *cli.Command {
 		Name: "sample", Usage: "draw images (or arrays) from a model",
 		Description: "With no flag at all it draws a sheet of 64 images from the embedded model. Image k of a run with --seed N uses stream N+k: the start is torch's CPU generator, the same on every machine. " +
 			"A folder gets DIR/000000/000123.png by seed and a manifest.json; running the same line again makes what is missing, a folder with another manifest is refused. A .png gets one sheet, a .npz the arrays.",
-		Flags: []cli.Flag{
+		Flags: append(composeFlags(), []cli.Flag{
 			&cli.StringFlag{Name: "model", Usage: "name from drift list models, a diffusers folder, or a .json analytic target (`X`)"},
 			&cli.StringFlag{Name: "out", Usage: "folder of PNGs, .png (one sheet) or .npz (`PATH`)"},
 			&cli.StringFlag{Name: "sheet", Usage: "columns and rows of a .png sheet, such as 8x8 (`CxR`)"},
@@ -74,7 +74,7 @@ func sampleVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "from", Usage: "rerun what a picture's metadata say (`IMG.png`); other flags override"},
 			&cli.BoolFlag{Name: "resume", Usage: "go on with the run in --out, with its settings"},
 			&cli.BoolFlag{Name: "no-metadata", Usage: "write no text into PNG files"},
-		},
+		}...),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err
@@ -98,6 +98,10 @@ func sampleVerb(a *app) *cli.Command {
 
 // close gives the models back.
 func (s *sampling) close() {
+	if s.closeAll != nil {
+		s.closeAll()
+		s.model = nil
+	}
 	for _, m := range []*open.Model{s.model, s.second} {
 		if m != nil {
 			m.Close()
@@ -266,16 +270,18 @@ type sampling struct {
 
 	model  *open.Model
 	second *open.Model // of --guide-model
-	info   modelInfo
-	plan   *job.Plan
-	cost   job.Cost
-	desc   manifest.Run // the description of the run
-	seeds  []uint64
-	items  []job.Item
-	path   string // of the output
-	cols   int    // of a sheet
-	rows   int
-	saved  string // what an interrupt saved beside finished images
+
+	closeAll func() // gives back the models of a composition
+	info     modelInfo
+	plan     *job.Plan
+	cost     job.Cost
+	desc     manifest.Run // the description of the run
+	seeds    []uint64
+	items    []job.Item
+	path     string // of the output
+	cols     int    // of a sheet
+	rows     int
+	saved    string // what an interrupt saved beside finished images
 
 	unstored bool // the output failed
 }

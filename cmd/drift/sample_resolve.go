@@ -30,6 +30,7 @@ import (
 	"drift/internal/refuse"
 	"drift/internal/spec"
 	"drift/models"
+	"drift/models/open"
 	"drift/samplers"
 	"drift/schedules"
 )
@@ -136,7 +137,11 @@ func (s *sampling) text(flag string, base *manifest.Run, of func(*manifest.Run) 
 
 func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
 	name := s.text("model", base, func(r *manifest.Run) string { return r.Model.Path }, defaultModel())
-	other := base == nil || s.c.IsSet("model")
+	comp, err := composition(s.c, base)
+	if err != nil {
+		return err
+	}
+	other := base == nil || s.c.IsSet("model") || comp != nil && (s.c.IsSet("compose") || s.c.IsSet("rule") || s.c.IsSet("weights") || s.c.IsSet("classifier"))
 	dtype, tier := s.c.String("dtype"), s.c.String("tier")
 	if !other && dtype == "" && tier == "" {
 		dtype, tier = base.Model.DType, base.Model.Tier
@@ -145,10 +150,17 @@ func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
 			tier = ""
 		}
 	}
-	m, err := s.openModel(ctx, name, dtype, tier)
+	var m *open.Model
+	if comp != nil {
+		m, s.closeAll, err = s.openComposition(ctx, comp, dtype, tier)
+		name = strings.Join(comp.Models, ";")
+	} else {
+		m, err = s.openModel(ctx, name, dtype, tier)
+	}
 	if err != nil {
 		return err
 	}
+	s.desc.Compose = comp
 	if !other && base.Model.Hash != m.Info.Hash {
 		s.warn("the model %s is not the one of that run any more", name)
 	}
@@ -342,7 +354,7 @@ func (s *sampling) resolveSets(_ context.Context, base *manifest.Run) error {
 		sets = base.Sets
 	default:
 		var set manifest.Set
-		if s.info.Classes > 0 && s.model.Net != nil { // a row of an analytic target without a class is the whole mixture
+		if s.info.Classes > 0 && (s.model.Net != nil || s.desc.Compose != nil) { // a row of an analytic target without a class is the whole mixture
 			for k := range s.info.Classes {
 				set.Classes = append(set.Classes, k)
 			}
@@ -379,25 +391,30 @@ func (s *sampling) set(word string) (manifest.Set, error) {
 
 // class reads a class by number or name.
 func (s *sampling) class(word string) (int, error) {
+	return classOf(s.info, s.desc.Model.Path, word)
+}
+
+// classOf reads a class of a model by number or name.
+func classOf(info modelInfo, model, word string) (int, error) {
 	word = strings.TrimSpace(word)
 	if word == "none" {
 		return models.NoClass, nil
 	}
-	if s.info.Classes == 0 {
-		return 0, fmt.Errorf("%s has no classes", s.desc.Model.Path)
+	if info.Classes == 0 {
+		return 0, fmt.Errorf("%s has no classes", model)
 	}
 	if k, err := strconv.Atoi(word); err == nil {
-		if k < 0 || k >= s.info.Classes {
-			return 0, fmt.Errorf("class %d: the model has 0 to %d", k, s.info.Classes-1)
+		if k < 0 || k >= info.Classes {
+			return 0, fmt.Errorf("class %d: the model has 0 to %d", k, info.Classes-1)
 		}
 		return k, nil
 	}
-	for k, label := range s.info.Labels {
+	for k, label := range info.Labels {
 		if strings.EqualFold(label, word) {
 			return k, nil
 		}
 	}
-	return 0, fmt.Errorf("unknown class %q%s", word, spec.Suggest(word, s.info.Labels))
+	return 0, fmt.Errorf("unknown class %q%s", word, spec.Suggest(word, info.Labels))
 }
 
 // readLines reads the lines of a text file that are not blank.
@@ -449,7 +466,7 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 		specs = cfgSpec(w)
 	case base != nil:
 		specs, own = base.Guiders, nil
-	case !s.c.IsSet("model"):
+	case !s.c.IsSet("model") && s.desc.Compose == nil:
 		specs = cfgSpec(s.model.Defaults.CFGScale)
 	}
 	specs = slices.Concat(specs, own)
@@ -730,7 +747,7 @@ func (s *sampling) fit(ctx context.Context, smp samplers.Sampler, make func(int)
 		return g, badUse("schedule", err)
 	}
 	g, err := job.Fit(s.c.Int("nfe"), make, func(g schedules.Grid) (float64, error) {
-		if s.plan.Wrap == nil {
+		if s.plan.Wrap == nil && s.desc.Compose == nil {
 			return float64(samplers.NFE(smp, g)), nil
 		}
 		c, err := s.costOf(ctx, smp, g)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"image"
 	"image/png"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,7 +37,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"rc": rc, "npzeq": npzEqual, "npzshape": npzShape, "samepixels": samePixels, "interrupt": interrupt, "goon": goOn, "pngsize": pngSize,
+			"rc": rc, "npzeq": npzEqual, "npzshape": npzShape, "npznear": npzNear, "samepixels": samePixels, "interrupt": interrupt, "goon": goOn, "pngsize": pngSize,
 		},
 	})
 }
@@ -92,6 +93,29 @@ func npzEqual(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if equal == neg {
 		ts.Fatalf("equal: %v", equal)
+	}
+}
+
+// npznear A B member TOL: arrays that differ by at most TOL.
+func npzNear(ts *testscript.TestScript, neg bool, args []string) {
+	var v [2][]float64
+	for i := range v {
+		a, err := npz.ReadAll(ts.MkAbs(args[i]), args[2])
+		ts.Check(err)
+		v[i], err = a[args[2]].Float64()
+		ts.Check(err)
+	}
+	tol, err := strconv.ParseFloat(args[3], 64)
+	ts.Check(err)
+	gap := math.Inf(1)
+	if len(v[0]) == len(v[1]) {
+		gap = 0
+		for i, x := range v[0] {
+			gap = max(gap, math.Abs(x-v[1][i]))
+		}
+	}
+	if (gap <= tol) == neg {
+		ts.Fatalf("%s differs by %g", args[2], gap)
 	}
 }
 

@@ -21,7 +21,11 @@ type Cost struct{ NFE, VJPs float64 }
 // for more than a blank model has (layers, an exact posterior), the run is made on the model itself. It is exact for
 // samplers that take the same steps whatever the model answers.
 func CountNFE(ctx context.Context, s samplers.Sampler, wrap Wrap, like models.Denoiser, shape []int, classes bool, g schedules.Grid, first, last int) (Cost, error) {
-	c, err := countOn(ctx, s, wrap, models.Metered(blank{like.Process()}), shape, classes, g, first, last)
+	var empty models.Denoiser = models.Metered(blank{like.Process()})
+	if m, ok := like.(interface{ Evaluations() int }); ok {
+		empty = several{empty.(models.VJP), empty, m.Evaluations()}
+	}
+	c, err := countOn(ctx, s, wrap, empty, shape, classes, g, first, last)
 	if err != nil && wrap != nil && ctx.Err() == nil {
 		return countOn(ctx, s, wrap, like, shape, classes, g, first, last)
 	}
@@ -67,6 +71,33 @@ func (b blank) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotange
 		g[j] = 0.1 * c
 	}
 	return b.Predict(ctx, q, p)
+}
+
+// several asks a model several times, as a composition asks each of its models.
+type several struct {
+	vjp models.VJP
+	models.Denoiser
+	n int
+}
+
+// Predict implements models.Denoiser.
+func (s several) Predict(ctx context.Context, q *models.Query, p *models.Pred) error {
+	for range s.n {
+		if err := s.Denoiser.Predict(ctx, q, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// VJP implements models.VJP.
+func (s several) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotangent, grad *tensor.Dense) error {
+	for range s.n {
+		if err := s.vjp.VJP(ctx, q, p, cotangent, grad); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Fit returns the largest number of steps whose cost does not exceed the budget of evaluations per image, with its

@@ -33,6 +33,8 @@ type Run struct {
 	Model   Model  `json:"model"`
 	Guide   *Model `json:"guide_model,omitempty"` // second network of autoguidance
 
+	Compose *Compose `json:"compose,omitempty"` // of which Model is made
+
 	Sampler  string   `json:"sampler"`            // name:options, in the table's spelling
 	Schedule string   `json:"schedule,omitempty"` // empty for explicit nodes
 	Ends     *Ends    `json:"ends,omitempty"`     // as asked for
@@ -54,6 +56,15 @@ type Run struct {
 	Strength  float64 `json:"strength,omitempty"`
 
 	Rounding string `json:"rounding,omitempty"` // rule to 8 bit, of pictures
+}
+
+// Compose says of which models a composition is made, as the user wrote it. It does not count in the hash: that of the
+// Model is made of the rule, the weights, the classes and the models' hashes.
+type Compose struct {
+	Models     []string `json:"models"`
+	Rule       string   `json:"rule"`
+	Weights    string   `json:"weights,omitempty"`
+	Classifier string   `json:"classifier,omitempty"`
 }
 
 // Model names a model. Path is where it was found and does not count in the hash.
@@ -117,7 +128,7 @@ func (g Grid) Nodes() schedules.Grid {
 // Canonical returns the run as canonical JSON: one line, fields in the order of the type, shortest numbers, paths left
 // out (files count by their hashes).
 func (r Run) Canonical() []byte {
-	r.Model.Path = ""
+	r.Model.Path, r.Compose = "", nil
 	if r.Guide != nil {
 		g := *r.Guide
 		g.Path = ""
