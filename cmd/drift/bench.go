@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 	"gonum.org/v1/gonum/mat"
+	"gorgonia.org/tensor"
 
 	"drift/cmd/drift/internal/bench"
 	"drift/cmd/drift/internal/job"
@@ -28,24 +29,30 @@ import (
 )
 
 func benchVerb(a *app) *cli.Command {
+	verbs := a.benchVerbs()
 	return &cli.Command{
 		Name: "bench", Usage: "measure samplers against each other: quality by evaluations",
 		Description: "Draws the same seeds through every combination of models, samplers, schedules, guiders and budgets, and scores the pictures. " +
 			"--nfe counts true evaluations per picture, guidance included, so at one budget all samplers cost the same. " +
 			"The folder gets results.json, .csv, .md and .bench (for benchstat), plot.png and plot.svg, report.html, which needs no other file, and times.csv. " +
-			"The same line again goes on where it was, however it was stopped; a larger matrix or more pictures reuse what is there. The table goes to stdout.",
-		Flags: []cli.Flag{
+			"The same line again goes on where it was, however it was stopped; a larger matrix or more pictures reuse what is there. The table goes to stdout. " +
+			"With --verb a cell is a line of that verb: its flags can be given here, and every one of them can be an axis of --sweep. Then seeds.csv has one row per cell and seed, heat.png and pareto.png show the sweep.",
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "verb", Value: "sample", Usage: "`VERB` to measure: sample" + verbNames(verbs)},
 			&cli.StringSliceFlag{Name: "model", Usage: "model `X`, as of sample; repeatable, or a list a,b"},
 			&cli.StringFlag{Name: "samplers", Aliases: []string{"sampler"}, Usage: "samplers `a,b:key=value` (euler,heun,dpmpp-2m,unipc), or all (those that need no gradient)"},
 			&cli.StringFlag{Name: "schedules", Aliases: []string{"schedule"}, Usage: "schedules `a,b`; default: what the model or the sampler's name implies"},
-			&cli.StringFlag{Name: "guiders", Aliases: []string{"guider"}, Usage: "guiders `a;b`, each a chain x+y; default = only the model's own, none = not even those"},
+			&cli.StringFlag{Name: "guiders", Aliases: []string{"guider"}, Usage: "guiders `a;b`, each a chain x+y; an option with several numbers (cfg:w=1,1.5,2) is several guiders; default = only the model's own, none = not even those"},
 			&cli.StringFlag{Name: "cfg-scale", Usage: "shorthand of --guiders: classifier-free guidance by `W,W`; 1 = off"},
-			&cli.StringFlag{Name: "sweep", Usage: "multiply samplers by options, `\"eta=0,0.5,1 order=2,3\"`, each where the sampler has it"},
+			&cli.StringFlag{Name: "sweep", Usage: "more axes, `\"eta=0,0.5,1 t-end=0.01,0.02\"`: options of samplers, each where the sampler has it, and any flag of the verb; values with commas in them are set apart by semicolons"},
+			&cli.StringFlag{Name: "repeat-baseline", Usage: "run this plain method beside every cell at equal cost (`NAME`, such as best-of-n)"},
+			&cli.StringFlag{Name: "guide-model", Usage: "second network of autoguidance (`M`)"},
 			&cli.StringFlag{Name: "nfe", Usage: "budgets in evaluations per picture (5,10,20) (`N,N`)"},
 			&cli.StringFlag{Name: "steps", Usage: "numbers of steps in place of budgets (`N,N`)"},
 			&cli.StringFlag{Name: "metric", Aliases: []string{"metrics"}, Usage: "scores `a,b` (fid,class-acc for the embedded models, fid,energy for targets); see drift list metrics"},
-			&cli.IntFlag{Name: "count", Value: 1000, Usage: "`N`umber of pictures per cell (1000)"},
+			&cli.IntFlag{Name: "count", Usage: "`N`umber of pictures, or of a verb's seeds, per cell (1000; 16 seeds of a verb)"},
 			&cli.Uint64Flag{Name: "seed", Usage: "stream of the first picture; picture k uses stream `N`+k in every cell"},
+			&cli.StringFlag{Name: "seeds", Usage: "the same as one range, `A-B`"},
 			&cli.StringFlag{Name: "reference", Usage: "set to compare with: fashion (the embedded statistics), exact (of analytic targets), or a folder or .npz (`REF`)"},
 			&cli.StringFlag{Name: "extractor", Value: "fashion", Usage: "what turns pictures into features: " + strings.Join(features.Names(), ", ") + " (`NAME`)"},
 			&cli.StringFlag{Name: "out", Value: "bench", Usage: "`DIR` of the results (bench)"},
@@ -56,7 +63,7 @@ func benchVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "tier", Usage: "kernel `TIER` (default: the best this CPU has)"},
 			&cli.StringFlag{Name: "rounding", Usage: "to 8 bit by `RULE` floor or diffusers"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the cells with their steps and evaluations, and stop"},
-		},
+		}, passed(verbs)...),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err
@@ -73,8 +80,12 @@ type benching struct {
 	*app
 	c *cli.Context
 
+	verb     *bench.Verb  // nil: sample, by the matrix's own axes
+	axes     []bench.Axis // of --sweep, flags of the verb
+	options  []string     // of --sweep, options of samplers
 	matrix   bench.Matrix
 	subjects []*bench.Subject
+	shapes   map[*bench.Subject][]int // of a verb's pictures
 	ex       features.Extractor
 	closers  []func()
 }
@@ -97,9 +108,9 @@ func (b *benching) run(ctx context.Context) error {
 		}
 		old = &r
 	}
-	cells, err := b.matrix.Cells(ctx, release, b.subjects)
+	cells, err := b.cells(ctx)
 	if err != nil {
-		return &usage{strings.TrimPrefix(err.Error(), "bench: "), err}
+		return err
 	}
 	if b.c.Bool("dry-run") {
 		b.listCells(cells)
@@ -111,7 +122,7 @@ func (b *benching) run(ctx context.Context) error {
 	}
 	bar := b.start("drift bench")
 	run := &bench.Bench{
-		Dir: dir, Matrix: b.matrix, Subjects: b.subjects, Cells: cells, Pictures: b.c.Int("samples"), Batch: b.c.Int("batch"),
+		Version: release, Dir: dir, Matrix: b.matrix, Subjects: b.subjects, Cells: cells, Pictures: b.c.Int("samples"), Batch: b.c.Int("batch"),
 		Observe: bar.Set, Finished: b.finished,
 	}
 	rows, err := run.Run(ctx, b.stop)
@@ -205,13 +216,32 @@ func (b *benching) listCells(cells []*bench.Cell) {
 // resolve turns the flags into a matrix and opens what it names.
 func (b *benching) resolve(ctx context.Context) error {
 	c := b.c
-	for _, pair := range [][2]string{{"nfe", "steps"}, {"guiders", "cfg-scale"}} {
+	if err := b.resolveVerb(); err != nil {
+		return err
+	}
+	for _, pair := range [][2]string{{"nfe", "steps"}, {"guiders", "cfg-scale"}, {"seeds", "seed"}, {"seeds", "count"}} {
 		if c.IsSet(pair[0]) && c.IsSet(pair[1]) {
 			return usagef("--%s and --%s exclude each other", pair[0], pair[1])
 		}
 	}
 	m := &b.matrix
 	m.Count, m.Seed = c.Int("count"), c.Uint64("seed")
+	if c.IsSet("seeds") {
+		list, err := manifest.ParseSeeds(c.String("seeds"))
+		if err != nil {
+			return badUse("seeds", err)
+		}
+		m.Seed, m.Count = list[0], len(list)
+		for k, s := range list {
+			if s != m.Seed+uint64(k) {
+				return usagef("--seeds %s: bench wants one range, such as 0-31", c.String("seeds"))
+			}
+		}
+	} else if !c.IsSet("count") {
+		if m.Count = 1000; b.verb != nil {
+			m.Count = max(2, b.verb.Count)
+		}
+	}
 	if m.Count < 2 || m.Count > manifest.MaxImages {
 		return usagef("--count %d: want 2 to %d", m.Count, manifest.MaxImages)
 	}
@@ -227,7 +257,7 @@ func (b *benching) resolve(ctx context.Context) error {
 	var err error
 	if c.IsSet("steps") {
 		m.Steps, err = wholes("steps", c.String("steps"), mostSteps)
-	} else {
+	} else if b.verb == nil || c.IsSet("nfe") {
 		m.NFE, err = wholes("nfe", orText(c.String("nfe"), "5,10,20"), mostSteps)
 	}
 	if err != nil {
@@ -238,7 +268,7 @@ func (b *benching) resolve(ctx context.Context) error {
 			m.Models = append(m.Models, strings.TrimSpace(name))
 		}
 	}
-	if len(m.Models) == 0 {
+	if len(m.Models) == 0 && b.verb == nil {
 		m.Models = []string{defaultModel()}
 	}
 	if c.IsSet("rounding") {
@@ -255,6 +285,9 @@ func (b *benching) resolve(ctx context.Context) error {
 	if err := b.guiders(); err != nil {
 		return err
 	}
+	if b.verb != nil {
+		return nil
+	}
 	if err := b.open(ctx); err != nil {
 		return err
 	}
@@ -270,8 +303,8 @@ func (b *benching) resolve(ctx context.Context) error {
 	default:
 		m.Samplers = bench.Split(text)
 	}
-	if c.IsSet("sweep") {
-		if m.Samplers, err = bench.Sweep(m.Samplers, c.String("sweep")); err != nil {
+	for _, axis := range b.options {
+		if m.Samplers, err = bench.Sweep(m.Samplers, axis); err != nil {
 			return badUse("sweep", err)
 		}
 	}
@@ -306,12 +339,11 @@ func (b *benching) guiders() error {
 			b.matrix.Guiders = append(b.matrix.Guiders, strings.Join(cfgSpec(w), "+"))
 		}
 	case b.c.IsSet("guiders"):
-		b.matrix.Guiders = nil
-		for g := range strings.SplitSeq(b.c.String("guiders"), ";") {
-			if g = strings.TrimSpace(g); g == "default" {
-				g = ""
+		b.matrix.Guiders = bench.Guiders(b.c.String("guiders"))
+		for k, g := range b.matrix.Guiders {
+			if g == "default" {
+				b.matrix.Guiders[k] = ""
 			}
-			b.matrix.Guiders = append(b.matrix.Guiders, g)
 		}
 	}
 	return nil
@@ -326,29 +358,41 @@ func (b *benching) open(ctx context.Context) error {
 		}
 		b.closers = append(b.closers, func() { m.Close() })
 		s := &bench.Subject{Name: name, Model: m}
-		if pixels.Picture(m.Info.Shape) {
-			if b.ex == nil {
-				if b.ex, err = b.openExtractor(b.c.String("extractor"), "", b.c.String("tier")); err != nil {
-					return err
-				}
-				b.closers = append(b.closers, b.ex.Close)
+		if g := b.c.String("guide-model"); g != "" {
+			if s.Guide, err = b.openModel(ctx, g, b.c.String("dtype"), b.c.String("tier")); err != nil {
+				return err
 			}
-			if s.Measure, err = bench.PictureMeasurer(ctx, b.ex, m.Info.Shape); err != nil {
-				return usagef("%s: %w", name, err)
+			b.closers = append(b.closers, func() { s.Guide.Close() })
+			if s.GuideName = g; !slices.Equal(s.Guide.Info.Shape, m.Info.Shape) {
+				return usagef("--guide-model %s gives arrays of shape %v, %s of shape %v", g, s.Guide.Info.Shape, name, m.Info.Shape)
 			}
-		} else {
-			dim := 1
-			for _, n := range m.Info.Shape {
-				dim *= n
-			}
-			s.Measure = bench.States{Dim: dim}
+			b.matrix.Guide = g
 		}
-		if s.Reference, err = b.reference(s); err != nil {
+		if err := b.measure(ctx, s, m.Info.Shape); err != nil {
 			return err
 		}
 		b.subjects = append(b.subjects, s)
 	}
 	return nil
+}
+
+// measure finds what measures samples of a shape, and what they are compared with.
+func (b *benching) measure(ctx context.Context, s *bench.Subject, shape []int) (err error) {
+	if pixels.Picture(shape) {
+		if b.ex == nil {
+			if b.ex, err = b.openExtractor(b.c.String("extractor"), "", b.c.String("tier")); err != nil {
+				return err
+			}
+			b.closers = append(b.closers, b.ex.Close)
+		}
+		if s.Measure, err = bench.PictureMeasurer(ctx, b.ex, shape); err != nil {
+			return usagef("%s: %w", s.Name, err)
+		}
+	} else {
+		s.Measure = bench.States{Dim: tensor.Shape(shape).TotalSize()}
+	}
+	s.Reference, err = b.reference(s)
+	return err
 }
 
 // openExtractor opens what turns pictures into features.

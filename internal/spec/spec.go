@@ -30,7 +30,7 @@ func Parse(s string) (Spec, error) {
 	if !more {
 		return out, nil
 	}
-	for _, part := range split(rest) {
+	for _, part := range Split(rest) {
 		key, value, has := strings.Cut(part, "=")
 		key, value = strings.TrimSpace(key), strings.TrimSpace(value)
 		if key == "" {
@@ -47,8 +47,8 @@ func Parse(s string) (Spec, error) {
 	return out, nil
 }
 
-// split cuts s at its commas, except those inside parentheses.
-func split(s string) []string {
+// Split cuts s at its commas, except those inside parentheses.
+func Split(s string) []string {
 	var out []string
 	depth, from := 0, 0
 	for i, c := range []byte(s) {

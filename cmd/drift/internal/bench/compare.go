@@ -58,7 +58,7 @@ func Compare(old, now Report) ([]Change, error) {
 }
 
 func change(oc, nc ReportCell, col string, a, b Score) Change {
-	c := Change{Cell: nc.Name(), At: nc.At(), Metric: col, Old: a.Number(col), New: b.Number(col), P: 1, Better: better(col)}
+	c := Change{Cell: nc.Name(), At: nc.At(), Metric: col, Old: a.Number(col), New: b.Number(col), P: 1, Better: b.direction(col)}
 	switch {
 	case a.Extractor != b.Extractor || a.Resize != b.Resize:
 		c.Refuse = "other extractor or resize rule"

@@ -8,6 +8,7 @@ import (
 	"image/png"
 	"io"
 	"math"
+	"slices"
 
 	"drift/internal/pixels"
 )
@@ -22,26 +23,38 @@ func page(w io.Writer, r Report, rows []Row) error {
 	type line struct {
 		Model, Sampler, Schedule, Guiders, Status string
 		Budget, Steps                             string
+		Settings                                  []string
 		NFE, Time                                 value
 		Scores                                    []value
 		Sheet                                     template.URL
 		Alt                                       string
 	}
 	data := struct {
-		Columns []string
-		Lines   []line
-		Plots   []template.HTML
-		Notes   string
-		Count   int
-		Version string
-	}{Columns: r.Columns(), Notes: r.notes(), Count: r.Matrix.Count, Version: r.Version}
+		Settings []string
+		Columns  []string
+		Lines    []line
+		Plots    []template.HTML
+		Notes    string
+		Count    int
+		Version  string
+	}{Settings: r.settings(), Columns: r.Columns(), Notes: r.notes(), Count: r.Matrix.Count, Version: r.Version}
+	rows = slices.DeleteFunc(slices.Clone(rows), func(x Row) bool { return x.Cell.Baseline != "" })
+	if r.Matrix.Baseline != "" {
+		data.Columns = nil
+		for _, col := range r.Columns() {
+			data.Columns = append(data.Columns, col, col+" "+r.Matrix.Baseline)
+		}
+	}
 	for i, c := range r.Cells {
 		l := line{Model: c.Model, Sampler: c.Sampler, Schedule: c.Schedule, Guiders: c.Guiders, Budget: positive(c.Budget), Steps: positive(c.Steps)}
 		if c.Status != statusDone {
 			l.Status = c.Status
 		}
 		l.NFE = value{number(c.NFE), c.NFE}
-		for _, col := range data.Columns {
+		for _, flag := range data.Settings {
+			l.Settings = append(l.Settings, c.setting(flag))
+		}
+		score := func(c ReportCell, col string) {
 			v := value{"", math.MaxFloat64}
 			if s, ok := c.Score(col); ok {
 				v = value{short(s.Number(col)), s.Number(col)}
@@ -50,6 +63,12 @@ func page(w io.Writer, r Report, rows []Row) error {
 				}
 			}
 			l.Scores = append(l.Scores, v)
+		}
+		for _, col := range r.Columns() {
+			score(c, col)
+			if r.Matrix.Baseline != "" {
+				score(c.base(), col)
+			}
 		}
 		if i < len(rows) {
 			if t := rows[i].Time; t.Images > 0 {
@@ -66,12 +85,27 @@ func page(w io.Writer, r Report, rows []Row) error {
 		}
 		data.Lines = append(data.Lines, l)
 	}
-	for _, col := range data.Columns {
-		s, err := inlineSVG(r, col)
-		if err != nil {
+	inline := func(fill func(io.Writer) error) error {
+		var b bytes.Buffer
+		err := fill(&b)
+		data.Plots = append(data.Plots, template.HTML(inlineSVG(b.String()))) // made by us of numbers; its texts were escaped by the drawing
+		return err
+	}
+	columns := r.Columns()
+	for _, col := range columns {
+		if err := inline(func(w io.Writer) error { return drawPlot(w, r, col, ".svg") }); err != nil {
 			return err
 		}
-		data.Plots = append(data.Plots, template.HTML(s)) // made by us of numbers; its texts were escaped by the drawing
+		if r.Matrix.Verb != "" && r.mapped(col) {
+			if err := inline(func(w io.Writer) error { return r.heat(w, col, ".svg") }); err != nil {
+				return err
+			}
+		}
+	}
+	if r.Matrix.Verb != "" && r.faced(columns) {
+		if err := inline(func(w io.Writer) error { return r.pareto(w, columns[0], columns[1], ".svg") }); err != nil {
+			return err
+		}
 	}
 	return pageTemplate.Execute(w, data)
 }
@@ -79,6 +113,9 @@ func page(w io.Writer, r Report, rows []Row) error {
 // sheetURL is the sheet of a row's first pictures as data.
 func sheetURL(r Row) (template.URL, error) {
 	shape := r.subject.Model.Info.Shape
+	if r.Cell.open != nil {
+		shape = r.facts.Shape
+	}
 	size := shape[0] * shape[1] * shape[2]
 	var pictures [][]byte
 	for k := 0; k+size <= len(r.Sheet); k += size {
@@ -115,10 +152,12 @@ pre{white-space:pre-wrap;color:#444}
 <h2>Cells</h2>
 <table id="cells"><thead><tr>
 <th><button>model</button></th><th><button>sampler</button></th><th><button>schedule</button></th><th><button>guiders</button></th>
+{{range .Settings}}<th><button>{{.}}</button></th>{{end}}
 <th><button>budget</button></th><th><button>steps</button></th><th><button>nfe</button></th>
 {{range .Columns}}<th><button>{{.}}</button></th>{{end}}
 <th><button>ms/sample</button></th><th>first samples</th></tr></thead><tbody>
 {{range .Lines}}<tr><td>{{.Model}}</td><td>{{.Sampler}}</td><td>{{.Schedule}}</td><td>{{.Guiders}}</td>
+{{range .Settings}}<td>{{.}}</td>{{end}}
 <td class="n">{{.Budget}}</td><td class="n">{{.Steps}}</td><td class="n" data-v="{{.NFE.Sort}}">{{.NFE.Text}}</td>
 {{if .Status}}<td class="s" colspan="{{len $.Columns}}">{{.Status}}</td>{{else}}{{range .Scores}}<td class="n" data-v="{{.Sort}}">{{.Text}}</td>{{end}}{{end}}
 <td class="n" data-v="{{.Time.Sort}}">{{.Time.Text}}</td>

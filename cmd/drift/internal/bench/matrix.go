@@ -33,6 +33,12 @@ type Matrix struct {
 	Count     int      `json:"count"`
 	Seed      uint64   `json:"seed"`
 	Rounding  string   `json:"rounding,omitempty"` // "" = the model's
+	Guide     string   `json:"guide_model,omitempty"`
+
+	Verb     string `json:"verb,omitempty"` // "" = sample, by the axes above; else those below, see VerbCells
+	Fixed    Args   `json:"fixed,omitempty"`
+	Axes     []Axis `json:"axes,omitempty"`
+	Baseline string `json:"baseline,omitempty"`
 }
 
 // Cell is one combination.
@@ -48,8 +54,17 @@ type Cell struct {
 	Run      manifest.Run
 	Reason   string // why the cell cannot run, or failed; empty = fine
 
+	// Of cells of a verb.
+	VJPs, Rewards float64 // per seed
+	Settings      Args    // values of the axes that have no field above
+	Baseline      string  // which baseline this is
+	pick          Args    // values of all axes
+
 	plan    *job.Plan
 	subject *Subject
+	of      *Cell // whose baseline
+	facts   Facts
+	open    func(context.Context) (Runner, error) // nil: by plan
 }
 
 // Name is the cell's name in reports: model/sampler/schedule/guiders.
@@ -61,10 +76,16 @@ func (c *Cell) Name() string {
 	if c.Guiders != "" {
 		parts = append(parts, c.Guiders)
 	}
-	return strings.Join(parts, "/")
+	if len(c.Settings) > 0 {
+		parts = append(parts, c.Settings.String())
+	}
+	if c.Baseline != "" {
+		parts = append(parts, c.Baseline)
+	}
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), "/")
 }
 
-// At is the budget or number of steps of the cell: "nfe=10" or "steps=20".
+// At is the budget or number of steps of the cell: "nfe=10" or "steps=20"; "adaptive" where there is none.
 func (c *Cell) At() string {
 	switch {
 	case c.Budget > 0:
@@ -163,6 +184,8 @@ func withOption(text, key, value string) (string, error) {
 type Subject struct {
 	Name      string
 	Model     *open.Model
+	Guide     *open.Model // second network of autoguidance, or nil
+	GuideName string
 	Measure   Measurer
 	Reference Reference
 }
@@ -215,7 +238,7 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	if len(m.NFE) > 0 {
 		c.Budget = n
 	}
-	specs, wrap, err := guide(s.Model, guiders)
+	specs, wrap, err := guide(s, guiders)
 	if err != nil {
 		return nil, fmt.Errorf("bench: guiders %q: %w", guiders, err)
 	}
@@ -296,6 +319,9 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 		Sampler: canonical, Schedule: c.Schedule, Grid: manifest.NewGrid(g), NFE: int(math.Round(c.NFE)), Guiders: specs,
 		Seeds: strconv.FormatUint(m.Seed, 10) + "-", Sets: []manifest.Set{set}, Rounding: s.Measure.Rounding(rounding),
 	}
+	if g := s.Guide; g != nil && slices.ContainsFunc(specs, needsGuide) { // a cell that does not ask for it is the same without
+		c.Run.Guide = &manifest.Model{Path: s.GuideName, Hash: g.Info.Hash, DType: g.Info.DType, Tier: g.Info.Tier, Shape: g.Info.Shape}
+	}
 	id := s.Measure.Identity()
 	sum := sha256.Sum256([]byte(c.Run.Hash() + "\x00" + id.Extractor + "\x00" + id.Resize))
 	c.Key = hex.EncodeToString(sum[:])[:24]
@@ -303,8 +329,8 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 }
 
 // guide reads a chain of guiders, after those that the model asks for itself.
-func guide(m *open.Model, text string) ([]string, job.Wrap, error) {
-	specs := slices.Clone(m.Defaults.Guiders)
+func guide(s *Subject, text string) ([]string, job.Wrap, error) {
+	specs := slices.Clone(s.Model.Defaults.Guiders)
 	if text != "" {
 		for _, g := range chain(text) {
 			if g == "none" {
@@ -323,12 +349,86 @@ func guide(m *open.Model, text string) ([]string, job.Wrap, error) {
 			if err != nil {
 				return nil, err
 			}
+			if n, ok := g.(guidance.Needer); ok {
+				if s.Guide == nil {
+					return nil, fmt.Errorf("%s needs a second network: --guide-model", text)
+				}
+				g = n.With(s.Guide.Denoiser)
+			}
 			d = g.Guide(d)
 		}
 		return d, nil
 	}
-	_, err := wrap(m.Denoiser)
+	_, err := wrap(s.Model.Denoiser)
 	return specs, wrap, err
+}
+
+func needsGuide(text string) bool {
+	g, err := guidance.Parse(text)
+	if err != nil {
+		return false
+	}
+	_, ok := g.(guidance.Needer)
+	return ok
+}
+
+// Guiders takes a list of chains of guiders apart, at semicolons, and multiplies out options with several values:
+// "cfg:w=1,2,interval=0.3-3" is two chains.
+func Guiders(text string) []string {
+	var out []string
+	for g := range strings.SplitSeq(text, ";") {
+		chains := []string{""}
+		for i, link := range chain(strings.TrimSpace(g)) {
+			var next []string
+			for _, head := range chains {
+				for _, one := range values(link) {
+					if i > 0 {
+						one = head + "+" + one
+					}
+					next = append(next, one)
+				}
+			}
+			chains = next
+		}
+		out = append(out, chains...)
+	}
+	return out
+}
+
+// values multiplies out a guider's options: a piece without a key is another value of the option before it, if that is
+// a number too.
+func values(text string) []string {
+	name, rest, ok := strings.Cut(text, ":")
+	if !ok {
+		return []string{text}
+	}
+	var options [][]string // the pieces that each may be
+	for _, part := range spec.Split(rest) {
+		part = strings.TrimSpace(part)
+		if k := len(options) - 1; k >= 0 && numeric(part) {
+			if key, value, ok := strings.Cut(options[k][0], "="); ok && numeric(value) {
+				options[k] = append(options[k], key+"="+part)
+				continue
+			}
+		}
+		options = append(options, []string{part})
+	}
+	out, sep := []string{name}, ":"
+	for _, o := range options {
+		var next []string
+		for _, head := range out {
+			for _, piece := range o {
+				next = append(next, head+sep+piece)
+			}
+		}
+		out, sep = next, ","
+	}
+	return out
+}
+
+func numeric(s string) bool {
+	_, err := strconv.ParseFloat(strings.TrimSpace(s), 64)
+	return err == nil
 }
 
 // budgeted hands n to a sampler that places its own steps: in its option nfe where it has one (a budget less what

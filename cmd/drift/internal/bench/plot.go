@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bytes"
 	"fmt"
 	"image/color"
 	"io"
@@ -16,8 +15,6 @@ import (
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgimg"
-	"gonum.org/v1/plot/vg/vgsvg"
 )
 
 // plots writes plot.png and plot.svg of the first column, and plot-NAME.png and .svg of the others.
@@ -97,7 +94,7 @@ func newPanel(r Report, model, col string) (*panel, error) {
 		p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = 0, 1, 0, 1
 		return out, nil
 	}
-	log := better(col) < 0 && !slices.ContainsFunc(all, func(q point) bool { return q.y <= 0 })
+	log := r.better(col) < 0 && !slices.ContainsFunc(all, func(q point) bool { return q.y <= 0 })
 	floor := math.Inf(1) // of bands on a log axis
 	for _, q := range all {
 		floor = min(floor, q.y)
@@ -240,36 +237,21 @@ func drawPlot(w io.Writer, r Report, col, ext string) error {
 		most = max(most, p.lines)
 	}
 	wide, high := vg.Length(len(panels)*(width+legend)), vg.Length(max(320, 40+11*most))
-	var canvas vg.CanvasSizer
-	var out io.WriterTo
-	if ext == ".svg" {
-		c := vgsvg.New(wide, high)
-		canvas, out = c, c
-	} else {
-		c := vgimg.PngCanvas{Canvas: vgimg.NewWith(vgimg.UseWH(wide, high), vgimg.UseDPI(120))}
-		canvas, out = c, c
-	}
-	for k, p := range panels {
-		c := draw.NewCanvas(canvas, wide, high)
-		left := vg.Length(k * (width + legend))
-		p.plot.Draw(draw.Crop(c, left+4, -(wide - left - width), 4, -4))
-		p.legend.Draw(draw.Crop(c, left+width+4, -(wide - left - width - legend), 4, -24))
-	}
-	_, err := out.WriteTo(w)
-	return err
+	return canvas(w, wide, high, ext, func(c draw.Canvas) {
+		for k, p := range panels {
+			left := vg.Length(k * (width + legend))
+			p.plot.Draw(draw.Crop(c, left+4, -(wide - left - width), 4, -4))
+			p.legend.Draw(draw.Crop(c, left+width+4, -(wide - left - width - legend), 4, -24))
+		}
+	})
 }
 
 var namespaces = regexp.MustCompile(`\s+xmlns(:\w+)?="[^"]*"`)
 
-// inlineSVG is the plot as an element of a page: no prologue, no names of other places.
-func inlineSVG(r Report, col string) (string, error) {
-	var b bytes.Buffer
-	if err := drawPlot(&b, r, col, ".svg"); err != nil {
-		return "", err
-	}
-	s := b.String()
+// inlineSVG is a drawing as an element of a page: no prologue, no names of other places.
+func inlineSVG(s string) string {
 	if i := strings.Index(s, "<svg"); i >= 0 {
 		s = s[i:]
 	}
-	return namespaces.ReplaceAllString(s, ""), nil
+	return namespaces.ReplaceAllString(s, "")
 }

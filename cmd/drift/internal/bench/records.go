@@ -122,12 +122,18 @@ func (r *records) close() error { return r.f.Close() }
 // metrics.Samples: rows are read from the file when asked for, so memory does not depend on n.
 // A row that cannot be read is NaN, which every score refuses.
 func (r *records) columns(n, from, to int) *columns {
-	return &columns{r: r, n: n, from: from, to: to}
+	return r.every(n, from, to, 1, 0)
+}
+
+// every is a view of several parts of the first n rows, m of them in each, stride apart: the result has n m rows.
+func (r *records) every(n, from, to, m, stride int) *columns {
+	return &columns{r: r, n: n * m, from: from, to: to, m: m, stride: stride}
 }
 
 type columns struct {
 	r           *records
 	n, from, to int
+	m, stride   int
 	pool        sync.Pool
 }
 
@@ -140,7 +146,8 @@ func (c *columns) Row(dst []float64, i int) {
 		b = &s
 	}
 	defer c.pool.Put(b)
-	if _, err := c.r.f.ReadAt(*b, recordHeader+int64(i)*c.r.row()+8*int64(c.from)); err != nil {
+	at := recordHeader + int64(i/c.m)*c.r.row() + 8*int64(c.from+i%c.m*c.stride)
+	if _, err := c.r.f.ReadAt(*b, at); err != nil {
 		for j := range dst {
 			dst[j] = math.NaN()
 		}

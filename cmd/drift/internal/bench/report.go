@@ -39,11 +39,19 @@ type ReportCell struct {
 	Scores   []Score `json:"scores,omitempty"`
 
 	Run *manifest.Run `json:"run,omitempty"`
+
+	// Of benches of a verb: values of the axes that have no field above, cost per seed, all that decides a result, and
+	// the baseline of this cell.
+	Settings Args        `json:"settings,omitempty"`
+	VJPs     float64     `json:"vjps,omitempty"`
+	Rewards  float64     `json:"rewards,omitempty"`
+	Verb     any         `json:"verb,omitempty"`
+	Baseline *ReportCell `json:"baseline,omitempty"`
 }
 
 // Name is the cell's name in tables.
 func (c ReportCell) Name() string {
-	return (&Cell{Model: c.Model, Sampler: c.Sampler, Schedule: c.Schedule, Guiders: c.Guiders}).Name()
+	return (&Cell{Model: c.Model, Sampler: c.Sampler, Schedule: c.Schedule, Guiders: c.Guiders, Settings: c.Settings}).Name()
 }
 
 // At is the budget or number of steps.
@@ -78,9 +86,18 @@ func NewReport(version string, m Matrix, rows []Row) Report {
 			c.Status, c.Scores, c.N, c.NFE = row.Reason, nil, 0, row.Cell.NFE
 		} else {
 			c.Seeds = fmt.Sprintf("%d-%d", m.Seed, m.Seed+uint64(row.N-1))
-			run := row.Run
-			run.Seeds = c.Seeds
-			c.Run = &run
+			if row.Cell.open == nil {
+				run := row.Run
+				run.Seeds = c.Seeds
+				c.Run = &run
+			} else {
+				c.Verb, c.VJPs, c.Rewards = row.facts.Settings, row.VJPs, row.Rewards
+			}
+		}
+		c.Settings = row.Cell.Settings
+		if row.Cell.Baseline != "" {
+			r.Cells[len(r.Cells)-1].Baseline = &c
+			continue
 		}
 		r.Cells = append(r.Cells, c)
 	}
@@ -133,6 +150,14 @@ func Write(dir string, r Report, rows []Row) error {
 	if err := plots(dir, r); err != nil {
 		return err
 	}
+	if r.Matrix.Verb != "" {
+		if err := write(filepath.Join(dir, "seeds.csv"), func(w io.Writer) error { return seedsCSV(w, r.Matrix, rows) }); err != nil {
+			return err
+		}
+		if err := sweepPlots(dir, r); err != nil {
+			return err
+		}
+	}
 	return writeJSON(filepath.Join(dir, "results.json"), r)
 }
 
@@ -141,19 +166,39 @@ func number(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
 func (r Report) csv(w io.Writer) error {
 	out := csv.NewWriter(w)
 	head := []string{"model", "sampler", "schedule", "guiders", "budget", "steps", "nfe", "n", "seeds", "status"}
+	settings, verb := r.settings(), r.Matrix.Verb != ""
+	head = append(head, settings...)
+	if verb {
+		head = append(head, "vjps", "rewards")
+	}
 	for _, c := range r.Columns() {
 		head = append(head, c, c+"_stderr")
+		if r.Matrix.Baseline != "" {
+			head = append(head, c+"_"+r.Matrix.Baseline, c+"_"+r.Matrix.Baseline+"_stderr")
+		}
 	}
 	_ = out.Write(append(head, "key")) // sticky: Error tells
 	for _, c := range r.Cells {
 		line := []string{c.Model, c.Sampler, c.Schedule, c.Guiders, positive(c.Budget), positive(c.Steps), number(c.NFE), strconv.Itoa(c.N), c.Seeds, c.Status}
+		for _, flag := range settings {
+			v, _ := c.Settings.Get(flag)
+			line = append(line, v)
+		}
+		if verb {
+			line = append(line, number(c.VJPs), number(c.Rewards))
+		}
 		for _, col := range r.Columns() {
-			s, ok := c.Score(col)
-			if !ok {
-				line = append(line, "", "")
-				continue
+			of := []ReportCell{c}
+			if r.Matrix.Baseline != "" {
+				of = append(of, c.base())
 			}
-			line = append(line, number(s.Number(col)), stderrOf(s, col, number))
+			for _, x := range of {
+				if s, ok := x.Score(col); ok {
+					line = append(line, number(s.Number(col)), stderrOf(s, col, number))
+				} else {
+					line = append(line, "", "")
+				}
+			}
 		}
 		_ = out.Write(append(line, c.Key))
 	}
@@ -226,10 +271,16 @@ func (r Report) lanes(model string) (lanes []lane, at []string) {
 // Markdown writes one table per model and column of scores: a line per sampler, a column per budget.
 func (r Report) Markdown(w io.Writer) error {
 	var b strings.Builder
+	if r.Matrix.Verb != "" {
+		r.verbTables(&b)
+		b.WriteString(r.notes())
+		_, err := io.WriteString(w, b.String())
+		return err
+	}
 	for _, model := range r.Matrix.Models {
 		lanes, at := r.lanes(model)
 		for _, col := range r.Columns() {
-			fmt.Fprintf(&b, "## %s: %s (%s is better)\n\n", model, col, map[int]string{-1: "smaller", 1: "larger"}[better(col)])
+			fmt.Fprintf(&b, "## %s: %s (%s is better)\n\n", model, col, map[int]string{-1: "smaller", 1: "larger"}[r.better(col)])
 			b.WriteString("| sampler / schedule / guiders |")
 			for _, a := range at {
 				fmt.Fprintf(&b, " %s |", strings.Replace(a, "=", " ", 1))
@@ -299,8 +350,12 @@ func cellText(c ReportCell, col, at string) string {
 // notes say how the tables are to be read.
 func (r Report) notes() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d samples per cell, seeds %d to %d in every cell. A number in brackets is the true count of evaluations per sample where it is not the budget itself; ± is one standard error over samples. A dash: no result, see below.\n\n",
-		r.Matrix.Count, r.Matrix.Seed, r.Matrix.Seed+uint64(max(1, r.Matrix.Count)-1))
+	last := r.Matrix.Seed + uint64(max(1, r.Matrix.Count)-1)
+	if r.Matrix.Verb != "" {
+		fmt.Fprintf(&b, "%d seeds per cell, %d to %d in every cell. NFE, VJPs and rewards are what a seed cost: evaluations of the model by one row, products with its Jacobian, evaluations of the reward; ± is one standard error over seeds (of a difference: over pairs). A dash: no result, see below.\n\n", r.Matrix.Count, r.Matrix.Seed, last)
+	} else {
+		fmt.Fprintf(&b, "%d samples per cell, seeds %d to %d in every cell. A number in brackets is the true count of evaluations per sample where it is not the budget itself; ± is one standard error over samples. A dash: no result, see below.\n\n", r.Matrix.Count, r.Matrix.Seed, last)
+	}
 	var about []string
 	warned := map[string]int{}
 	for _, c := range r.Cells {

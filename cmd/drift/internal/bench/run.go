@@ -18,7 +18,6 @@ import (
 	"gorgonia.org/tensor"
 
 	"drift/cmd/drift/internal/job"
-	"drift/cmd/drift/internal/manifest"
 	"drift/internal/atomicfile"
 	"drift/metrics"
 	"drift/models"
@@ -27,6 +26,7 @@ import (
 
 // Bench runs a matrix in a folder.
 type Bench struct {
+	Version  string // of the tool
 	Dir      string
 	Matrix   Matrix
 	Subjects []*Subject
@@ -54,6 +54,10 @@ type Row struct {
 	Scores []Score
 	Sheet  []byte // bytes of the first pictures, (n, H, W, C)
 	Time   Times
+
+	// Of cells of a verb: what came of every seed, and its mean cost.
+	Seeds         []SeedRow
+	VJPs, Rewards float64
 }
 
 // Times is what a cell's pictures took. It is not a result: it differs from run to run.
@@ -117,11 +121,11 @@ func (b *Bench) Run(ctx context.Context, stop <-chan struct{}) ([]Row, error) {
 // plan counts the evaluations to come.
 func (b *Bench) plan() {
 	b.rate, b.left, b.from = map[string]*rate{}, map[string]float64{}, time.Now()
-	for _, s := range b.Subjects {
-		b.rate[s.Name] = &rate{params: max(1, float64(s.Model.Info.Params))}
-	}
 	seen := map[string]bool{}
 	for _, c := range b.Cells {
+		if c.subject != nil && b.rate[c.Model] == nil {
+			b.rate[c.Model] = &rate{params: max(1, float64(c.subject.Model.Info.Params))}
+		}
 		if c.Reason == "" && !seen[c.Key] {
 			seen[c.Key] = true
 			b.left[c.Model] += b.missing(c) * c.evals()
@@ -143,8 +147,7 @@ func (b *Bench) missing(c *Cell) float64 {
 	if err != nil {
 		return float64(b.Matrix.Count)
 	}
-	d, k := c.subject.Measure.Dims()
-	have := float64(info.Size()-recordHeader) / float64(8*(1+d+k)+4)
+	have := float64(info.Size()-recordHeader) / float64(8*c.width()+4)
 	return max(0, float64(b.Matrix.Count)-have)
 }
 
@@ -190,21 +193,23 @@ func (b *Bench) cell(ctx context.Context, stop <-chan struct{}, c *Cell, where s
 		return row, nil
 	}
 	n := b.Matrix.Count
-	d, k := c.subject.Measure.Dims()
-	width := 1 + d + k // evaluations, features, logits
-	rec, err := openRecords(b.path(c, ".rec"), c.Key, 8*width)
+	rec, err := openRecords(b.path(c, ".rec"), c.Key, 8*c.width())
 	if err != nil {
 		return row, err
 	}
 	defer rec.close()
 	var pix *records
-	if size, ok := picture(c.subject); ok && b.Pictures > 0 {
+	if size, ok := c.picture(); ok && b.Pictures > 0 {
 		if pix, err = openRecords(b.path(c, ".pix"), c.Key, size); err != nil {
 			return row, err
 		}
 		defer pix.close()
 	}
-	if err := b.draw(ctx, stop, c, rec, pix, where); err != nil {
+	draw := b.draw
+	if c.open != nil {
+		draw = b.drawVerb
+	}
+	if err := draw(ctx, stop, c, rec, pix, where); err != nil {
 		var s storing
 		switch {
 		case errors.As(err, &s), errors.Is(err, job.ErrStopped), ctx.Err() != nil:
@@ -223,7 +228,7 @@ func (b *Bench) cell(ctx context.Context, stop <-chan struct{}, c *Cell, where s
 		return row, err
 	}
 	row.NFE = c.NFE
-	if row.NFE == 0 {
+	if row.NFE == 0 || c.open != nil {
 		nfe, v := rec.columns(n, 0, 1), []float64{0}
 		sum := 0.0
 		for i := range n {
@@ -231,6 +236,9 @@ func (b *Bench) cell(ctx context.Context, stop <-chan struct{}, c *Cell, where s
 			sum += v[0]
 		}
 		row.NFE = sum / float64(n)
+	}
+	if c.open != nil {
+		row.seeds(rec, b.Matrix.Seed, n)
 	}
 	if pix != nil {
 		for i := range min(b.Pictures, n, pix.n) {
@@ -242,7 +250,7 @@ func (b *Bench) cell(ctx context.Context, stop <-chan struct{}, c *Cell, where s
 		}
 	}
 	b.progress(c, 0, where+", scores")
-	row.Scores, err = b.scores(ctx, c, rec, d, k)
+	row.Scores, err = b.scores(ctx, c, rec, row.Seeds)
 	if err != nil && ctx.Err() == nil {
 		c.Reason = "failed: " + err.Error()
 		return row, nil
@@ -251,11 +259,38 @@ func (b *Bench) cell(ctx context.Context, stop <-chan struct{}, c *Cell, where s
 }
 
 // picture is the number of bytes of a picture.
-func picture(s *Subject) (int, bool) {
-	if s.Measure.Rounding("") == "" {
+func (c *Cell) picture() (int, bool) {
+	shape := c.facts.Shape
+	if c.open == nil {
+		shape = c.subject.Model.Info.Shape
+	}
+	if c.subject.Measure.Rounding("") == "" || c.pictures() == 0 {
 		return 0, false
 	}
-	return tensor.Shape(s.Model.Info.Shape).TotalSize(), true
+	return tensor.Shape(shape).TotalSize(), true
+}
+
+// pictures is the number of pictures of a seed.
+func (c *Cell) pictures() int {
+	if c.open == nil {
+		return 1
+	}
+	return c.facts.Pictures
+}
+
+// head is the number of a record's values before its features: evaluations; of verbs also VJPs, evaluations of
+// rewards, and the columns.
+func (c *Cell) head() int {
+	if c.open == nil {
+		return 1
+	}
+	return 3 + len(c.facts.Columns)
+}
+
+// width is the number of a record's values: the head, then features and logits of every picture.
+func (c *Cell) width() int {
+	d, k := c.subject.Measure.Dims()
+	return c.head() + c.pictures()*(d+k)
 }
 
 // draw makes the pictures that are missing, a batch at a time.
@@ -351,11 +386,11 @@ func (b *Bench) writeRun(c *Cell) error {
 	}
 	id := c.subject.Measure.Identity()
 	return writeJSON(path, struct {
-		Key       string       `json:"key"`
-		Extractor string       `json:"extractor"`
-		Resize    string       `json:"resize"`
-		Run       manifest.Run `json:"run"`
-	}{c.Key, id.Extractor, id.Resize, c.Run})
+		Key       string `json:"key"`
+		Extractor string `json:"extractor"`
+		Resize    string `json:"resize"`
+		Run       any    `json:"run"`
+	}{c.Key, id.Extractor, id.Resize, c.description()})
 }
 
 func (b *Bench) times(c *Cell) (Times, error) {
@@ -401,16 +436,21 @@ func write(path string, fill func(io.Writer) error) error {
 }
 
 // scores computes the scores of a cell, or takes them from the file where they were kept.
-func (b *Bench) scores(ctx context.Context, c *Cell, rec *records, d, k int) ([]Score, error) {
-	n := b.Matrix.Count
-	gen := &Side{Name: c.Name() + " " + c.At(), ID: c.subject.Measure.Identity(), N: n, Blocks: true}
+func (b *Bench) scores(ctx context.Context, c *Cell, rec *records, seeds []SeedRow) ([]Score, error) {
+	n, m, from := b.Matrix.Count, c.pictures(), c.head()
+	d, k := c.subject.Measure.Dims()
+	gen := &Side{Name: c.Name() + " " + c.At(), ID: c.subject.Measure.Identity(), N: n * m, Blocks: true}
 	gen.Rows = func(context.Context) (metrics.Samples, metrics.Samples, error) {
 		if k == 0 {
-			return rec.columns(n, 1, 1+d), nil, nil
+			return rec.every(n, from, from+d, m, d), nil, nil
 		}
-		return rec.columns(n, 1, 1+d), rec.columns(n, 1+d, 1+d+k), nil
+		return rec.every(n, from, from+d, m, d+k), rec.every(n, from+d, from+d+k, m, d+k), nil
 	}
-	if set := c.Run.Sets[0]; len(set.Classes) > 0 {
+	if c.open != nil {
+		if c.facts.Class != nil {
+			gen.Class = func(i int) int { return c.facts.Class(i/m, i%m) }
+		}
+	} else if set := c.Run.Sets[0]; len(set.Classes) > 0 {
 		gen.Class = set.Class
 	}
 	path := b.path(c, ".scores.json")
@@ -423,9 +463,21 @@ func (b *Bench) scores(ctx context.Context, c *Cell, rec *records, d, k int) ([]
 	var out []Score
 	changed := false
 	for _, name := range b.Matrix.Metrics {
+		if i := slices.IndexFunc(c.facts.Columns, func(col Column) bool { return col.Name == name }); i >= 0 {
+			if s, ok := columnScore(c.facts.Columns[i], i, seeds); ok {
+				out = append(out, s)
+			}
+			continue
+		}
 		s, err := FindScorer(name)
 		if err != nil {
+			if c.open != nil {
+				continue // a column of other cells
+			}
 			return nil, err
+		}
+		if c.open != nil && m == 0 {
+			return out, fmt.Errorf("%s needs pictures, and %s gives none", name, b.Matrix.Verb)
 		}
 		ref := c.subject.Reference
 		var digest []string
@@ -434,7 +486,7 @@ func (b *Bench) scores(ctx context.Context, c *Cell, rec *records, d, k int) ([]
 				digest = append(digest, side.Digest)
 			}
 		}
-		key := fmt.Sprintf("%s n=%d %+v ref=%s %s", name, n, b.Options, strings.Join(digest, ","), c.Run.Version)
+		key := fmt.Sprintf("%s n=%d %+v ref=%s %s", name, n, b.Options, strings.Join(digest, ","), b.Version)
 		score, ok := kept[key]
 		if !ok {
 			if score, err = s.Compute(ctx, ref, gen, b.Options); err != nil {

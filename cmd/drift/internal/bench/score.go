@@ -81,6 +81,7 @@ type Score struct {
 	Parts     map[string]float64 `json:"parts,omitempty"`
 	Warnings  []string           `json:"warnings,omitempty"`
 	Jackknife []float64          `json:"jackknife,omitempty"` // the score without block b of the pictures
+	Better    int                `json:"better,omitempty"`    // of columns of a verb: -1 smaller, 1 larger
 }
 
 // Options of scores; zero values are the defaults of package metrics.
@@ -502,6 +503,14 @@ func better(column string) int {
 	return -1
 }
 
+// direction is better, of this very score.
+func (s Score) direction(column string) int {
+	if s.Better != 0 {
+		return s.Better
+	}
+	return better(column)
+}
+
 // About is the line that stands below a table: who measured, with what, against what.
 func (s Score) About() string {
 	var b strings.Builder
@@ -518,7 +527,11 @@ func (s Score) About() string {
 	} else if len(s.N) == 1 {
 		fmt.Fprintf(&b, "%d samples", s.N[0])
 	}
-	fmt.Fprintf(&b, ", extractor %s, resize %s", or(s.Extractor, "unknown"), or(s.Resize, "unknown"))
+	if s.Better != 0 { // a number of the verb's own
+		b.WriteString(", mean over seeds")
+	} else {
+		fmt.Fprintf(&b, ", extractor %s, resize %s", or(s.Extractor, "unknown"), or(s.Resize, "unknown"))
+	}
 	if s.Settings != "" {
 		fmt.Fprintf(&b, ", %s", s.Settings)
 	}
