@@ -1,6 +1,10 @@
 package graph
 
-import "drift/internal/kernels"
+import (
+	"math"
+
+	"drift/internal/kernels"
+)
 
 // Source is what a layer reads: one value, or two side by side, seen through a
 // norm, an activation and an upsampling.
@@ -327,6 +331,52 @@ func (g *Graph) Columns(name string, x Cols) Value {
 			},
 		})
 		g.addGrad(v, d)
+	})
+	return out
+}
+
+// Affine is scale*x + shift.
+func (g *Graph) Affine(name string, x Value, scale, shift float32) Value {
+	return g.each(name, x,
+		func(v float32) float32 { return float32(scale*v) + shift },
+		func(dy, _ float32) float32 { return scale * dy })
+}
+
+// Clamp is tanh(x/m) m: the identity near 0, and never beyond m.
+func (g *Graph) Clamp(name string, x Value, m float64) Value {
+	return g.each(name, x,
+		func(v float32) float32 { return float32(math.Tanh(float64(v)/m) * m) },
+		func(dy, v float32) float32 {
+			u := math.Tanh(float64(v) / m)
+			return float32(float64(dy) * (1 - u*u))
+		})
+}
+
+// each is a function of every value by itself, for the small ends of a
+// network; back gives its gradient from that of the output and the input.
+func (g *Graph) each(name string, x Value, f func(v float32) float32, back func(dy, v float32) float32) Value {
+	out := g.value(x.H, x.W, x.C)
+	g.add(node{
+		name: name, kind: "function", out: out, reads: []ref{x.r}, writes: []ref{out.r}, over: []ref{x.r},
+		run: func(e *Env) {
+			dst := e.At(out)
+			for i, v := range e.At(x) {
+				dst[i] = f(v)
+			}
+		},
+	})
+	g.record(out, func(dy Value) {
+		dx := g.value(x.H, x.W, x.C)
+		g.add(node{
+			name: name, kind: "function gradient", out: dx, reads: []ref{dy.r, x.r}, writes: []ref{dx.r}, over: []ref{dy.r},
+			run: func(e *Env) {
+				dst, d := e.At(dx), e.At(dy)
+				for i, v := range e.At(x) {
+					dst[i] = back(d[i], v)
+				}
+			},
+		})
+		g.addGrad(x, dx)
 	})
 	return out
 }

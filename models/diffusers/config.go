@@ -10,8 +10,8 @@ import (
 	"drift/internal/strictjson"
 )
 
-// A Config is the typed configuration of one network class: a pointer to
-// UNet2DConfig, UNet2DConditionConfig, AutoencoderKLConfig or DiTConfig.
+// A Config is the typed configuration of one network class, such as a pointer
+// to UNet2DConfig.
 type Config interface {
 	// ClassName is the name of the class in diffusers, e.g. "UNet2DModel".
 	ClassName() string
@@ -71,6 +71,8 @@ var networks = map[string]func() Config{
 	"UNet2DModel":           func() Config { return newUNet2D() },
 	"UNet2DConditionModel":  func() Config { return newUNet2DCondition() },
 	"AutoencoderKL":         func() Config { return newAutoencoderKL() },
+	"AutoencoderTiny":       func() Config { return newAutoencoderTiny() },
+	"VQModel":               func() Config { return newVQ() },
 	"DiTTransformer2DModel": func() Config { return newDiT() },
 }
 

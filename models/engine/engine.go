@@ -317,3 +317,6 @@ func (b *Batch) Fill(e *graph.Env, name string, lo, hi int) {
 		copy(dst, a.Data[lo*w:hi*w])
 	}
 }
+
+// Own makes Close stop the workers of the pool that the network was given.
+func (n *Net) Own() { n.ownPool = true }

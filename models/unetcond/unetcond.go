@@ -43,14 +43,19 @@ func New(cfg *diffusers.UNet2DConditionConfig, w diffusers.Weights, opt engine.O
 	if u.temb == 0 {
 		u.temb = 4 * cfg.BlockOutChannels[0]
 	}
-	h, width := cfg.SampleSize.H, cfg.SampleSize.W
-	if h == 0 || width == 0 {
-		h, width = 64, 64
-	}
+	h, width := u.usual()
 	first := &engine.Batch{H: h, W: width, T: []float64{0}, Inputs: map[string]engine.Array{
 		Context: {Shape: []int{1, 77, cfg.CrossAttentionDim[0]}},
 	}}
 	return engine.New(u, w, first, opt)
+}
+
+// usual is the size of the images that the network was made for.
+func (u *unet) usual() (h, w int) {
+	if u.SampleSize.H == 0 || u.SampleSize.W == 0 {
+		return 64, 64
+	}
+	return u.SampleSize.H, u.SampleSize.W
 }
 
 // Config implements engine.Network.
@@ -190,16 +195,16 @@ func (u *unet) Fill(e *graph.Env, b *engine.Batch, lo, hi int) {
 // builder writes the network down.
 type builder struct {
 	*unet
-	*graph.Graph
+	engine.Blocks
 	emb     graph.Value // act(time embedding), a row per image
 	context graph.Value
 	mask    graph.Value
-	level   int // for the sizes that layers are packed for
 }
 
 // Build implements engine.Network.
 func (u *unet) Build(g *graph.Graph, b *engine.Batch) {
-	n := &builder{unet: u, Graph: g}
+	h0, w0 := u.usual()
+	n := &builder{unet: u, Blocks: engine.Blocks{Graph: g, Groups: u.NormNumGroups, Eps: u.NormEps, Act: u.act, H: h0, W: w0}}
 	x := g.Input(b.H, b.W, u.InChannels)
 	if t := tokens(b); t > 0 {
 		n.context = g.Feed(Context, 1, t, u.CrossAttentionDim[0])
@@ -211,58 +216,57 @@ func (u *unet) Build(g *graph.Graph, b *engine.Batch) {
 	n.embedding(timed)
 
 	width, last := u.BlockOutChannels, len(u.BlockOutChannels)-1
-	h := n.conv("conv_in", x, width[0], u.ConvInKernel, graph.Exact)
+	h := n.Conv("conv_in", graph.From(x), width[0], u.ConvInKernel, graph.Exact)
 	skips := []graph.Value{h}
+	resnet := func(name string, skip graph.Value, out int, scale float64) graph.Value {
+		return n.Resnet(name, h, out, engine.Resnet{Skip: skip, Time: n.emb, ScaleShift: u.ResnetTimeScaleShift == "scale_shift", Scale: scale})
+	}
 	for i, kind := range u.DownBlockTypes {
-		n.level = i
+		n.Level = i
 		name := fmt.Sprintf("down_blocks.%d", i)
 		for j := range u.LayersPerBlock[i] {
-			h = n.resnet(fmt.Sprintf("%s.resnets.%d", name, j), h, graph.Value{}, width[i], 1)
+			h = resnet(fmt.Sprintf("%s.resnets.%d", name, j), graph.Value{}, width[i], 1)
 			if kind == "CrossAttnDownBlock2D" {
 				h = n.transformer(fmt.Sprintf("%s.attentions.%d", name, j), h, i)
 			}
 			skips = append(skips, h)
 		}
 		if i < last {
-			spec := kernels.ConvSpec{Stride: 2, Pad: kernels.Same(u.DownsamplePadding)}
-			if u.DownsamplePadding == 0 {
-				spec.Pad = kernels.Pad{Bottom: 1, Right: 1}
-			}
-			h = n.convSpec(name+".downsamplers.0.conv", graph.From(h), width[i], 3, spec)
+			h = n.Down(name+".downsamplers.0.conv", h, width[i], u.DownsamplePadding)
 			skips = append(skips, h)
 		}
 	}
-	n.level = last
+	n.Level = last
 	if u.MidBlockType != "" {
-		h = n.resnet("mid_block.resnets.0", h, graph.Value{}, width[last], u.MidBlockScaleFactor)
+		h = resnet("mid_block.resnets.0", graph.Value{}, width[last], u.MidBlockScaleFactor)
 		if u.MidBlockType == "UNetMidBlock2DCrossAttn" {
 			h = n.transformer("mid_block.attentions.0", h, last)
-			h = n.resnet("mid_block.resnets.1", h, graph.Value{}, width[last], u.MidBlockScaleFactor)
+			h = resnet("mid_block.resnets.1", graph.Value{}, width[last], u.MidBlockScaleFactor)
 		}
 	}
 	for i, kind := range u.UpBlockTypes {
 		name, level := fmt.Sprintf("up_blocks.%d", i), last-i
-		n.level = level
+		n.Level = level
 		for j := range u.LayersPerBlock[level] + 1 {
 			skip := skips[len(skips)-1]
 			skips = skips[:len(skips)-1]
-			h = n.resnet(fmt.Sprintf("%s.resnets.%d", name, j), h, skip, width[level], 1)
+			h = resnet(fmt.Sprintf("%s.resnets.%d", name, j), skip, width[level], 1)
 			if kind == "CrossAttnUpBlock2D" {
 				h = n.transformer(fmt.Sprintf("%s.attentions.%d", name, j), h, level)
 			}
 		}
 		if i < last {
-			n.level = level - 1
+			n.Level = level - 1
 			in := graph.Source{X: h, Up: true}
 			if to := skips[len(skips)-1]; to.H != 2*h.H || to.W != 2*h.W { // odd sizes
 				in = graph.From(g.Resize(name+".upsamplers.0", h, to.H, to.W))
 			}
-			h = n.convSpec(name+".upsamplers.0.conv", in, width[level], 3, kernels.ConvSpec{Pad: kernels.Same(1)})
+			h = n.Conv(name+".upsamplers.0.conv", in, width[level], 3)
 		}
 	}
-	n.level = 0
-	in := graph.Source{X: h, Norm: n.groupNorm("conv_norm_out", h, graph.Value{}, u.NormEps), Act: n.act}
-	g.Output(n.convSpec("conv_out", in, u.OutChannels, u.ConvOutKernel, kernels.ConvSpec{Pad: kernels.Same(u.ConvOutKernel / 2)}, graph.Exact))
+	n.Level = 0
+	in := graph.Source{X: h, Norm: n.Norm("conv_norm_out", h, graph.Value{}), Act: n.act}
+	g.Output(n.Conv("conv_out", in, u.OutChannels, u.ConvOutKernel, graph.Exact))
 }
 
 // embedding is the row of every image that all residual blocks read.
@@ -300,71 +304,6 @@ func (n *builder) embedding(timed bool) {
 	n.emb = two("time_embedding", time, graph.Epilogue{Residual: more, Act: n.act})
 }
 
-func (n *builder) conv(name string, x graph.Value, out, k int, opts ...graph.Option) graph.Value {
-	return n.convSpec(name, graph.From(x), out, k, kernels.ConvSpec{Pad: kernels.Same(k / 2)}, opts...)
-}
-
-// convSpec fills in what a spec leaves out.
-func (n *builder) convSpec(name string, in graph.Source, out, k int, spec kernels.ConvSpec, opts ...graph.Option) graph.Value {
-	spec.Cin, spec.Cout, spec.KH, spec.KW = in.X.C+in.X2.C, out, k, k
-	spec.Stride = max(spec.Stride, 1)
-	h, w := n.SampleSize.H, n.SampleSize.W
-	if h == 0 || w == 0 {
-		h, w = 64, 64
-	}
-	spec.H, spec.W = max(h>>n.level, 1), max(w>>n.level, 1)
-	return n.Conv(n.Layers.Conv(name, spec, opts...), in, graph.Epilogue{})
-}
-
-func (n *builder) groupNorm(name string, x, x2 graph.Value, eps float64) *graph.Normed {
-	return n.GroupNorm(n.Layers.Norm(name), x, x2, n.NormNumGroups, eps, graph.Modulation{})
-}
-
-// resnet is ResnetBlock2D of x, with skip beside it in the upward half:
-//
-//	h = conv1(act(norm1 x)) + time;  h = conv2(act(norm2 h))
-//	out = (shortcut(x) + h) / scale
-func (n *builder) resnet(name string, x, skip graph.Value, out int, scale float64) graph.Value {
-	in := x.C + skip.C
-	if n.Skips(name) {
-		if in == out && !skip.Some() {
-			return x
-		}
-		n.Fail(fmt.Errorf("layer %s cannot be skipped: its output has another shape than its input", name))
-	}
-	spec := func(in int) kernels.ConvSpec {
-		s := kernels.ConvSpec{Cin: in, Cout: out, KH: 3, KW: 3, Stride: 1, Pad: kernels.Same(1)}
-		if n.SampleSize.H > 0 {
-			s.H, s.W = n.SampleSize.H>>n.level, n.SampleSize.W>>n.level
-		} else {
-			s.H, s.W = 64>>n.level, 64>>n.level
-		}
-		return s
-	}
-	modulated := n.ResnetTimeScaleShift == "scale_shift"
-	width := out
-	if modulated {
-		width = 2 * out
-	}
-	time := n.Linear(n.Layers.ExactLinear(name+".time_emb_proj", n.temb, width), graph.From(n.emb), graph.Epilogue{})
-	norm1 := n.groupNorm(name+".norm1", x, skip, n.NormEps)
-	ep := graph.Epilogue{PerImage: time}
-	norm2 := n.Layers.Norm(name + ".norm2")
-	var own graph.Modulation
-	if modulated {
-		ep.PerImage = graph.Value{}
-		own = n.ScaleShift(norm2, time.Cols(0, out), time.Cols(out, out))
-	}
-	h := n.Conv(n.Layers.Conv(name+".conv1", spec(in)), graph.Source{X: x, X2: skip, Norm: norm1, Act: n.act}, ep)
-	residual := x
-	if in != out || skip.Some() {
-		one := kernels.ConvSpec{Cin: in, Cout: out, KH: 1, KW: 1, Stride: 1}
-		residual = n.Conv(n.Layers.Conv(name+".conv_shortcut", one), graph.Source{X: x, X2: skip}, graph.Epilogue{})
-	}
-	second := graph.Source{X: h, Norm: n.GroupNorm(norm2, h, graph.Value{}, n.NormNumGroups, n.NormEps, own), Act: n.act}
-	return n.Conv(n.Layers.Conv(name+".conv2", spec(out)), second, graph.Epilogue{Residual: residual, Scale: 1 / scale})
-}
-
 // transformerEps is the epsilon of a transformer's norms, whatever the
 // configuration says of the residual blocks'.
 const transformerEps, blockEps = 1e-6, 1e-5
@@ -377,9 +316,10 @@ func (n *builder) transformer(name string, x graph.Value, level int) graph.Value
 		if n.UseLinearProjection {
 			return n.Linear(l.Linear(name, c, c), in, ep)
 		}
-		return n.Conv(l.Conv(name, kernels.ConvSpec{Cin: c, Cout: c, KH: 1, KW: 1, Stride: 1}), in, ep)
+		return n.Graph.Conv(l.Conv(name, n.Spec(c, c, 1)), in, ep)
 	}
-	h := proj(name+".proj_in", graph.Source{X: x, Norm: n.groupNorm(name+".norm", x, graph.Value{}, transformerEps)}, graph.Epilogue{})
+	norm := n.GroupNorm(l.Norm(name+".norm"), x, graph.Value{}, n.Groups, transformerEps, graph.Modulation{})
+	h := proj(name+".proj_in", graph.Source{X: x, Norm: norm}, graph.Epilogue{})
 	for i := range n.TransformerLayersPerBlock[level] {
 		h = n.block(fmt.Sprintf("%s.transformer_blocks.%d", name, i), h, n.AttentionHeadDim[level], n.CrossAttentionDim[level])
 	}
