@@ -1,6 +1,5 @@
 package diffusers
 
-
 // VQConfig is the configuration of VQModel: an AutoencoderKL whose latents are
 // rows of a codebook (van den Oord et al. 2017, arXiv:1711.00937).
 type VQConfig struct {
@@ -94,4 +93,3 @@ func (c *VQConfig) Tensors() []Tensor {
 	l.conv("post_quant_conv", c.Width(), c.LatentChannels, 1)
 	return l.tensors
 }
-
