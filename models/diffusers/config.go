@@ -74,6 +74,10 @@ var networks = map[string]func() Config{
 	"AutoencoderTiny":       func() Config { return newAutoencoderTiny() },
 	"VQModel":               func() Config { return newVQ() },
 	"DiTTransformer2DModel": func() Config { return newDiT() },
+
+	"CLIPTextModel":               func() Config { return newCLIPText(false) },
+	"CLIPTextModelWithProjection": func() Config { return newCLIPText(true) },
+	"T5EncoderModel":              func() Config { return newT5() },
 }
 
 // currentName maps class names of the first releases to today's.
@@ -130,6 +134,10 @@ func parseConfig(path string, o *strictjson.Object) (Config, error) {
 		d.legacy = legacyUNet2D
 	}
 	d.unknown = func(key string, value any) error {
+		if _, ok := c.(stored); ok { // transformers: hundreds of keys that say nothing about the network
+			c.FileInfo().Ignored = append(c.FileInfo().Ignored, key)
+			return nil
+		}
 		if value != nil && value != false {
 			return refuse.Errorf(path, "unknown key %q of %s with the value %v", key, name, show(value))
 		}
@@ -151,10 +159,28 @@ func parseConfig(path string, o *strictjson.Object) (Config, error) {
 	return c, nil
 }
 
-// className returns _class_name, which must be there.
+// A stored configuration says how its network's file differs from what
+// diffusers writes: the stem of its name, other names of a tensor, and tensors
+// that are no part of it.
+type stored interface {
+	stem() string
+	aliases(name string) []string
+	ignores(name string) bool
+}
+
+// className returns _class_name, or what transformers has in its place; one of
+// them must be there.
 func className(path string, o *strictjson.Object) (string, error) {
 	v, ok := o.Get("_class_name")
 	if !ok {
+		if list, _ := o.Get("architectures"); list != nil {
+			if names, ok := list.([]any); ok && len(names) == 1 {
+				if name, ok := names[0].(string); ok {
+					return name, nil
+				}
+			}
+			return "", refuse.Errorf(path, "architectures is %v, not a list of one name", show(list))
+		}
 		return "", refuse.Errorf(path, "has no _class_name: not a configuration of diffusers")
 	}
 	name, ok := v.(string)

@@ -36,6 +36,7 @@ type Checkpoint struct {
 	Notes []string
 
 	reader *safetensors.Reader
+	stored stored // nil for what diffusers writes
 	names  []string
 	bound  map[string]boundTensor
 }
@@ -55,6 +56,8 @@ func NewCheckpoint(c Config, r *safetensors.Reader) (*Checkpoint, error) {
 	used := map[string]bool{}
 	faults := map[string][]string{}
 	renamed, squeezed := 0, 0
+	how, _ := c.(stored)
+	w.stored = how
 	for _, want := range c.Tensors() {
 		stored, copies := w.find(want.Name)
 		if stored == "" {
@@ -91,7 +94,7 @@ func NewCheckpoint(c Config, r *safetensors.Reader) (*Checkpoint, error) {
 	}
 	for _, x := range r.Tensors() {
 		switch {
-		case used[x.Name]:
+		case used[x.Name], how != nil && how.ignores(x.Name):
 		case c.ClassName() == "DiTTransformer2DModel" && x.Name == "pos_embed.pos_embed":
 			w.Notes = append(w.Notes, "pos_embed.pos_embed is left out: the position table is computed")
 		default:
@@ -128,6 +131,9 @@ var legacyAttention = map[string]string{"to_q": "query", "to_k": "key", "to_v": 
 // frequencies of the Fourier embedding.
 func (w *Checkpoint) find(name string) (stored string, copies []string) {
 	candidates := []string{name}
+	if w.stored != nil {
+		candidates = append(candidates, w.stored.aliases(name)...)
+	}
 	if m := attention.FindStringSubmatchIndex(name); m != nil {
 		candidates = append(candidates, name[:m[2]]+legacyAttention[name[m[2]:m[3]]]+name[m[3]:])
 	}
