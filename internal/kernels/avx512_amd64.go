@@ -138,18 +138,84 @@ func fmaPeakAVX512(n int)
 //go:noescape
 func fmaPeakBF16(n int)
 
-// avx512Ops has the matrix kernels of AVX-512. The elementwise functions are
-// bound by memory or by short rows and stay those of AVX2.
+//go:noescape
+func actSiLUAVX512(dst, src *float32, n int)
+
+//go:noescape
+func actGELUAVX512(dst, src *float32, n int)
+
+//go:noescape
+func actGELUTanhAVX512(dst, src *float32, n int)
+
+//go:noescape
+func actQuickGELUAVX512(dst, src *float32, n int)
+
+//go:noescape
+func affineSiLUAVX512(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)
+
+//go:noescape
+func rowsSiLUAVX512(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)
+
+//go:noescape
+func softmaxRowsAVX512(x *float32, pitch, rows, n int, scale float32, top, sum *float32)
+
+//go:noescape
+func toBF16BF16(dst *uint16, src *float32, n int)
+
+func affineRows512(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation) {
+	switch {
+	case n < 1 || c < 1:
+	case act != SiLU:
+		affineRowsSIMD(dst, src, dstStride, srcStride, n, c, scale, shift, act)
+	case scale != nil:
+		affineSiLUAVX512(dst, src, dstStride, srcStride, n, c, scale, shift)
+	default:
+		rowsSiLUAVX512(dst, src, dstStride, srcStride, n, c, nil, nil)
+	}
+}
+
+func act512(dst, src []float32, act Activation) {
+	n := len(src)
+	if n == 0 {
+		return
+	}
+	_ = dst[n-1]
+	switch act {
+	case SiLU:
+		actSiLUAVX512(&dst[0], &src[0], n)
+	case GELU:
+		actGELUAVX512(&dst[0], &src[0], n)
+	case GELUTanh:
+		actGELUTanhAVX512(&dst[0], &src[0], n)
+	case QuickGELU:
+		actQuickGELUAVX512(&dst[0], &src[0], n)
+	default:
+		actSIMD(dst, src, act)
+	}
+}
+
+func toBF16On512(dst []uint16, src []float32) {
+	n := len(src) &^ 31
+	if n > 0 {
+		_ = dst[n-1]
+		toBF16BF16(&dst[0], &src[0], n)
+	}
+	toBF16SIMD(dst[n:], src[n:])
+}
+
+// avx512Ops has the matrix kernels and the expensive functions of AVX-512.
+// What is bound by memory or by short rows stays as in AVX2.
 var avx512Ops = func() ops {
 	o := avx2Ops
 	o.tier, o.mr, o.nr, o.kc = AVX512, 12, 32, 256
+	o.affineRows, o.act, o.softmaxRows = affineRows512, act512, softmaxRowsAVX512
 	return o
 }()
 
 // avx512BF16Ops multiplies pairs of bfloat16.
 var avx512BF16Ops = func() ops {
 	o := avx512Ops
-	o.tier, o.pairs = AVX512BF16, 2
+	o.tier, o.pairs, o.toBF16 = AVX512BF16, 2, toBF16On512
 	return o
 }()
 
@@ -159,7 +225,7 @@ func gemmAMX(args *amxArgs)
 // amxOps multiplies tiles: 16 pixels by 16 slots by 16 columns. One pass
 // covers all of K, since reloading sums costs more than streaming weights.
 var amxOps = func() ops {
-	o := avx512Ops
+	o := avx512BF16Ops
 	o.tier, o.pairs, o.mr, o.kc = AMX, 2*tileRows, tileRows, 1<<30
 	return o
 }()

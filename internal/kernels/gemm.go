@@ -56,7 +56,7 @@ type ops struct {
 	expRow func(x []float32, scale, m float32) float32
 	// maxRow gives the largest of x, -Inf for none.
 	maxRow func(x []float32) float32
-	// softmaxRows treats rows of n values, a multiple of 8 and pitch bytes
+	// softmaxRows treats rows of n values, a multiple of 32 and pitch bytes
 	// apart: top = max(top, largest*scale), x = exp(x*scale - top) and sum =
 	// the sum of x. The new top must be finite.
 	softmaxRows func(x *float32, pitch, rows, n int, scale float32, top, sum *float32)

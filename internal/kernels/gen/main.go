@@ -26,6 +26,7 @@ func files() map[string][]byte {
 	return map[string][]byte{
 		"gemm_avx2_amd64.s":   gemmFile(avx2),
 		"elem_avx2_amd64.s":   elemFile(),
+		"elem_avx512_amd64.s": elem512File(),
 		"gemm_narrow_amd64.s": gemmFile(avx2Narrow),
 		"gemm_avx512_amd64.s": gemmFile(avx512),
 		"gemm_bf16_amd64.s":   gemmFile(avx512bf16),

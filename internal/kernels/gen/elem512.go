@@ -1,0 +1,335 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"strings"
+)
+
+// The elementwise functions that cost most, for AVX-512: twice the lanes,
+// VSCALEFPS for powers of two, masks for tails, and constants as broadcast
+// operands. Value i of a group lies in Z[i] with temporaries Z[8+i] and
+// Z[16+i]; Z30 and Z31 hold what a function needs throughout.
+
+var elem512Consts = []struct {
+	name string
+	v    float64
+}{
+	// Below bottom exp is 0 in float32, whatever the polynomial says.
+	{"bottom", -104},
+	{"minusQuick", -1.702},
+}
+
+func cst512(name string) string {
+	for _, c := range elem512Consts {
+		if c.name == name {
+			return "e512_" + name + "<>+0(SB)"
+		}
+	}
+	for _, c := range elemConsts {
+		if c.name == name {
+			return "e512_" + name + "<>+0(SB)"
+		}
+	}
+	panic("no constant " + name)
+}
+
+func elem512File() []byte {
+	a := newFile()
+	a.raw("\n")
+	seen := map[string]bool{}
+	for _, list := range [][]struct {
+		name string
+		v    float64
+	}{elem512Consts, elemConsts} {
+		for _, c := range list {
+			if !seen[c.name] {
+				seen[c.name] = true
+				fmt.Fprintf(a, "DATA e512_%s<>+0(SB)/4, $0x%08x\nGLOBL e512_%s<>(SB), RODATA|NOPTR, $4\n", c.name, math.Float32bits(float32(c.v)), c.name)
+			}
+		}
+	}
+	for _, f := range []string{"SiLU", "QuickGELU", "GELUTanh", "GELU"} {
+		actFunc512(a, f)
+	}
+	affineFunc512(a, "affineSiLU", true)
+	affineFunc512(a, "rowsSiLU", false)
+	softmaxRows512(a)
+	toBF16(a)
+	return a.Bytes()
+}
+
+// each512 is each for the registers of this file.
+func each512(a *asm, lanes int, format string) {
+	for i := range lanes {
+		a.op(format+"%[5]s", i, 8+i, 16+i, 64*i, "")
+	}
+}
+
+// exp512 replaces the lanes by their exponentials: exact powers of two times
+// the polynomial of Cephes' expf, 1e-7 relative, 0 below -104. A NaN stays.
+func exp512(a *asm, lanes int) {
+	each512(a, lanes, "VMAXPS Z%[1]d, Z31, Z%[1]d")
+	each512(a, lanes, "VMULPS.BCST "+cst512("log2e")+", Z%[1]d, Z%[2]d")
+	each512(a, lanes, "VRNDSCALEPS $8, Z%[2]d, Z%[2]d")
+	each512(a, lanes, "VFNMADD231PS.BCST "+cst512("ln2hi")+", Z%[2]d, Z%[1]d")
+	each512(a, lanes, "VFNMADD231PS.BCST "+cst512("ln2lo")+", Z%[2]d, Z%[1]d")
+	each512(a, lanes, "VBROADCASTSS "+cst512("exp0")+", Z%[3]d")
+	for i := 1; i < 6; i++ {
+		each512(a, lanes, fmt.Sprintf("VFMADD213PS.BCST %s, Z%%[1]d, Z%%[3]d", cst512(fmt.Sprint("exp", i))))
+	}
+	// p*x*x + x + 1
+	each512(a, lanes, "VMULPS Z%[1]d, Z%[3]d, Z%[3]d")
+	each512(a, lanes, "VFMADD213PS Z%[1]d, Z%[3]d, Z%[1]d")
+	each512(a, lanes, "VADDPS.BCST "+cst512("one")+", Z%[1]d, Z%[1]d")
+	each512(a, lanes, "VSCALEFPS Z%[2]d, Z%[1]d, Z%[1]d")
+}
+
+func prepare512(a *asm) { a.op("VBROADCASTSS %s, Z31", cst512("bottom")) }
+
+// activate512 replaces the lanes by f of them; Z24 on are used.
+func activate512(a *asm, f string, lanes int) {
+	keep := func(i int) int { return 24 + i } // room for the argument
+	switch f {
+	case "SiLU", "QuickGELU", "GELUTanh":
+		// x / (1 + exp(-g(x)))
+		for i := range lanes {
+			// -1e38 is far below zero over 1 + exp(88). A NaN stays.
+			a.op("VBROADCASTSS %s, Z%d", cst512("lowest"), keep(i))
+			a.op("VMAXPS Z%d, Z%d, Z%d", i, keep(i), keep(i))
+		}
+		switch f {
+		case "SiLU":
+			each512(a, lanes, "VMULPS.BCST "+cst512("minus1")+", Z%[1]d, Z%[1]d")
+		case "QuickGELU":
+			each512(a, lanes, "VMULPS.BCST "+cst512("minusQuick")+", Z%[1]d, Z%[1]d")
+		default:
+			each512(a, lanes, "VMULPS Z%[1]d, Z%[1]d, Z%[2]d")
+			each512(a, lanes, "VBROADCASTSS "+cst512("tanh3")+", Z%[3]d")
+			each512(a, lanes, "VFMADD213PS.BCST "+cst512("tanh1")+", Z%[3]d, Z%[2]d")
+			each512(a, lanes, "VMULPS Z%[2]d, Z%[1]d, Z%[1]d")
+		}
+		each512(a, lanes, "VBROADCASTSS "+cst512("expTop")+", Z%[2]d")
+		each512(a, lanes, "VMINPS Z%[1]d, Z%[2]d, Z%[1]d")
+		exp512(a, lanes)
+		each512(a, lanes, "VADDPS.BCST "+cst512("one")+", Z%[1]d, Z%[1]d")
+		for i := range lanes {
+			a.op("VDIVPS Z%d, Z%d, Z%d", i, keep(i), i)
+		}
+	case "GELU":
+		for i := range lanes {
+			a.op("VMOVAPS Z%d, Z%d", i, keep(i))
+		}
+		each512(a, lanes, "VMULPS.BCST "+cst512("rsqrt2")+", Z%[1]d, Z%[1]d")
+		each512(a, lanes, "VBROADCASTSS "+cst512("erfTop")+", Z%[2]d")
+		each512(a, lanes, "VMINPS Z%[1]d, Z%[2]d, Z%[1]d")
+		each512(a, lanes, "VBROADCASTSS "+cst512("erfBottom")+", Z%[2]d")
+		each512(a, lanes, "VMAXPS Z%[1]d, Z%[2]d, Z%[1]d")
+		each512(a, lanes, "VMULPS Z%[1]d, Z%[1]d, Z%[2]d")
+		each512(a, lanes, "VBROADCASTSS "+cst512("a13")+", Z%[3]d")
+		for _, k := range []string{"a11", "a9", "a7", "a5", "a3", "a1"} {
+			each512(a, lanes, "VFMADD213PS.BCST "+cst512(k)+", Z%[2]d, Z%[3]d")
+		}
+		each512(a, lanes, "VMULPS Z%[1]d, Z%[3]d, Z%[3]d")
+		each512(a, lanes, "VBROADCASTSS "+cst512("b8")+", Z%[1]d")
+		for _, k := range []string{"b6", "b4", "b2", "b0"} {
+			each512(a, lanes, "VFMADD213PS.BCST "+cst512(k)+", Z%[2]d, Z%[1]d")
+		}
+		each512(a, lanes, "VDIVPS Z%[1]d, Z%[3]d, Z%[3]d")
+		for i := range lanes {
+			a.op("VMULPS.BCST %s, Z%d, Z%d", cst512("half"), keep(i), i)
+		}
+		each512(a, lanes, "VFMADD231PS Z%[3]d, Z%[1]d, Z%[1]d")
+	}
+}
+
+// mask512 sets K1 to the low lanes that the register count, 1 to 15, names;
+// CX must be free.
+func mask512(a *asm, count string) {
+	if count != "CX" {
+		a.op("MOVQ %s, CX", count)
+	}
+	a.op("MOVL $1, AX")
+	a.op("SHLL CX, AX")
+	a.op("SUBL $1, AX")
+	a.op("KMOVW AX, K1")
+}
+
+// actFunc512 writes dst[i] = f(src[i]) for any number of values.
+func actFunc512(a *asm, f string) {
+	a.text("act"+f+"AVX512", "(dst, src *float32, n int)", 0, 24)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ src+8(FP), SI")
+	a.op("MOVQ n+16(FP), CX")
+	prepare512(a)
+	for _, lanes := range []int{4, 1} {
+		l := fmt.Sprintf("loop%d", lanes)
+		a.label(l)
+		a.op("CMPQ CX, $%d", 16*lanes)
+		a.op("JLT %s_end", l)
+		each512(a, lanes, "VMOVUPS %[4]d(SI), Z%[1]d")
+		activate512(a, f, lanes)
+		each512(a, lanes, "VMOVUPS Z%[1]d, %[4]d(DI)")
+		a.op("ADDQ $%d, SI", 64*lanes)
+		a.op("ADDQ $%d, DI", 64*lanes)
+		a.op("SUBQ $%d, CX", 16*lanes)
+		a.op("JMP %s", l)
+		a.label(l + "_end")
+	}
+	a.op("TESTQ CX, CX")
+	a.op("JEQ done")
+	mask512(a, "CX")
+	a.op("VMOVUPS.Z (SI), K1, Z0")
+	activate512(a, f, 1)
+	a.op("VMOVUPS Z0, K1, (DI)")
+	a.label("done")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// affineFunc512 writes rows of c values, n of them: dst = silu(src*scale + shift).
+func affineFunc512(a *asm, name string, affine bool) {
+	a.text(name+"AVX512", "(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)", 0, 64)
+	for i, r := range []string{"DI", "SI", "R8", "R9", "R10", "R11", "R12", "R13"} {
+		names := strings.Fields("dst src dstStride srcStride n c scale shift")
+		a.op("MOVQ %s+%d(FP), %s", names[i], 8*i, r)
+	}
+	a.op("SHLQ $2, R8")
+	a.op("SHLQ $2, R9")
+	prepare512(a)
+	a.op("MOVQ R11, DX")
+	a.op("ANDQ $15, DX")
+	a.op("ANDQ $~15, R11") // values in whole vectors
+	mask512(a, "DX")
+	a.label("row")
+	a.op("XORQ AX, AX")
+	a.op("MOVQ R11, CX")
+	for _, lanes := range []int{4, 1} {
+		l := fmt.Sprintf("loop%d", lanes)
+		a.label(l)
+		a.op("CMPQ CX, $%d", 16*lanes)
+		a.op("JLT %s_end", l)
+		each512(a, lanes, "VMOVUPS %[4]d(SI)(AX*1), Z%[1]d")
+		if affine {
+			each512(a, lanes, "VMOVUPS %[4]d(R12)(AX*1), Z%[2]d")
+			each512(a, lanes, "VFMADD213PS %[4]d(R13)(AX*1), Z%[2]d, Z%[1]d")
+		}
+		activate512(a, "SiLU", lanes)
+		each512(a, lanes, "VMOVUPS Z%[1]d, %[4]d(DI)(AX*1)")
+		a.op("ADDQ $%d, AX", 64*lanes)
+		a.op("SUBQ $%d, CX", 16*lanes)
+		a.op("JMP %s", l)
+		a.label(l + "_end")
+	}
+	a.op("TESTQ DX, DX")
+	a.op("JEQ next")
+	a.op("VMOVUPS.Z (SI)(AX*1), K1, Z0")
+	if affine {
+		a.op("VMOVUPS.Z (R12)(AX*1), K1, Z8")
+		a.op("VMOVUPS.Z (R13)(AX*1), K1, Z16")
+		a.op("VFMADD213PS Z16, Z8, Z0")
+	}
+	activate512(a, "SiLU", 1)
+	a.op("VMOVUPS Z0, K1, (DI)(AX*1)")
+	a.label("next")
+	a.op("ADDQ R8, DI")
+	a.op("ADDQ R9, SI")
+	a.op("SUBQ $1, R10")
+	a.op("JNE row")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// reduce512 folds Z[r] to X[r] with a two-operand instruction; Z9 is used.
+func reduce512(a *asm, ins string, r int) {
+	a.op("VEXTRACTF64X4 $1, Z%d, Y9", r)
+	a.op("V%sPS Y9, Y%d, Y%d", ins, r, r)
+	a.op("VEXTRACTF128 $1, Y%d, X9", r)
+	a.op("V%sPS X9, X%d, X%d", ins, r, r)
+	a.op("VMOVHLPS X%d, X%d, X9", r, r)
+	a.op("V%sPS X9, X%d, X%d", ins, r, r)
+	a.op("VMOVSHDUP X%d, X9", r)
+	a.op("V%sSS X9, X%d, X%d", ins, r, r)
+}
+
+// softmaxRows512 is softmaxRows for rows of a multiple of 32 values.
+func softmaxRows512(a *asm) {
+	a.text("softmaxRowsAVX512", "(x *float32, pitch, rows, n int, scale float32, top, sum *float32)", 0, 56)
+	a.op("MOVQ x+0(FP), DI")
+	a.op("MOVQ pitch+8(FP), R8")
+	a.op("MOVQ rows+16(FP), R9")
+	a.op("MOVQ n+24(FP), R12")
+	a.op("VBROADCASTSS scale+32(FP), Z30")
+	a.op("MOVQ top+40(FP), R10")
+	a.op("MOVQ sum+48(FP), R11")
+	prepare512(a)
+	a.label("row")
+	a.op("MOVQ R12, CX")
+	a.op("MOVQ DI, SI")
+	a.op("VMOVUPS (SI), Z0")
+	a.op("VMOVUPS 64(SI), Z1")
+	a.label("max")
+	a.op("VMAXPS (SI), Z0, Z0")
+	a.op("VMAXPS 64(SI), Z1, Z1")
+	a.op("ADDQ $128, SI")
+	a.op("SUBQ $32, CX")
+	a.op("JNE max")
+	a.op("VMAXPS Z1, Z0, Z0")
+	reduce512(a, "MAX", 0)
+	a.op("VMULSS X30, X0, X0")
+	a.op("VMAXSS (R10), X0, X0")
+	a.op("VMOVSS X0, (R10)")
+	a.op("VBROADCASTSS X0, Z29")
+	a.op("VPXORQ Z28, Z28, Z28")
+	a.op("MOVQ R12, CX")
+	a.op("MOVQ DI, SI")
+	for _, lanes := range []int{8, 2} {
+		l := fmt.Sprintf("exp%d", lanes)
+		a.label(l)
+		a.op("CMPQ CX, $%d", 16*lanes)
+		a.op("JLT %s_end", l)
+		each512(a, lanes, "VMOVUPS %[4]d(SI), Z%[1]d")
+		each512(a, lanes, "VFMSUB213PS Z29, Z30, Z%[1]d")
+		exp512(a, lanes)
+		each512(a, lanes, "VMOVUPS Z%[1]d, %[4]d(SI)")
+		for w := lanes / 2; w > 0; w /= 2 {
+			for i := range w {
+				a.op("VADDPS Z%d, Z%d, Z%d", i+w, i, i)
+			}
+		}
+		a.op("VADDPS Z0, Z28, Z28")
+		a.op("ADDQ $%d, SI", 64*lanes)
+		a.op("SUBQ $%d, CX", 16*lanes)
+		a.op("JMP %s", l)
+		a.label(l + "_end")
+	}
+	a.op("VMOVAPS Z28, Z0")
+	reduce512(a, "ADD", 0)
+	a.op("VMOVSS X0, (R11)")
+	a.op("ADDQ $4, R10")
+	a.op("ADDQ $4, R11")
+	a.op("ADDQ R8, DI")
+	a.op("SUBQ $1, R9")
+	a.op("JNE row")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
+
+// toBF16 writes n values, a multiple of 32, as bfloat16.
+func toBF16(a *asm) {
+	a.text("toBF16BF16", "(dst *uint16, src *float32, n int)", 0, 24)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ src+8(FP), SI")
+	a.op("MOVQ n+16(FP), CX")
+	a.label("loop")
+	a.op("VMOVUPS (SI), Z0")
+	a.op("VMOVUPS 64(SI), Z1")
+	a.bytes([]byte{0x62, 0xf2, 0x77, 0x48, 0x72, 0xd0}, "VCVTNE2PS2BF16 Z0, Z1, Z2")
+	a.op("VMOVDQU64 Z2, (DI)")
+	a.op("ADDQ $128, SI")
+	a.op("ADDQ $64, DI")
+	a.op("SUBQ $32, CX")
+	a.op("JNE loop")
+	a.op("VZEROUPPER")
+	a.op("RET")
+}
