@@ -16,9 +16,16 @@ type AttentionSpec struct {
 	LdQ, LdK, LdV, LdO int
 	Scale              float32 // 0 means 1/sqrt(D)
 	Causal             bool    // query t sees keys 0..t
-	// KeyBias (Batch, Tk) is added to the scaled scores, nil for none. -Inf
-	// hides a key. A query that sees no key gives zeros.
+	// KeyBias (Batch, Tk) is added to the scaled scores, nil for none: a mask
+	// of the keys. -Inf hides a key. A query that sees no key gives zeros.
 	KeyBias []float32
+	// Bias (Heads, Tq, Tk) is added to the scaled scores of every batch row,
+	// nil for none: relative positions. -Inf hides.
+	Bias []float32
+	// With BF16, tiers that multiply bfloat16 take both products on q, k, v
+	// and softmax rounded to it; sums and the softmax stay float32. The
+	// gradient is float32 always.
+	DType DType
 }
 
 func (s AttentionSpec) normal() AttentionSpec {
@@ -39,8 +46,6 @@ const (
 	attnRows   = 96      // most queries of an item
 )
 
-var negInf = float32(math.Inf(-1))
-
 // hidden is the score of a key that is not seen. It is finite, so that the
 // distance of two of them is no NaN, and far below every true score.
 const hidden = -1e30
@@ -59,49 +64,100 @@ var hiddenKeys = func() (h [attnAlign]float32) {
 // onePass covers all of K by one segment.
 var onePass = []kblock{{n: 1}}
 
-type attnSizes struct{ kStep, vStep, dPad, qRows, pitch, perWorker int }
+// attnOps gives the matrix kernels of both products.
+func attnOps(p *Pool, d DType) *ops {
+	if d == BF16 && p.tier >= AVX512BF16 {
+		return pairOps()
+	}
+	return p.ops
+}
+
+// attnSizes counts float32. A slot is what the matrix kernels multiply: a
+// value, or a pair of bfloat16 in the same room.
+type attnSizes struct {
+	dSlots, kSlots int // of a vector, of all keys
+	kStep, vStep   int // packed keys and values of a head
+	dPad           int
+	qRows, pitch   int // queries and row length of a block of scores
+	work           int // of a worker
+}
+
+// slots gives the number of slots of n values.
+func (o *ops) slots(n int) int {
+	if o.pairs > 0 {
+		return ceilDiv(n, 2)
+	}
+	return n
+}
 
 func attnSizesOf(o *ops, s *AttentionSpec) attnSizes {
 	keys := roundUp(min(s.Tk, attnKeys), attnAlign)
-	z := attnSizes{dPad: roundUp(s.D, o.nr), pitch: keys + 16}
+	z := attnSizes{dSlots: o.slots(s.D), kSlots: o.slots(s.Tk), dPad: roundUp(s.D, o.nr), pitch: keys + 16}
 	z.qRows = roundUp(min(max(attnScores/keys, 24), attnRows), o.mr)
-	z.kStep = roundUp(s.Tk, o.nr) * s.D
-	z.vStep = z.dPad * s.Tk
-	z.perWorker = roundUp(z.qRows*z.pitch, 16) + roundUp(z.qRows*z.dPad, 16) + roundUp(4*z.qRows, 16) + 16
+	z.kStep = roundUp(s.Tk, o.nr) * z.dSlots
+	z.vStep = z.dPad * z.kSlots
+	z.work = roundUp(z.qRows*z.pitch, 16) + roundUp(z.qRows*z.dPad, 16) + roundUp(4*z.qRows, 16) + 16
+	if o.pairs > 0 {
+		z.work += roundUp(z.qRows*z.dSlots, 16)
+		z.work = max(z.work, roundUp(s.D*o.nr, 16), 32*o.nr)
+	}
 	return z
 }
 
 // AttentionScratch gives the float32 that Attention needs.
 func AttentionScratch(p *Pool, s AttentionSpec) int {
-	z := attnSizesOf(p.ops, &s)
+	return attentionScratch(p, attnOps(p, s.DType), s)
+}
+
+func attentionScratch(p *Pool, o *ops, s AttentionSpec) int {
+	z := attnSizesOf(o, &s)
 	bh := s.Batch * s.Heads
-	return alignSlack + roundUp(bh*z.kStep, 16) + roundUp(bh*z.vStep, 16) + p.workers*z.perWorker + 2*roundUp(2*z.qRows, 16)
+	n := alignSlack + roundUp(bh*z.kStep, 16) + roundUp(bh*z.vStep, 16) + p.workers*z.work + 2*roundUp(2*z.qRows, 16)
+	if s.KeyBias != nil {
+		n += roundUp(s.Batch*s.Tk, 16)
+	}
+	return n
 }
 
 // Attention computes dst = softmax(Q K^T Scale + mask) V per batch row and
 // head, in blocks of keys with a running maximum, so that no full score
-// matrix exists (Dao et al. 2022, arXiv:2205.14135, algorithm 1).
+// matrix exists (Dao et al. 2022, arXiv:2205.14135, algorithm 1). Queries and
+// keys may be of different sequences (cross attention): keys and values are
+// packed on every call, which costs little next to the products.
 func Attention(p *Pool, dst, q, k, v []float32, spec AttentionSpec, scratch []float32) {
+	attend(p, attnOps(p, spec.DType), dst, q, k, v, spec, scratch)
+}
+
+func attend(p *Pool, o *ops, dst, q, k, v []float32, spec AttentionSpec, scratch []float32) {
 	s := spec.normal()
 	if s.Batch < 1 || s.Heads < 1 || s.Tq < 1 {
 		return
 	}
 	s.check(dst, q, k, v)
-	need("scratch", scratch, AttentionScratch(p, spec))
+	need("scratch", scratch, attentionScratch(p, o, spec))
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	j := &p.attn
-	o := p.ops
 	*j = attnJob{o: o, s: s, z: attnSizesOf(o, &s), dst: dst, q: q, k: k, v: v}
 	cv := carve(scratch)
 	bh := s.Batch * s.Heads
 	j.kp, j.vp = cv.take(bh*j.z.kStep), cv.take(bh*j.z.vStep)
-	j.work = cv.take(p.workers * j.z.perWorker)
+	j.work = cv.take(p.workers * j.z.work)
 	j.qRows = int64s(cv.take(2*j.z.qRows), j.z.qRows)
 	j.sRows = int64s(cv.take(2*j.z.qRows), j.z.qRows)
+	ld := s.LdQ
+	if o.pairs > 0 {
+		ld = j.z.dSlots
+	}
 	for i := range j.z.qRows {
-		j.qRows[i] = int64(i) * int64(s.LdQ) * 4
+		j.qRows[i] = int64(i) * int64(ld) * 4
 		j.sRows[i] = int64(i*j.z.pitch) * 4
+	}
+	if s.KeyBias != nil {
+		j.keyBias = cv.take(s.Batch * s.Tk)
+		for i, v := range s.KeyBias[:s.Batch*s.Tk] {
+			j.keyBias[i] = max(v, hidden)
+		}
 	}
 	j.packing = true
 	p.run(bh*ceilDiv(s.Tk, attnKeys), j)
@@ -125,6 +181,9 @@ func (s *AttentionSpec) check(dst, q, k, v []float32) {
 	if s.KeyBias != nil {
 		need("key bias", s.KeyBias, s.Batch*s.Tk)
 	}
+	if s.Bias != nil {
+		need("bias", s.Bias, s.Heads*s.Tq*s.Tk)
+	}
 }
 
 type attnJob struct {
@@ -134,13 +193,14 @@ type attnJob struct {
 	dst, q, k, v []float32
 	packing      bool
 	kp, vp, work []float32
+	keyBias      []float32 // without infinities
 	qRows, sRows []int64
 }
 
 func (j *attnJob) do(worker, item int) {
 	if j.packing {
 		per := ceilDiv(j.s.Tk, attnKeys)
-		j.pack(item/per, item%per*attnKeys)
+		j.pack(worker, item/per, item%per*attnKeys)
 		return
 	}
 	per := ceilDiv(j.s.Tq, j.z.qRows)
@@ -148,21 +208,53 @@ func (j *attnJob) do(worker, item int) {
 }
 
 // pack packs attnKeys keys and values of one head from key t0 on.
-func (j *attnJob) pack(bh, t0 int) {
-	s, nr := &j.s, j.o.nr
+func (j *attnJob) pack(worker, bh, t0 int) {
+	s, o, z := &j.s, j.o, &j.z
+	nr := o.nr
 	b, h := bh/s.Heads, bh%s.Heads
 	t1 := min(t0+attnKeys, s.Tk)
-	k := j.k[(b*s.Tk)*s.LdK+h*s.D:]
-	kp := j.kp[bh*j.z.kStep:]
-	for t := t0; t < t1; t += nr {
-		packPanel(j.o, kp[t*s.D:], k, s.D, s.Tk, t, s.LdK, true)
+	k, v := j.k[(b*s.Tk)*s.LdK+h*s.D:], j.v[(b*s.Tk+t0)*s.LdV+h*s.D:]
+	kp, vp := j.kp[bh*z.kStep:], j.vp[bh*z.vStep:]
+	if o.pairs == 0 {
+		for t := t0; t < t1; t += nr {
+			packPanel(o, kp[t*s.D:], k, s.D, s.Tk, t, s.LdK, true)
+		}
+		for d0 := 0; d0 < s.D; d0 += nr {
+			packPanel(o, vp[d0*s.Tk+t0*nr:], v, t1-t0, s.D, d0, s.LdV, false)
+		}
+		return
 	}
-	vp := j.vp[bh*j.z.vStep:]
+	tmp := j.work[worker*z.work : (worker+1)*z.work]
+	for t := t0; t < t1; t += nr {
+		packPanel(o, tmp, k, s.D, s.Tk, t, s.LdK, true)
+		pairPanel(o, kp[t*z.dSlots:], tmp, s.D)
+	}
 	for d0 := 0; d0 < s.D; d0 += nr {
-		v := j.v[(b*s.Tk+t0)*s.LdV+h*s.D:]
-		packPanel(j.o, vp[d0*s.Tk+t0*nr:], v, t1-t0, s.D, d0, s.LdV, false)
+		for t := 0; t < t1-t0; t += 32 { // tmp has room for so many
+			n := min(32, t1-t0-t)
+			packPanel(o, tmp, v[t*s.LdV:], n, s.D, d0, s.LdV, false)
+			pairPanel(o, vp[d0*z.kSlots+(t0+t)/2*nr:], tmp, n)
+		}
 	}
 }
+
+// pairPanel makes slots of two neighbouring of the k rows of a packed panel.
+func pairPanel(o *ops, dst, panel []float32, k int) {
+	nr := o.nr
+	slots := unsafe.Slice((*uint32)(ptr(dst)), len(dst))
+	for i := 0; i < k; i += 2 {
+		row, next := panel[i*nr:(i+1)*nr], zeroRow[:nr]
+		if i+1 < k {
+			next = panel[(i+1)*nr : (i+2)*nr]
+		}
+		o.pairRows(slots[i/2*nr:(i/2+1)*nr], row, next)
+	}
+}
+
+var zeroRow [64]float32
+
+// bfloats views a row of slots as bfloat16.
+func bfloats(row []float32) []uint16 { return unsafe.Slice((*uint16)(ptr(row)), 2*len(row)) }
 
 // attend computes one block of queries of one head from query t0 on.
 func (j *attnJob) attend(worker, bh, t0 int) {
@@ -170,7 +262,7 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 	nr := o.nr
 	b, h := bh/s.Heads, bh%s.Heads
 	m := min(z.qRows, s.Tq-t0)
-	cv := carver{s: j.work[worker*z.perWorker : (worker+1)*z.perWorker]}
+	cv := carver{s: j.work[worker*z.work : (worker+1)*z.work]}
 	scores := cv.take(z.qRows * z.pitch)
 	out := cv.take(z.qRows * z.dPad)
 	stat := cv.take(4 * z.qRows)
@@ -180,7 +272,17 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 	for i := range top {
 		top[i], sum[i] = hidden, 0
 	}
-	q := unsafe.Pointer(&j.q[(b*s.Tq+t0)*s.LdQ+h*s.D])
+	qs := j.q[(b*s.Tq+t0)*s.LdQ+h*s.D:]
+	q := ptr(qs)
+	if o.pairs > 0 {
+		rows := cv.take(z.qRows * z.dSlots)
+		for i := range m {
+			row := bfloats(rows[i*z.dSlots : (i+1)*z.dSlots])
+			row[len(row)-1] = 0
+			o.toBF16(row[:s.D], qs[i*s.LdQ:i*s.LdQ+s.D])
+		}
+		q = ptr(rows)
+	}
 	kp, vp := j.kp[bh*z.kStep:], j.vp[bh*z.vStep:]
 	keys := s.Tk
 	if s.Causal {
@@ -188,28 +290,14 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 	}
 	for k0 := 0; k0 < keys; k0 += attnKeys {
 		kn := min(attnKeys, keys-k0)
-		segs[0], segs[1] = 0, int64(s.D)
+		segs[0], segs[1] = 0, int64(z.dSlots)
 		t := tilePass{o: o, m: m, base: q, rows: &j.qRows[0], segs: segs, blocks: onePass,
-			w: kp[k0*s.D:], k: s.D, cols: z.pitch, dst: scores}
+			w: kp[k0*z.dSlots:], k: z.dSlots, cols: z.pitch, dst: scores}
 		t.run(0, ceilDiv(kn, nr))
 		scale := s.Scale
-		if s.KeyBias != nil || s.Causal {
+		if s.KeyBias != nil || s.Bias != nil || s.Causal {
 			for i := range m {
-				row := scores[i*z.pitch : i*z.pitch+kn]
-				o.scale(row, scale)
-				if s.KeyBias != nil {
-					for c, v := range s.KeyBias[b*s.Tk+k0 : b*s.Tk+k0+kn] {
-						row[c] += v
-					}
-				}
-				if s.Causal {
-					for c := max(t0+i+1-k0, 0); c < kn; c++ {
-						row[c] = negInf
-					}
-				}
-				for c, v := range row {
-					row[c] = max(v, hidden)
-				}
+				j.bias(scores[i*z.pitch:i*z.pitch+kn], b, h, t0+i, k0)
 			}
 			scale = 1
 		}
@@ -233,9 +321,16 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 			}
 			sum[i] += part[i]
 		}
-		segs[0], segs[1] = 0, int64(kn)
+		if o.pairs > 0 {
+			// In place: a row only shrinks. The hidden keys are zeros.
+			for i := range m {
+				row := scores[i*z.pitch : i*z.pitch+whole]
+				o.toBF16(bfloats(row), row)
+			}
+		}
+		segs[0], segs[1] = 0, int64(o.slots(kn))
 		t = tilePass{o: o, m: m, base: ptr(scores), rows: &j.sRows[0], segs: segs, blocks: onePass,
-			w: vp[k0*nr:], k: s.Tk, cols: z.dPad, dst: out, acc: k0 > 0}
+			w: vp[o.slots(k0)*nr:], k: z.kSlots, cols: z.dPad, dst: out, acc: k0 > 0}
 		t.run(0, z.dPad/nr)
 	}
 	for i := range m {
@@ -246,5 +341,26 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 		}
 		copy(d, out[i*z.dPad:])
 		o.scale(d, 1/sum[i])
+	}
+}
+
+// bias scales the scores of query t, from key k0 on, and adds what belongs to
+// them. All stay finite, unless there is a NaN.
+func (j *attnJob) bias(row []float32, b, h, t, k0 int) {
+	s, o := &j.s, j.o
+	o.scale(row, s.Scale)
+	if s.KeyBias != nil {
+		o.add(row, row, j.keyBias[b*s.Tk+k0:][:len(row)], 1)
+	}
+	if s.Bias != nil {
+		o.add(row, row, s.Bias[(h*s.Tq+t)*s.Tk+k0:][:len(row)], 1)
+		for c, v := range row {
+			row[c] = max(v, hidden)
+		}
+	}
+	if s.Causal {
+		for c := max(t+1-k0, 0); c < len(row); c++ {
+			row[c] = hidden
+		}
 	}
 }

@@ -137,6 +137,9 @@ func refAttention(s AttentionSpec, q, k, v, dout []float32) (out, dq, dk, dv []f
 					if s.KeyBias != nil {
 						p[i] += float64(s.KeyBias[b*s.Tk+i])
 					}
+					if s.Bias != nil {
+						p[i] += float64(s.Bias[(h*s.Tq+t)*s.Tk+i])
+					}
 					if s.Causal && i > t {
 						p[i] = math.Inf(-1)
 					}
@@ -211,6 +214,8 @@ func TestAttention(t *testing.T) {
 		{Batch: 2, Heads: 1, Tq: 5, Tk: 600, D: 8, KeyBias: gone},
 		{Batch: 2, Heads: 1, Tq: 5, Tk: 600, D: 8, KeyBias: late},
 		{Batch: 2, Heads: 2, Tq: 10, Tk: 10, D: 12, LdQ: 72, LdK: 72, LdV: 72},
+		{Batch: 2, Heads: 3, Tq: 9, Tk: 11, D: 7, Bias: mask(3, 9*11)},
+		{Batch: 2, Heads: 2, Tq: 20, Tk: 300, D: 16, Bias: mask(2, 20*300), KeyBias: mask(2, 300), Causal: true},
 	} {
 		forTiers(t, func(t *testing.T, p *Pool) []float32 {
 			n := s.normal()
@@ -239,6 +244,26 @@ func TestAttention(t *testing.T) {
 			within(t, "large scores", got, out, 3e-4)
 			return got
 		})
+		// bfloat16: by the tiers that have it, and by the twin of their kernel.
+		r := rng(uint64(100 + i))
+		n := s.normal()
+		s.DType = BF16
+		round := func(x []float32) []float32 { roundRowGo(x); return x }
+		q, k, v := round(randoms(r, n.Batch*n.Tq*n.LdQ)), round(randoms(r, n.Batch*n.Tk*n.LdK)), round(randoms(r, n.Batch*n.Tk*n.LdV))
+		out, _, _, _ := refAttention(s, q, k, v, make([]float32, n.Batch*n.Tq*n.LdO))
+		forTiers(t, func(t *testing.T, p *Pool) []float32 {
+			got := make([]float32, len(out))
+			Attention(p, got, q, k, v, s, poisoned(AttentionScratch(p, s)))
+			within(t, fmt.Sprintf("bf16 %+v", s), got, out, 3e-3) // the softmax is rounded
+			return got
+		})
+		twin := portableOps
+		twin.tier, twin.pairs, twin.mr, twin.nr = twinBF16, 2, 12, 32
+		p := NewPool(Portable, 2)
+		got := make([]float32, len(out))
+		attend(p, &twin, got, q, k, v, s, poisoned(attentionScratch(p, &twin, s)))
+		p.Close()
+		within(t, fmt.Sprintf("bf16 twin %+v", s), got, out, 3e-3)
 	}
 }
 

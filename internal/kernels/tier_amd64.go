@@ -89,6 +89,8 @@ func bf16Ops(t Tier) *ops {
 	return &avx512BF16Ops
 }
 
+func pairOps() *ops { return &avx512BF16Ops }
+
 func tierOps(t Tier) *ops {
 	if t == AVX2 {
 		return &avx2Ops

@@ -12,6 +12,8 @@ func fewOps() *ops { return &portableOps }
 
 func bf16Ops(Tier) *ops { return &portableOps }
 
+func pairOps() *ops { return &portableOps }
+
 func gemmTiles(t Tier, m int, g *gemmArgs) {
 	if t == twinBF16 {
 		gemmPairsGo(g, m, 32)

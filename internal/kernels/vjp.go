@@ -223,6 +223,7 @@ func attentionVJP(p *Pool, dq, dk, dv, dout, q, k, v []float32, s *AttentionSpec
 			if s.KeyBias != nil {
 				j.beta = s.KeyBias[b*s.Tk : (b+1)*s.Tk]
 			}
+			j.gamma, j.n = s.Bias, s.Tq
 			p.byRows(j, s.Heads*m, s.Tk)
 			MatMul(p, dv[bv:], pr, dout[bo:], prod[2], rest)
 			MatMul(p, dk[bk:], ds, q[bq:], prod[3], rest)
@@ -231,12 +232,17 @@ func attentionVJP(p *Pool, dq, dk, dv, dout, q, k, v []float32, s *AttentionSpec
 	}
 }
 
+var negInf = float32(math.Inf(-1))
+
 // attentionVJP turns a row of scaled scores into P and a row of dP into dS.
 func (j *rowJob) attentionVJP(row int) {
 	o, c := j.o, j.c
 	pr, ds := j.a[row*c:(row+1)*c], j.dst[row*c:(row+1)*c]
-	for i, v := range j.beta {
-		pr[i] += v
+	if j.beta != nil {
+		o.add(pr, pr, j.beta, 1)
+	}
+	if j.gamma != nil {
+		o.add(pr, pr, j.gamma[(row/j.h*j.n+j.w+row%j.h)*c:][:c], 1)
 	}
 	if j.causal {
 		for i := j.w + row%j.h + 1; i < c; i++ {

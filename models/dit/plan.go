@@ -259,7 +259,7 @@ func (g *graph) attentionSpec(n int) kernels.AttentionSpec {
 	t := g.net.tree
 	return kernels.AttentionSpec{
 		Batch: n, Heads: t.cfg.NumAttentionHeads, Tq: g.tokens, Tk: g.tokens, D: t.cfg.AttentionHeadDim,
-		LdQ: 3 * t.width, LdK: 3 * t.width, LdV: 3 * t.width, LdO: t.width,
+		LdQ: 3 * t.width, LdK: 3 * t.width, LdV: 3 * t.width, LdO: t.width, DType: g.net.dtype,
 	}
 }
 

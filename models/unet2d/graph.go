@@ -315,7 +315,7 @@ func (g *graph) softmaxAttention(l *attention, qkv tensor) tensor {
 	spec := func(n int) kernels.AttentionSpec {
 		return kernels.AttentionSpec{
 			Batch: n, Heads: l.heads, Tq: tokens, Tk: tokens, D: l.dim,
-			LdQ: 3 * inner, LdK: 3 * inner, LdV: 3 * inner, LdO: inner,
+			LdQ: 3 * inner, LdK: 3 * inner, LdV: 3 * inner, LdO: inner, DType: g.net.dtype,
 		}
 	}
 	g.add(node{
