@@ -25,7 +25,7 @@ func (g *Graph) Attention(a Attention, q, k, v Cols) Value {
 	spec := func(e *Env, n int) kernels.AttentionSpec {
 		s := kernels.AttentionSpec{
 			Batch: n, Heads: a.Heads, Tq: tq, Tk: tk, D: a.Dim,
-			LdQ: q.V.C, LdK: k.V.C, LdV: v.V.C, LdO: inner, Scale: a.Scale, Causal: a.Causal,
+			LdQ: q.V.C, LdK: k.V.C, LdV: v.V.C, LdO: inner, Scale: a.Scale, Causal: a.Causal, DType: g.Layers.dtype,
 		}
 		if e != nil {
 			s.KeyBias = e.At(a.KeyBias)
