@@ -21,7 +21,7 @@ func sampleVerb(a *app) *cli.Command {
 		Name: "sample", Usage: "draw images (or arrays) from a model",
 		Description: "With no flag at all it draws a sheet of 64 images from the embedded model. Image k of a run with --seed N uses stream N+k: the start is torch's CPU generator, the same on every machine. " +
 			"A folder gets DIR/000000/000123.png by seed and a manifest.json; running the same line again makes what is missing, a folder with another manifest is refused. A .png gets one sheet, a .npz the arrays.",
-		Flags: append(composeFlags(), []cli.Flag{
+		Flags: append(append(composeFlags(), logFlags()...), []cli.Flag{
 			&cli.StringFlag{Name: "model", Usage: "name from drift list models, a diffusers folder, or a .json analytic target (`X`)"},
 			&cli.StringFlag{Name: "out", Usage: "folder of PNGs, .png (one sheet) or .npz (`PATH`)"},
 			&cli.StringFlag{Name: "sheet", Usage: "columns and rows of a .png sheet, such as 8x8 (`CxR`)"},
@@ -68,8 +68,6 @@ func sampleVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "trajectory", Usage: "write x, t, sigma, alpha, x0 of every step (`FILE.npz`)"},
 			&cli.BoolFlag{Name: "print-schedule", Usage: "print t, alpha, sigma, lambda of every node, and stop"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what the run would cost, and stop"},
-			&cli.StringFlag{Name: "log", Usage: "one row per (seed, step), .csv or .jsonl (`FILE`)"},
-			&cli.StringFlag{Name: "columns", Usage: "columns of --log (`a,b,c`)"},
 			&cli.StringFlag{Name: "preview", Usage: "draw the predicted pictures in the terminal every so many steps (`N`); or sixel, kitty, iterm, block, ascii, auto, MODE:N"},
 			&cli.StringFlag{Name: "from", Usage: "rerun what a picture's metadata say (`IMG.png`); other flags override"},
 			&cli.BoolFlag{Name: "resume", Usage: "go on with the run in --out, with its settings"},

@@ -53,14 +53,10 @@ func (s *sampling) run(ctx context.Context) error {
 		}
 		observers = append(observers, newTrajectory(name))
 	}
-	if name := s.c.String("log"); name != "" {
-		l, err := newStepLog(name, s.c.String("columns"), s)
-		if err != nil {
-			return err
-		}
+	if l, err := newStepLog(s); err != nil {
+		return err
+	} else if l != nil {
 		observers = append(observers, l)
-	} else if s.c.IsSet("columns") {
-		return usagef("--columns needs --log")
 	}
 	if s.c.IsSet("preview") {
 		p, err := s.newPreview()

@@ -1,21 +1,19 @@
 package main
 
 import (
-	"bufio"
-	"encoding/csv"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"math"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
+
+	"github.com/urfave/cli/v2"
 
 	"drift/cmd/drift/internal/job"
 	"drift/cmd/drift/internal/output"
+	"drift/cmd/drift/internal/runlog"
 	"drift/internal/npz"
-	"drift/internal/spec"
 	"drift/models"
 	"drift/samplers"
 )
@@ -116,41 +114,81 @@ func (r *trajectory) close(ok bool) error {
 }
 
 // logColumns are the columns of --log, in order.
-var logColumns = []string{"seed", "set", "class", "step", "t", "alpha", "sigma", "ratio", "x_mean", "x_std", "x0_mean", "x0_std"}
-
-// stepLog writes one row per (seed, step).
-type stepLog struct {
-	s        *sampling
-	name     string
-	columns  []string
-	rows     [][]map[string]any // per image of the batch under way, per step
-	finished []map[string]any
+var logColumns = []runlog.Column{
+	{Name: "seed", Unit: true}, {Name: "set", Unit: true}, {Name: "class", Unit: true},
+	{Name: "step"}, {Name: "t"}, {Name: "alpha"}, {Name: "sigma"}, {Name: "ratio"}, {Name: "x_mean"}, {Name: "x_std"}, {Name: "x0_mean"}, {Name: "x0_std"},
+	{Name: "nfe", Unit: true, Hide: true},
 }
 
-func newStepLog(name, columns string, s *sampling) (*stepLog, error) {
-	if ext := strings.ToLower(filepath.Ext(name)); ext != ".csv" && ext != ".jsonl" {
-		return nil, usagef("--log %s: want a name that ends in .csv or .jsonl", name)
+// stepLog writes a row per (seed, step), or per seed, and draws columns.
+type stepLog struct {
+	s     *sampling
+	log   *runlog.Log
+	plots []string
+	path  string // of the plot
+}
+
+// logFlags are the flags of newLog, for every verb that makes samples.
+func logFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "log", Usage: "one row per image and step, or per image where only columns of images are asked for: .csv or .jsonl (`FILE`)"},
+		&cli.StringFlag{Name: "columns", Usage: "columns of --log (`a,b,c`)"},
+		&cli.StringFlag{Name: "sort", Usage: "column that rows are sorted by, -COLUMN downwards (`COLUMN`)"},
+		&cli.StringFlag{Name: "plot", Usage: "draw columns by step into a picture beside --log, or beside --out (`a,b`)"},
 	}
-	l := &stepLog{s: s, name: name, columns: logColumns}
-	if columns != "" {
-		l.columns = nil
-		for c := range strings.SplitSeq(columns, ",") {
-			c = strings.TrimSpace(c)
-			if !slices.Contains(logColumns, c) {
-				return nil, usagef("--columns: unknown column %q%s", c, spec.Suggest(c, logColumns))
+}
+
+// newLog makes the log that the flags of logFlags ask for; nil where they ask for none. out is the run's output, free that
+// scripts may add columns.
+func newLog(c *cli.Context, out string, known []runlog.Column, free bool) (l *runlog.Log, plots []string, plot string, err error) {
+	name := c.String("log")
+	if name == "" && c.IsSet("columns") {
+		return nil, nil, "", usagef("--columns needs --log")
+	}
+	if name == "" && c.IsSet("sort") {
+		return nil, nil, "", usagef("--sort needs --log")
+	}
+	if c.IsSet("plot") {
+		for p := range strings.SplitSeq(c.String("plot"), ",") {
+			if p = strings.TrimSpace(p); p == "" {
+				return nil, nil, "", usagef("--plot %s: a column without a name", c.String("plot"))
 			}
-			l.columns = append(l.columns, c)
+			plots = append(plots, p)
+		}
+		switch base := name; {
+		case base != "":
+			plot = strings.TrimSuffix(base, filepath.Ext(base)) + ".png"
+		case output.Kind(out) == "folder":
+			plot = filepath.Join(out, "plot.png")
+		default:
+			plot = strings.TrimSuffix(out, filepath.Ext(out)) + "-plot.png"
 		}
 	}
-	return l, output.Check(name)
+	if name == "" && plots == nil {
+		return nil, nil, "", nil
+	}
+	l, err = runlog.New(name, known, runlog.Choice{Columns: c.String("columns"), Sort: c.String("sort"), Free: free})
+	if err != nil {
+		var path *fs.PathError
+		if errors.As(err, &path) {
+			return nil, nil, "", err
+		}
+		return nil, nil, "", badUse("log", err)
+	}
+	return l, plots, plot, nil
+}
+
+func newStepLog(s *sampling) (*stepLog, error) {
+	l, plots, path, err := newLog(s.c, s.path, logColumns, false)
+	if err != nil || l == nil {
+		return nil, err
+	}
+	return &stepLog{s: s, log: l, plots: plots, path: path}, nil
 }
 
 func (l *stepLog) whole() bool { return true }
 
 func (l *stepLog) step(b job.Batch, st *samplers.State) error {
-	if st.Pred == nil && len(l.rows) == 0 {
-		l.rows = make([][]map[string]any, len(b.Items))
-	}
 	x := models.Data(st.X)
 	w := len(x) / len(b.Items)
 	var d []float64
@@ -160,18 +198,16 @@ func (l *stepLog) step(b job.Batch, st *samplers.State) error {
 		}
 	}
 	for k, it := range b.Items {
-		set := l.s.desc.Sets[it.Set]
 		mean, std := moments(x[k*w : (k+1)*w])
 		row := map[string]any{
-			"seed": it.Seed, "set": it.Set, "class": set.Class(it.Place - l.s.plan.Offset), "step": st.I,
-			"t": finite(st.At.T), "alpha": finite(st.At.Alpha), "sigma": finite(st.At.Sigma), "ratio": finite(st.At.Ratio()),
-			"x_mean": finite(mean), "x_std": finite(std),
+			"step": st.I, "t": st.At.T, "alpha": st.At.Alpha, "sigma": st.At.Sigma, "ratio": st.At.Ratio(), "x_mean": mean, "x_std": std,
 		}
 		if d != nil {
-			mean, std = moments(d[k*w : (k+1)*w])
-			row["x0_mean"], row["x0_std"] = finite(mean), finite(std)
+			row["x0_mean"], row["x0_std"] = moments(d[k*w : (k+1)*w])
 		}
-		l.rows[k] = append(l.rows[k], row)
+		l.log.Put(b.Index+k, st.I, row)
+		set := l.s.desc.Sets[it.Set]
+		l.log.Put(b.Index+k, runlog.Whole, map[string]any{"seed": it.Seed, "set": it.Set, "class": set.Class(it.Place - l.s.plan.Offset)})
 	}
 	return nil
 }
@@ -187,60 +223,20 @@ func moments(v []float64) (mean, std float64) {
 	return mean, math.Sqrt(std)
 }
 
-func (l *stepLog) done(job.Batch, samplers.Stats) error {
-	for _, image := range l.rows {
-		l.finished = append(l.finished, image...)
+func (l *stepLog) done(b job.Batch, stats samplers.Stats) error {
+	for k := range b.Items {
+		l.log.Put(b.Index+k, runlog.Whole, map[string]any{"nfe": stats.NFE})
 	}
-	l.rows = nil
 	return nil
 }
 
 // close writes the log, of what was done when the run was stopped.
-func (l *stepLog) close(bool) error {
-	for _, image := range l.rows {
-		l.finished = append(l.finished, image...)
-	}
-	return output.Write(l.name, func(w io.Writer) error {
-		if strings.EqualFold(filepath.Ext(l.name), ".jsonl") {
-			b := bufio.NewWriter(w)
-			e := json.NewEncoder(b)
-			for _, row := range l.finished {
-				kept := make(map[string]any, len(l.columns))
-				for _, c := range l.columns {
-					if v, ok := row[c]; ok {
-						kept[c] = v
-					}
-				}
-				if err := e.Encode(kept); err != nil {
-					return err
-				}
-			}
-			return b.Flush()
+func (l *stepLog) close(ok bool) error {
+	err := l.log.Close()
+	if err == nil && ok && l.plots != nil {
+		if err = l.log.Draw(l.path, l.plots); err == nil {
+			l.s.stored([]string{l.path})
 		}
-		c := csv.NewWriter(w)
-		record := make([]string, len(l.columns))
-		copy(record, l.columns)
-		for i := -1; i < len(l.finished); i++ {
-			if i >= 0 {
-				for j, name := range l.columns {
-					record[j] = cell(l.finished[i][name])
-				}
-			}
-			if err := c.Write(record); err != nil {
-				return err
-			}
-		}
-		c.Flush()
-		return c.Error()
-	})
-}
-
-func cell(v any) string {
-	switch v := v.(type) {
-	case nil:
-		return ""
-	case float64:
-		return strconv.FormatFloat(v, 'g', -1, 64)
 	}
-	return fmt.Sprint(v)
+	return err
 }
