@@ -141,7 +141,7 @@ func spread(v []float64) float64 {
 //	x_t = alpha_t x0(u + Lambda (c - u)) + sigma_t eps(u)
 //
 // Lambda lies in [0, 1]: 0 is the unconditional run (one evaluation), 1 the conditional data with unconditional noise.
-// Only first-order solvers have a form for it; others refuse it by name. Its strength depends on the steps, see
+// First-order solvers and dpmpp-2m have a form for it; others refuse it by name. Its strength depends on the steps, see
 // Equivalent. Two evaluations.
 type CFGPP struct {
 	Lambda   float64
@@ -153,7 +153,7 @@ type CFGPP struct {
 func init() {
 	options := guideOptions("", "")
 	options[0] = Option{"lambda", "0.6", "0 = unconditional, 1 = conditional data; or an expression of " + momentNames}
-	register(Info{Name: "cfg++", NFE: "2", Renoise: true, Class: true, Summary: "CFG++: guided data, unconditional noise put back; first-order solvers only", Source: "arXiv 2406.08070, algorithm 2",
+	register(Info{Name: "cfg++", NFE: "2", Renoise: true, Class: true, Summary: "CFG++: guided data, unconditional noise put back; first-order solvers and dpmpp-2m", Source: "arXiv 2406.08070, algorithm 2",
 		Options: options,
 		New: func(o *spec.Options) (Guider, error) {
 			l, of, err := readScale(o, "lambda", 0.6, 0, 1)

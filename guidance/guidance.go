@@ -60,7 +60,7 @@ type Info struct {
 	VJP                   bool   // needs a model with gradients
 	Model                 bool   // needs a second model (see Needer)
 	Hooks                 bool   // needs a network whose layers can be changed
-	Renoise               bool   // changes the noise put back: only first-order solvers have a form for that
+	Renoise               bool   // changes the noise put back: only first-order solvers and dpmpp-2m have a form for that
 	Class                 bool   // draws samples towards their class: raises the mean of log p(class | x)
 	Options               []Option
 	New                   func(o *spec.Options) (Guider, error)

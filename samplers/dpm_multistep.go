@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"drift/internal/spec"
+	"drift/models"
 	"drift/schedules"
 )
 
@@ -133,6 +134,8 @@ func (m DPMMultistep) step(ctx context.Context, r *run, s, t schedules.Node) err
 			return err
 		}
 		lin(r.y, term{t.Alpha, m0})
+	} else if e := r.recent.pred.Renoise; e != nil {
+		q = m.renoised(r, f, s, t, q, models.Data(e), order)
 	} else if m.momentum.on() {
 		w := m.weights(r, f, s, order)
 		m.momentum.multistep(r, f, q, w, order)
@@ -149,6 +152,30 @@ func (m DPMMultistep) step(ctx context.Context, r *run, s, t schedules.Node) err
 	}
 	r.keep(q, s, max(m.Order, 2)-1)
 	return nil
+}
+
+// renoises implements renoiser: the ODE of the data form at order 2 has a form for CFG++.
+func (m DPMMultistep) renoises() bool {
+	return max(m.Order, 2) == 2 && m.Kind == schedules.X0 && !m.SDE && !m.momentum.on()
+}
+
+// renoised writes the step of CFG++ (Chung et al. 2024, arXiv 2406.08070, its 2M form) into y and returns what the
+// history is to keep: the data prediction u that goes with the noise e put back. The first-order part is alpha_t x0 +
+// sigma_t e with the guided x0; the difference of second order is that of u.
+func (m DPMMultistep) renoised(r *run, f form, s, t schedules.Node, x0, e []float64, order int) []float64 {
+	u := r.temp()
+	if s.Alpha == 0 { // no data can be told from noise there, and the gap to the next node is infinite
+		copy(u, x0)
+	} else {
+		lin(u, term{1 / s.Alpha, r.x}, term{-s.Sigma / s.Alpha, e})
+	}
+	terms := []term{{t.Alpha, x0}, {t.Sigma, e}}
+	if order == 2 {
+		w := f.a * m.weights(r, f, s, order)[1]
+		terms = append(terms, term{w, u}, term{-w, r.hist[0].V})
+	}
+	lin(r.y, terms...)
+	return u
 }
 
 // noisy turns the coefficients of the ODE step into those of the SDE step, and returns the noise to add.

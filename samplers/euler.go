@@ -77,7 +77,7 @@ func (m Euler) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	return r.finishFirst(t, x0, t.Sigma)
 }
 
-func (Euler) renoises() {}
+func (Euler) renoises() bool { return true }
 
 // finishFirst writes alpha_t x0 + c eps into y, eps being the noise to put back.
 func (r *run) finishFirst(t schedules.Node, x0 []float64, c float64) error {
@@ -169,7 +169,7 @@ func orOne(v float64) float64 {
 	return v
 }
 
-func (DDIM) renoises() {}
+func (DDIM) renoises() bool { return true }
 
 func (DDIM) settable() []string { return []string{"eta"} }
 

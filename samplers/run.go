@@ -25,7 +25,7 @@ type method interface {
 
 // renoiser marks the methods with a published form for a noise put back that differs from the predicted one
 // (models.Pred.Renoise: CFG++, clipping without re-derived noise).
-type renoiser interface{ renoises() }
+type renoiser interface{ renoises() bool }
 
 // run is what all solvers on a Gaussian process share. Everything that belongs to rows lives in its buffers, so that
 // Select, Save and Resume work for every solver alike.
@@ -316,7 +316,7 @@ func (r *run) askEach(ctx context.Context, a *answer, xT *tensor.Dense, x []floa
 		return err
 	}
 	if a.pred.Renoise != nil {
-		if _, ok := r.m.(renoiser); !ok {
+		if m, ok := r.m.(renoiser); !ok || !m.renoises() {
 			return fmt.Errorf("%s has no form for a separate noise put back (cfg++, clipping without re-derived noise)", r.m.label())
 		}
 	}

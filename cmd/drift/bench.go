@@ -209,6 +209,9 @@ func (b *benching) listCells(cells []*bench.Cell) {
 		case c.NFE == 0:
 			text = "the sampler decides how many evaluations"
 		}
+		if c.Note != "" {
+			text += "; " + c.Note
+		}
 		fmt.Fprintf(b.out, "%-60s %-10s %s\n", c.Name(), c.At(), text)
 	}
 }

@@ -53,6 +53,7 @@ type Cell struct {
 	Key      string  // hash of all that decides the pictures
 	Run      manifest.Run
 	Reason   string // why the cell cannot run, or failed; empty = fine
+	Note     string // what a reader should know
 
 	// Of cells of a verb.
 	VJPs, Rewards float64 // per seed
@@ -312,6 +313,7 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	if rounding == "" {
 		rounding = s.Model.Defaults.Rounding
 	}
+	c.Note = equivalent(specs, g)
 	c.plan = &job.Plan{Model: s.Model.Denoiser, Wrap: wrap, Shape: info.Shape, Sampler: smp, Grid: g, Sets: []manifest.Set{set}}
 	c.Run = manifest.Run{
 		Format: manifest.Format, Version: version, Verb: "bench",
@@ -361,6 +363,29 @@ func guide(s *Subject, text string) ([]string, job.Wrap, error) {
 	}
 	_, err := wrap(s.Model.Denoiser)
 	return specs, wrap, err
+}
+
+// equivalent says what CFG++ comes to on these nodes, because its strength depends on their number.
+func equivalent(specs []string, g schedules.Grid) string {
+	for _, text := range specs {
+		p, err := guidance.Parse(text)
+		if err != nil {
+			continue
+		}
+		pp, ok := p.(guidance.CFGPP)
+		if !ok || g[0].Alpha == 0 && len(g) < 3 {
+			continue
+		}
+		var w []float64
+		for i := range len(g) - 1 {
+			if g[i].Alpha > 0 {
+				w = append(w, pp.Equivalent(g[i], g[i+1]))
+			}
+		}
+		slices.Sort(w)
+		return fmt.Sprintf("%s over these %d steps is as strong as cfg with w from %.3g to %.3g, median %.3g", text, len(g)-1, w[0], w[len(w)-1], w[len(w)/2])
+	}
+	return ""
 }
 
 func needsGuide(text string) bool {

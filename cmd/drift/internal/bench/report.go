@@ -35,6 +35,7 @@ type ReportCell struct {
 	N        int     `json:"n,omitempty"`
 	Seeds    string  `json:"seeds,omitempty"`
 	Status   string  `json:"status"` // done, or why not
+	Note     string  `json:"note,omitempty"`
 	Key      string  `json:"key,omitempty"`
 	Scores   []Score `json:"scores,omitempty"`
 
@@ -80,7 +81,7 @@ func NewReport(version string, m Matrix, rows []Row) Report {
 	for _, row := range rows {
 		c := ReportCell{
 			Model: row.Model, Sampler: row.Sampler, Schedule: row.Schedule, Guiders: row.Guiders, Budget: row.Budget,
-			Steps: row.Steps, NFE: row.NFE, N: row.N, Status: statusDone, Key: row.Key, Scores: row.Scores,
+			Steps: row.Steps, NFE: row.NFE, N: row.N, Status: statusDone, Note: row.Note, Key: row.Key, Scores: row.Scores,
 		}
 		if row.Reason != "" {
 			c.Status, c.Scores, c.N, c.NFE = row.Reason, nil, 0, row.Cell.NFE
@@ -341,8 +342,15 @@ func cellText(c ReportCell, col, at string) string {
 	if e := stderrOf(s, col, func(v float64) string { return strconv.FormatFloat(v, 'g', 2, 64) }); e != "" {
 		text += " ± " + e
 	}
+	var more []string
 	if at != "nfe="+number(c.NFE) {
-		text += fmt.Sprintf(" (%s)", strconv.FormatFloat(c.NFE, 'f', -1, 64))
+		more = append(more, strconv.FormatFloat(c.NFE, 'f', -1, 64))
+	}
+	if c.Steps > 0 && float64(c.Steps) != c.NFE && at != "steps="+strconv.Itoa(c.Steps) {
+		more = append(more, strconv.Itoa(c.Steps)+" steps")
+	}
+	if len(more) > 0 {
+		text += " (" + strings.Join(more, ", ") + ")"
 	}
 	return text
 }
@@ -354,7 +362,7 @@ func (r Report) notes() string {
 	if r.Matrix.Verb != "" {
 		fmt.Fprintf(&b, "%d seeds per cell, %d to %d in every cell. NFE, VJPs and rewards are what a seed cost: evaluations of the model by one row, products with its Jacobian, evaluations of the reward; ± is one standard error over seeds (of a difference: over pairs). A dash: no result, see below.\n\n", r.Matrix.Count, r.Matrix.Seed, last)
 	} else {
-		fmt.Fprintf(&b, "%d samples per cell, seeds %d to %d in every cell. A number in brackets is the true count of evaluations per sample where it is not the budget itself; ± is one standard error over samples. A dash: no result, see below.\n\n", r.Matrix.Count, r.Matrix.Seed, last)
+		fmt.Fprintf(&b, "%d samples per cell, seeds %d to %d in every cell. In brackets stand the true count of evaluations per sample where it is not the budget itself, and the number of steps where that is another; ± is one standard error over samples. A dash: no result, see below.\n\n", r.Matrix.Count, r.Matrix.Seed, last)
 	}
 	var about []string
 	warned := map[string]int{}
@@ -377,6 +385,8 @@ func (r Report) notes() string {
 	for _, c := range r.Cells {
 		if c.Status != statusDone {
 			lines = append(lines, fmt.Sprintf("- %s %s: %s", c.Name(), c.At(), c.Status))
+		} else if c.Note != "" {
+			lines = append(lines, fmt.Sprintf("- %s %s: %s", c.Name(), c.At(), c.Note))
 		}
 	}
 	slices.Sort(lines)
