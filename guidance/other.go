@@ -418,41 +418,51 @@ func (g *onData) change(q *models.Query, p *models.Pred) error {
 
 // VJP implements models.VJP for a clip: the gradient of what is clipped is zero. Dynamic thresholding has none.
 func (g *onData) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotangent, grad *tensor.Dense) error {
+	return g.LateVJP(ctx, q, p, func(*models.Pred) (*tensor.Dense, error) { return cotangent, nil }, grad)
+}
+
+// LateVJP implements models.LateVJP.
+func (g *onData) LateVJP(ctx context.Context, q *models.Query, p *models.Pred, cotangent func(*models.Pred) (*tensor.Dense, error), grad *tensor.Dense) error {
 	if !g.span.any(q) {
-		return predict(ctx, g.Denoiser, q, p, cotangent, grad)
+		return models.Late(ctx, g.Denoiser, q, p, cotangent, grad)
 	}
 	if g.limit == 0 {
-		return g.link.VJP(ctx, q, p, cotangent, grad)
-	}
-	if err := g.Denoiser.Predict(ctx, q, &g.inner); err != nil {
-		return err
-	}
-	if err := g.change(q, p); err != nil {
-		return err
+		return g.link.VJP(ctx, q, p, nil, grad)
 	}
 	gau, err := g.gaussian()
 	if err != nil {
 		return err
 	}
-	// x0 = cx x + co inner inside the range.
-	g.cot = clone(g.cot, cotangent)
-	cot, out := models.Data(g.cot), models.Data(p.Out)
-	straight := make([]float64, len(cot))
-	w := len(cot) / len(q.At)
-	for i, n := range q.At {
-		cx, co, err := schedules.Convert(gau, g.inner.Kind, schedules.X0, n)
+	var straight []float64
+	err = models.Late(ctx, g.Denoiser, q, &g.inner, func(*models.Pred) (*tensor.Dense, error) {
+		if err := g.change(q, p); err != nil {
+			return nil, err
+		}
+		c, err := cotangent(p)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		for j := i * w; j < (i+1)*w; j++ {
-			if math.Abs(out[j]) >= g.limit && g.span.Holds(q, i) {
-				cot[j] = 0
+		// x0 = cx x + co inner inside the range.
+		g.cot = clone(g.cot, c)
+		cot, out := models.Data(g.cot), models.Data(p.Out)
+		straight = make([]float64, len(cot))
+		w := len(cot) / len(q.At)
+		for i, n := range q.At {
+			cx, co, err := schedules.Convert(gau, g.inner.Kind, schedules.X0, n)
+			if err != nil {
+				return nil, err
 			}
-			straight[j] = cx * cot[j]
-			cot[j] *= co
+			for j := i * w; j < (i+1)*w; j++ {
+				if math.Abs(out[j]) >= g.limit && g.span.Holds(q, i) {
+					cot[j] = 0
+				}
+				straight[j] = cx * cot[j]
+				cot[j] *= co
+			}
 		}
-	}
-	if err := predict(ctx, g.Denoiser, q, &g.inner, g.cot, grad); err != nil {
+		return g.cot, nil
+	}, grad)
+	if err != nil {
 		return err
 	}
 	d := models.Data(grad)

@@ -166,6 +166,33 @@ type VJP interface {
 	VJP(ctx context.Context, q *Query, p *Pred, cotangent, grad *tensor.Dense) error
 }
 
+// LateVJP is a VJP whose cotangent depends on the answer: one evaluation of the network in place of two. cotangent is
+// called once, when p is answered. A decorator that has a VJP and no LateVJP hides that of the model below (see Late).
+type LateVJP interface {
+	LateVJP(ctx context.Context, q *Query, p *Pred, cotangent func(p *Pred) (*tensor.Dense, error), grad *tensor.Dense) error
+}
+
+// Late gives the vector-Jacobian product of d with a cotangent that depends on the answer: by LateVJP where the outermost
+// model with gradients has it, else by Predict and VJP.
+func Late(ctx context.Context, d Denoiser, q *Query, p *Pred, cotangent func(p *Pred) (*tensor.Dense, error), grad *tensor.Dense) error {
+	v, ok := As[VJP](d)
+	if !ok {
+		return fmt.Errorf("models: a gradient is needed, and the model has none")
+	}
+	if l, ok := v.(LateVJP); ok {
+		return l.LateVJP(ctx, q, p, cotangent, grad)
+	}
+	if err := d.Predict(ctx, q, p); err != nil {
+		return err
+	}
+	c, err := cotangent(p)
+	if err != nil {
+		return err
+	}
+	var again Pred
+	return v.VJP(ctx, q, &again, c, grad)
+}
+
 // Selector is a Denoiser with memory per row (a guider with momentum): row j goes on from row parents[j].
 type Selector interface{ Select(parents []int) error }
 
@@ -262,6 +289,26 @@ func (m meteredVJP) VJP(ctx context.Context, q *Query, p *Pred, cotangent, grad 
 	err := m.vjp.VJP(ctx, q, p, cotangent, grad)
 	if q.Meter != nil {
 		q.Meter.nanos.Add(int64(time.Since(start)))
+		q.Meter.evals.Add(int64(len(q.At)))
+		q.Meter.vjps.Add(int64(len(q.At)))
+	}
+	return err
+}
+
+// LateVJP implements the interface LateVJP. A leaf without it is asked twice at one point, which counts as once.
+func (m meteredVJP) LateVJP(ctx context.Context, q *Query, p *Pred, cotangent func(p *Pred) (*tensor.Dense, error), grad *tensor.Dense) error {
+	if err := q.check(); err != nil {
+		return err
+	}
+	start := time.Now()
+	var outside time.Duration
+	err := Late(ctx, m.Denoiser, q, p, func(p *Pred) (*tensor.Dense, error) {
+		began := time.Now()
+		defer func() { outside = time.Since(began) }()
+		return cotangent(p)
+	}, grad)
+	if q.Meter != nil {
+		q.Meter.nanos.Add(int64(time.Since(start) - outside))
 		q.Meter.evals.Add(int64(len(q.At)))
 		q.Meter.vjps.Add(int64(len(q.At)))
 	}

@@ -305,6 +305,11 @@ func (r *run) ask(ctx context.Context, a *answer, xT *tensor.Dense, x []float64,
 
 // askEach is ask with a node for every row.
 func (r *run) askEach(ctx context.Context, a *answer, xT *tensor.Dense, x []float64, nodes []schedules.Node, stage int) error {
+	return r.askWith(ctx, a, xT, x, nodes, stage, func(d models.Denoiser, q *models.Query, p *models.Pred) error { return d.Predict(ctx, q, p) })
+}
+
+// askWith is askEach with a function in place of Predict.
+func (r *run) askWith(ctx context.Context, a *answer, xT *tensor.Dense, x []float64, nodes []schedules.Node, stage int, f func(models.Denoiser, *models.Query, *models.Pred) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -312,7 +317,7 @@ func (r *run) askEach(ctx context.Context, a *answer, xT *tensor.Dense, x []floa
 	q.X, q.At = xT, nodes
 	q.Step = models.Step{I: r.i, N: len(r.grid) - 1, Stage: stage, From: r.grid[r.i], To: r.grid[min(r.i+1, len(r.grid)-1)],
 		Progress: float64(r.i) / float64(len(r.grid)-1)}
-	if err := r.den.Predict(ctx, q, &a.pred); err != nil {
+	if err := f(r.den, q, &a.pred); err != nil {
 		return err
 	}
 	if a.pred.Renoise != nil {

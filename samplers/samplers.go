@@ -84,6 +84,8 @@ func Resume(ctx context.Context, s Sampler, p *Problem, rd io.Reader) (Run, erro
 		return s.Resume(ctx, p, rd)
 	case method:
 		return resume(p, s, rd)
+	case Stepper:
+		return resume(p, outside{s}, rd)
 	}
 	return nil, fmt.Errorf("samplers: runs of %T cannot be saved and resumed", s)
 }

@@ -64,11 +64,16 @@ func newDense(name string, in []int, m *mat.Dense) (*dense, error) {
 	return &dense{base: base{name, in, []int{k}}, f: f, s: cut(s, rounding)}, nil
 }
 
+// times writes M x into dst.
 func times(dst []float64, m *mat.Dense, x []float64) {
-	r, c := m.Dims()
-	out := mat.NewVecDense(r, nil)
-	out.MulVec(m, mat.NewVecDense(c, x))
-	copy(dst, out.RawVector().Data)
+	raw := m.RawMatrix()
+	for i := range raw.Rows {
+		sum := 0.0
+		for j, v := range raw.Data[i*raw.Stride : i*raw.Stride+raw.Cols] {
+			sum += float64(v * x[j])
+		}
+		dst[i] = sum
+	}
 }
 
 func (o *dense) Apply(y, x []float64)   { times(y, o.f.b, x) }

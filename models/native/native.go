@@ -120,6 +120,11 @@ func (m *Denoiser) both(n int) []float64 {
 
 // VJP implements models.VJP: the gradient of the prediction, without the variance.
 func (m *Denoiser) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotangent, grad *tensor.Dense) error {
+	return m.LateVJP(ctx, q, p, func(*models.Pred) (*tensor.Dense, error) { return cotangent, nil }, grad)
+}
+
+// LateVJP implements models.LateVJP.
+func (m *Denoiser) LateVJP(ctx context.Context, q *models.Query, p *models.Pred, cotangent func(*models.Pred) (*tensor.Dense, error), grad *tensor.Dense) error {
 	b, err := m.batch(q)
 	if err != nil {
 		return err
@@ -128,7 +133,11 @@ func (m *Denoiser) VJP(ctx context.Context, q *models.Query, p *models.Pred, cot
 	if err := m.forward(ctx, q, p, b); err != nil {
 		return err
 	}
-	c := models.Data(cotangent)
+	t, err := cotangent(p)
+	if err != nil {
+		return err
+	}
+	c := models.Data(t)
 	if p.Extra != nil {
 		all, w := m.both(len(c)), len(c)/len(q.At)
 		clear(all)
