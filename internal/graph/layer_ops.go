@@ -240,19 +240,50 @@ func (g *Graph) Sum(name string, a, b Value) Value {
 	return out
 }
 
-// GEGLU is x[:c] * gelu(x[c:]) of the two halves of the channels.
-func (g *Graph) GEGLU(name string, x Value) Value {
+// GLU is x[:c] * act(x[c:]) of the two halves of the channels.
+func (g *Graph) GLU(name string, x Value, act kernels.Activation) Value {
 	d := x.C / 2
 	out := g.value(x.H, x.W, d)
 	g.add(node{
-		name: name, kind: "geglu", out: out, reads: []ref{x.r}, writes: []ref{out.r},
-		run: func(e *Env) { kernels.GLU(e.Pool, e.at(out.r), e.at(x.r), e.N*x.Rows(), d, kernels.GELU) },
+		name: name, kind: "glu", out: out, reads: []ref{x.r}, writes: []ref{out.r},
+		run: func(e *Env) { kernels.GLU(e.Pool, e.at(out.r), e.at(x.r), e.N*x.Rows(), d, act) },
 	})
 	g.record(out, func(dy Value) {
 		dx := g.value(x.H, x.W, x.C)
 		g.add(node{
-			name: name, kind: "geglu gradient", out: dx, reads: []ref{dy.r, x.r}, writes: []ref{dx.r},
-			run: func(e *Env) { kernels.GLUVJP(e.Pool, e.at(dx.r), e.at(dy.r), e.at(x.r), e.N*x.Rows(), d, kernels.GELU) },
+			name: name, kind: "glu gradient", out: dx, reads: []ref{dy.r, x.r}, writes: []ref{dx.r},
+			run: func(e *Env) { kernels.GLUVJP(e.Pool, e.at(dx.r), e.at(dy.r), e.at(x.r), e.N*x.Rows(), d, act) },
+		})
+		g.addGrad(x, dx)
+	})
+	return out
+}
+
+// Depthwise convolves every channel by itself: weights (C, 1, k, k) and a bias
+// stand under name.
+func (g *Graph) Depthwise(name string, x Value, k int, act kernels.Activation) Value {
+	l := g.Layers
+	w, b := l.Tensor(name+".weight"), l.optional(name+".bias")
+	if len(w) != x.C*k*k {
+		g.Fail(failf("%s has %d weights for %d channels", name, len(w), x.C))
+		return x
+	}
+	pad := kernels.Same(k / 2)
+	layer := kernels.NewDepthwise(x.C, k, k, pad, w, b)
+	out := g.value(x.H, x.W, x.C)
+	g.add(node{
+		name: name, kind: "depthwise", out: out, reads: []ref{x.r}, writes: []ref{out.r}, macs: layer.MACs(1, x.H, x.W),
+		run: func(e *Env) { layer.Run(e.Pool, e.At(out), e.At(x), e.N, x.H, x.W, act) },
+	})
+	g.record(out, func(dy Value) {
+		if act != kernels.Identity {
+			g.Fail(failf("%s has an activation after it, which has no gradient: Activate has one", name))
+		}
+		back := kernels.NewDepthwiseGrad(x.C, k, k, pad, w)
+		dx := g.value(x.H, x.W, x.C)
+		g.add(node{
+			name: name, kind: "depthwise gradient", out: dx, reads: []ref{dy.r}, writes: []ref{dx.r},
+			run: func(e *Env) { back.Run(e.Pool, e.At(dx), e.At(dy), e.N, x.H, x.W, kernels.Identity) },
 		})
 		g.addGrad(x, dx)
 	})

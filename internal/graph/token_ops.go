@@ -99,38 +99,25 @@ func (g *Graph) SelfAttention(a Attention, q, k, v Cols) Value {
 	return g.Attention(a, q, k, v)
 }
 
-// gateRows is the number of tokens of an item of Gated.
-const gateRows = 16
-
 // Gated is x + gate*y, or gate*y without x; gate is a vector per image.
 func (g *Graph) Gated(name string, x, y Value, gate Cols) Value {
-	d, tokens := y.C, y.Rows()
-	out := g.value(y.H, y.W, d)
-	per := (tokens + gateRows - 1) / gateRows
-	env := g.env
-	item := func(_, i int) {
-		n, t0 := i/per, i%per*gateRows
-		v := env.At(gate.V)[n*gate.V.C+gate.At:][:d]
-		lo, hi := (n*tokens+t0)*d, (n*tokens+min(t0+gateRows, tokens))*d
-		dst, in := env.At(out)[lo:hi], env.At(y)[lo:hi]
-		if !x.Some() {
-			for ; len(dst) > 0; dst, in = dst[d:], in[d:] {
-				multiply(dst[:d], in[:d], v)
-			}
-			return
-		}
-		for old := env.At(x)[lo:hi]; len(dst) > 0; dst, in, old = dst[d:], in[d:], old[d:] {
-			multiplyAdd(dst[:d], old[:d], in[:d], v)
-		}
+	v := gate.V
+	if gate.C != v.C {
+		v = g.columns(name, v, gate.At, gate.C)
 	}
+	return g.gated(name, x, y, v)
+}
+
+func (g *Graph) gated(name string, x, y, gate Value) Value {
+	out := g.value(y.H, y.W, y.C)
 	g.add(node{
-		name: name, kind: "gate", out: out, reads: []ref{x.r, y.r, gate.V.r}, writes: []ref{out.r}, over: []ref{x.r, y.r},
-		run: func(e *Env) { e.Pool.Do(e.N*per, item) },
+		name: name, kind: "gate", out: out, reads: []ref{x.r, y.r, gate.r}, writes: []ref{out.r}, over: []ref{x.r, y.r},
+		run: func(e *Env) { kernels.Gate(e.Pool, e.At(out), e.At(x), e.At(y), e.At(gate), e.N, y.Rows(), y.C) },
 	})
 	g.record(out, func(dy Value) {
 		g.addGrad(x, dy)
 		if g.depends[y.r] {
-			g.addGrad(y, g.Gated(name, Value{}, dy, gate))
+			g.addGrad(y, g.gated(name, Value{}, dy, gate))
 		}
 	})
 	return out
@@ -140,14 +127,6 @@ func multiply(dst, y, gate []float32) {
 	y, gate = y[:len(dst)], gate[:len(dst)]
 	for i, v := range y {
 		dst[i] = v * gate[i]
-	}
-}
-
-func multiplyAdd(dst, x, y, gate []float32) {
-	n := len(dst)
-	x, y, gate = x[:n], y[:n], gate[:n]
-	for i := range dst {
-		dst[i] = x[i] + float32(y[i]*gate[i])
 	}
 }
 
@@ -267,77 +246,137 @@ func (g *Graph) AddTable(name string, x Value, table []float32) Value {
 // (a, b) becomes (a cos - b sin, a sin + b cos). cos and sin are (tokens,
 // dim/2).
 func (g *Graph) Rotary(name string, x Value, heads, dim int, cos, sin []float32) Value {
-	out := g.value(x.H, x.W, x.C)
-	env, tokens, half := g.env, x.Rows(), dim/2
-	turn := func(dst, src []float32, t int, sign float32) {
-		c, s := cos[t*half:(t+1)*half], sin[t*half:(t+1)*half]
-		for h := range heads {
-			d, v := dst[h*dim:(h+1)*dim], src[h*dim:(h+1)*dim]
-			for i := range half {
-				a, b, u, w := v[2*i], v[2*i+1], c[i], sign*s[i]
-				d[2*i] = float32(a*u) - float32(b*w)
-				d[2*i+1] = float32(a*w) + float32(b*u)
-			}
-		}
+	back := make([]float32, len(sin))
+	for i, v := range sin {
+		back[i] = -v
 	}
-	rows := func(out, x Value, sign float32) func(worker, i int) {
-		return func(_, i int) { turn(env.At(out)[i*x.C:], env.At(x)[i*x.C:], i%tokens, sign) }
-	}
-	forward := rows(out, x, 1)
-	g.add(node{
-		name: name, kind: "rotary", out: out, reads: []ref{x.r}, writes: []ref{out.r}, over: []ref{x.r},
-		run: func(e *Env) { e.Pool.Do(e.N*tokens, forward) },
-	})
-	g.record(out, func(dy Value) {
-		dx := g.value(x.H, x.W, x.C)
-		back := rows(dx, dy, -1)
-		g.add(node{
-			name: name, kind: "rotary gradient", out: dx, reads: []ref{dy.r}, writes: []ref{dx.r}, over: []ref{dy.r},
-			run: func(e *Env) { e.Pool.Do(e.N*tokens, back) },
+	turn := func(kind string, x Value, sin []float32) Value {
+		return g.inPlace(name, kind, x, func(e *Env, v []float32) {
+			kernels.Rotary(e.Pool, v, kernels.HeadSpec{N: e.N, Tokens: x.Rows(), Heads: heads, D: dim}, cos, sin, kernels.Neighbours)
 		})
-		g.addGrad(x, dx)
+	}
+	out := turn("rotary", x, sin)
+	g.record(out, func(dy Value) { g.addGrad(x, turn("rotary gradient", dy, back)) })
+	return out
+}
+
+// inPlace is a function that changes a copy of x, or x itself where nothing
+// reads it any more.
+func (g *Graph) inPlace(name, kind string, x Value, f func(e *Env, v []float32)) Value {
+	out := g.value(x.H, x.W, x.C)
+	g.add(node{
+		name: name, kind: kind, out: out, reads: []ref{x.r}, writes: []ref{out.r}, over: []ref{x.r},
+		run: func(e *Env) {
+			dst, src := e.At(out), e.At(x)
+			if &dst[0] != &src[0] {
+				copy(dst, src)
+			}
+			f(e, dst)
+		},
 	})
 	return out
 }
 
-// Unpatch turns tokens of p by p pixels of c channels, those of a pixel side
-// by side, into an image of h by w patches. With first the channels come
-// before the pixels of a token.
+// Patch cuts an image into tokens of p by p pixels: the inverse of Unpatch.
+func (g *Graph) Patch(name string, x Value, p int, first bool) Value {
+	h, w := x.H/p, x.W/p
+	out := g.value(1, h*w, p*p*x.C)
+	g.patches(name, "patch", x, out, p, first, func(image, token *float32) { *token = *image })
+	g.record(out, func(dy Value) { g.addGrad(x, g.Unpatch(name, dy, h, w, p, x.C, first)) })
+	return out
+}
+
+// Unpatch turns tokens of p by p pixels of c channels into an image of h by w
+// patches. The channels of a pixel lie side by side in a token, or, with first,
+// the pixels of a channel.
 func (g *Graph) Unpatch(name string, x Value, h, w, p, c int, first bool) Value {
 	out := g.value(h*p, w*p, c)
-	place := func(i, j, k int) int { // of row i, column j, channel k in a token
-		if first {
-			return (k*p+i)*p + j
-		}
-		return (i*p+j)*c + k
-	}
+	g.patches(name, "unpatch", out, x, p, first, func(image, token *float32) { *image = *token })
+	g.record(out, func(dy Value) { g.addGrad(x, g.Patch(name, dy, p, first).As(x.H, x.W, x.C)) })
+	return out
+}
+
+// patches moves the values of an image to those of its tokens, or back.
+func (g *Graph) patches(name, kind string, image, tokens Value, p int, first bool, move func(image, token *float32)) {
+	h, w, c := image.H/p, image.W/p, image.C
 	env := g.env
-	each := func(image func(n, pixel, token int)) func(worker, n int) {
-		return func(_, n int) {
-			for y := range h * p {
-				for z := range w * p {
-					token := ((n*h+y/p)*w + z/p) * p * p * c
-					for k := range c {
-						image(n, ((n*h*p+y)*w*p+z)*c+k, token+place(y%p, z%p, k))
+	one := func(_, n int) {
+		pixels, values := env.At(image)[n*image.Size():(n+1)*image.Size()], env.At(tokens)[n*tokens.Size():(n+1)*tokens.Size()]
+		for y := range h * p {
+			for x := range w * p {
+				token := values[(y/p*w+x/p)*p*p*c:][:p*p*c]
+				for k := range c {
+					at := (y%p*p+x%p)*c + k
+					if first {
+						at = (k*p+y%p)*p + x%p
 					}
+					move(&pixels[(y*w*p+x)*c+k], &token[at])
 				}
 			}
 		}
 	}
-	forward := each(func(_, pixel, token int) { env.At(out)[pixel] = env.At(x)[token] })
+	n := node{name: name, kind: kind, out: tokens, reads: []ref{image.r}, writes: []ref{tokens.r}, run: func(e *Env) { e.Pool.Do(e.N, one) }}
+	if kind == "unpatch" {
+		n.out, n.reads, n.writes = image, []ref{tokens.r}, []ref{image.r}
+	}
+	g.add(n)
+}
+
+// LinearAttention is relu(q) (relu(k)^T v), divided by the sum of the weights
+// relu(q) . relu(k) of all keys (Katharopoulos et al. 2020, arXiv:2006.16236,
+// eq. 5): linear in the tokens. It has no gradient.
+func (g *Graph) LinearAttention(name string, heads, dim int, q, k, v Cols) Value {
+	inner, tq, tk := heads*dim, q.V.Rows(), k.V.Rows()
+	out := g.value(q.V.H, q.V.W, inner)
+	env := g.env
+	memory := make([][]float32, env.Pool.Workers())
+	for i := range memory {
+		memory[i] = make([]float32, dim*dim+dim)
+	}
+	head := func(worker, item int) {
+		n, h := item/heads, item%heads
+		row := func(c Cols, t int) []float32 {
+			return env.At(c.V)[n*c.V.Size()+t*c.V.C+c.At+h*dim:][:dim]
+		}
+		clear(memory[worker])
+		kv, sum := memory[worker][:dim*dim], memory[worker][dim*dim:] // kv[j][i] = sum over tokens of relu(k_j) v_i
+		for t := range tk {
+			values := row(v, t)
+			for j, a := range row(k, t) {
+				if a <= 0 {
+					continue
+				}
+				sum[j] += a
+				dst := kv[j*dim : (j+1)*dim]
+				for i, b := range values {
+					dst[i] += float32(a * b)
+				}
+			}
+		}
+		for t := range tq {
+			dst := env.At(out)[n*out.Size()+t*inner+h*dim:][:dim]
+			clear(dst)
+			var weight float32
+			for j, a := range row(q, t) {
+				if a <= 0 {
+					continue
+				}
+				weight += float32(a * sum[j])
+				for i, b := range kv[j*dim : (j+1)*dim] {
+					dst[i] += float32(a * b)
+				}
+			}
+			for i := range dst {
+				dst[i] /= weight + 1e-15
+			}
+		}
+	}
 	g.add(node{
-		name: name, kind: "unpatch", out: out, reads: []ref{x.r}, writes: []ref{out.r},
-		run: func(e *Env) { e.Pool.Do(e.N, forward) },
+		name: name, kind: "attention", out: out, macs: (tq + tk) * inner * dim,
+		reads: []ref{q.V.r, k.V.r, v.V.r}, writes: []ref{out.r},
+		run: func(e *Env) { e.Pool.Do(e.N*heads, head) },
 	})
-	g.record(out, func(dy Value) {
-		dx := g.value(x.H, x.W, x.C)
-		back := each(func(_, pixel, token int) { env.At(dx)[token] = env.At(dy)[pixel] })
-		g.add(node{
-			name: name, kind: "unpatch gradient", out: dx, reads: []ref{dy.r}, writes: []ref{dx.r},
-			run: func(e *Env) { e.Pool.Do(e.N, back) },
-		})
-		g.addGrad(x, dx)
-	})
+	g.record(out, func(Value) { g.Fail(failf("%s is linear attention, which has no gradient here", name)) })
 	return out
 }
 

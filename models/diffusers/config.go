@@ -75,6 +75,11 @@ var networks = map[string]func() Config{
 	"VQModel":               func() Config { return newVQ() },
 	"DiTTransformer2DModel": func() Config { return newDiT() },
 
+	"SD3Transformer2DModel":    func() Config { return newSD3() },
+	"FluxTransformer2DModel":   func() Config { return newFlux() },
+	"PixArtTransformer2DModel": func() Config { return newPixArt() },
+	"SanaTransformer2DModel":   func() Config { return newSana() },
+
 	"CLIPTextModel":               func() Config { return newCLIPText(false) },
 	"CLIPTextModelWithProjection": func() Config { return newCLIPText(true) },
 	"T5EncoderModel":              func() Config { return newT5() },

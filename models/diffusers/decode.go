@@ -130,6 +130,12 @@ func (f field) set(value any) string {
 			return "must be a finite number"
 		}
 		*dst = x
+	case **bool:
+		b, ok := value.(bool)
+		if !ok {
+			return "must be true or false"
+		}
+		*dst = &b
 	case **float64:
 		x, ok := number(value)
 		if !ok || math.IsInf(x, 0) {

@@ -346,7 +346,7 @@ func (n *builder) block(name string, x graph.Value, heads, contextWidth int) gra
 	}
 	if ff := name + ".ff"; !n.Skips(ff) {
 		h := n.Linear(l.Linear(ff+".net.0.proj", c, 8*c), graph.From(norm(".norm3")), graph.Epilogue{})
-		x = n.Linear(l.Linear(ff+".net.2", 4*c, c), graph.From(n.GEGLU(ff, h)), graph.Epilogue{Residual: x})
+		x = n.Linear(l.Linear(ff+".net.2", 4*c, c), graph.From(n.GLU(ff, h, kernels.GELU)), graph.Epilogue{Residual: x})
 	}
 	return x
 }

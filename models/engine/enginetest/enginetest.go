@@ -20,8 +20,8 @@ import (
 type Ask struct {
 	Name           string
 	F32, BF16, VJP float64
-	// Rename maps arrays of the file to input names where they differ.
-	Rename map[string]string
+	// Prepare changes the arrays of the file into what the network takes.
+	Prepare func(t *testing.T, io map[string]Array)
 }
 
 // Opener makes the network of a folder.
@@ -105,7 +105,7 @@ func RelL2(a, b []float64) float64 {
 
 // question makes a batch of a fixture's arrays. images names the array of the
 // images.
-func question(io map[string]Array, images string, rename map[string]string) (x []float64, b *engine.Batch) {
+func question(io map[string]Array, images string) (x []float64, b *engine.Batch) {
 	s := io[images]
 	b = &engine.Batch{H: s.Shape[2], W: s.Shape[3], T: io["timestep"].Data, Inputs: map[string]engine.Array{}}
 	for len(b.T) < s.Shape[0] {
@@ -119,9 +119,6 @@ func question(io map[string]Array, images string, rename map[string]string) (x [
 				b.Class = append(b.Class, int(c))
 			}
 		default:
-			if to, ok := rename[name]; ok {
-				name = to
-			}
 			b.Inputs[name] = engine.Array{Shape: a.Shape, Data: a.F32()}
 		}
 	}
@@ -137,7 +134,10 @@ func Check(t *testing.T, open Opener, images string, asks []Ask) {
 			dir := Dir(t, "models", c.Name)
 			cfg, w := Open(t, dir)
 			io := Read(t, filepath.Join(dir, "io.npz"))
-			x, b := question(io, images, c.Rename)
+			if c.Prepare != nil {
+				c.Prepare(t, io)
+			}
+			x, b := question(io, images)
 			for _, tier := range kernels.Tiers() {
 				check(t, open, cfg, w, c, io, x, b, tier)
 			}
