@@ -42,7 +42,7 @@ func (s AttentionSpec) normal() AttentionSpec {
 
 const (
 	attnKeys   = 256     // keys per block; a multiple of every nr
-	attnScores = 24 << 8 // about as many scores are worked on at a time
+	attnScores = 48 << 8 // about as many scores are worked on at a time
 	attnRows   = 96      // most queries of an item
 )
 

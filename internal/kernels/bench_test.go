@@ -74,10 +74,13 @@ func BenchmarkAttention(b *testing.B) {
 		{Batch: 64, Heads: 12, Tq: 49, Tk: 49, D: 8},
 		{Batch: 1, Heads: 8, Tq: 4096, Tk: 4096, D: 40},
 		{Batch: 2, Heads: 32, Tq: 1024, Tk: 1024, D: 32},
+		{Batch: 8, Heads: 6, Tq: 256, Tk: 256, D: 64},
+		{Batch: 1, Heads: 1, Tq: 4096, Tk: 4096, D: 512},
 		{Batch: 1, Heads: 8, Tq: 4096, Tk: 77, D: 40},
 	} {
-		for _, workers := range []int{1, 2} {
-			b.Run(fmt.Sprintf("w%d/b%dh%d_%dx%d_d%d", workers, s.Batch, s.Heads, s.Tq, s.Tk, s.D), func(b *testing.B) {
+		for i, workers := range []int{1, 2, 1, 2} {
+			s.DType = DType(i / 2)
+			b.Run(fmt.Sprintf("%v/w%d/b%dh%d_%dx%d_d%d", s.DType, workers, s.Batch, s.Heads, s.Tq, s.Tk, s.D), func(b *testing.B) {
 				p := NewPool(tier, workers)
 				defer p.Close()
 				r := rng(2)

@@ -269,7 +269,12 @@ type convPlan struct {
 	stride, dil int
 }
 
-const blockPixels = 240
+// A block is about blockPixels of output, fewer where their input would not
+// stay in the second level cache while the panels pass by.
+const (
+	blockPixels = 240
+	blockSlots  = 64 << 10
+)
 
 func (c *Conv) plan(workers, n, h, w int, pad Pad, in *Input, rowBias bool) convPlan {
 	s := c.spec
@@ -289,10 +294,11 @@ func (c *Conv) plan(workers, n, h, w int, pad Pad, in *Input, rowBias bool) conv
 	spanH, spanW := s.Dilation*(s.KH-1)+1, s.Dilation*(s.KW-1)+1
 
 	p.th, p.tw = 1, p.wo
-	if p.wo > blockPixels*3/2 {
-		p.tw = roundUp(ceilDiv(p.wo, ceilDiv(p.wo, blockPixels)), c.ops.mr)
+	most := min(blockPixels, max(blockSlots/c.slots, 4*c.ops.mr))
+	if p.wo > most*3/2 {
+		p.tw = roundUp(ceilDiv(p.wo, ceilDiv(p.wo, most)), c.ops.mr)
 	} else {
-		p.th = min(max(blockPixels*5/4/p.wo, 1), p.ho)
+		p.th = min(max(most*5/4/p.wo, 1), p.ho)
 		p.th = ceilDiv(p.ho, ceilDiv(p.ho, p.th))
 	}
 	p.yb, p.xb = ceilDiv(p.ho, p.th), ceilDiv(p.wo, p.tw)
