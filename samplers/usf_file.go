@@ -2,6 +2,8 @@ package samplers
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -343,6 +345,16 @@ func (s *SolverSchedule) UnmarshalJSON(text []byte) error {
 	m, err := ParseUSF("", text)
 	*s = m.Schedule
 	return err
+}
+
+// Hash tells schedules apart: SHA-256 of the schedule, hex. A name that is a file does not.
+func (m USF) Hash() string {
+	text, err := json.Marshal(m.Schedule)
+	if err != nil { // a number that is not finite: Check refuses those
+		return ""
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
 }
 
 // File writes the sampler as a file that ParseUSF reads, with where it came from.

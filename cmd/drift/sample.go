@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"math"
 	"strconv"
@@ -13,7 +12,6 @@ import (
 	"drift/cmd/drift/internal/job"
 	"drift/cmd/drift/internal/manifest"
 	"drift/models/open"
-	"drift/schedules"
 )
 
 func sampleVerb(a *app) *cli.Command {
@@ -217,48 +215,6 @@ func (s *sampling) batch() int {
 		return n
 	}
 	return s.plan.Batch()
-}
-
-// gridFile reads {"sigmas": [...]} or {"times": [...]}; a sigma may be "inf".
-func parseGrid(p schedules.Gaussian, text []byte) (schedules.Grid, error) {
-	var f struct {
-		Sigmas []looseFloat `json:"sigmas"`
-		Times  []looseFloat `json:"times"`
-	}
-	if err := json.Unmarshal(text, &f); err != nil {
-		return nil, err
-	}
-	switch {
-	case len(f.Sigmas) > 0 && len(f.Times) == 0:
-		return schedules.FromRatios(p, floats(f.Sigmas))
-	case len(f.Times) > 0 && len(f.Sigmas) == 0:
-		return schedules.FromTimes(p, floats(f.Times))
-	}
-	return nil, fmt.Errorf(`want {"sigmas": [...]} or {"times": [...]}`)
-}
-
-type looseFloat float64
-
-func (f *looseFloat) UnmarshalJSON(b []byte) error {
-	var v float64
-	if err := json.Unmarshal(b, &v); err == nil {
-		*f = looseFloat(v)
-		return nil
-	}
-	var s string
-	if err := json.Unmarshal(b, &s); err != nil || s != "inf" {
-		return fmt.Errorf("%s is not a number", b)
-	}
-	*f = looseFloat(math.Inf(1))
-	return nil
-}
-
-func floats(v []looseFloat) []float64 {
-	out := make([]float64, len(v))
-	for i, x := range v {
-		out[i] = float64(x)
-	}
-	return out
 }
 
 // sampling is one run of the verb.

@@ -578,6 +578,9 @@ func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 		}
 	}
 	s.plan.Sampler, s.desc.Sampler = smp, canonical
+	if h, ok := smp.(interface{ Hash() string }); ok {
+		s.desc.SamplerID = h.Hash()
+	}
 
 	given := false // does a flag ask for another grid than the earlier run had?
 	for _, f := range []string{"schedule", "steps", "nfe", "rho", "t-start", "t-end", "sigma-min", "sigma-max", "final", "grid", "sigmas", "timesteps", "model"} {
@@ -644,11 +647,11 @@ func (s *sampling) explicit(p schedules.Gaussian) (schedules.Grid, error) {
 	switch {
 	case s.c.IsSet("grid"):
 		name := s.c.String("grid")
-		text, err := readSmall(name)
+		text, err := job.ReadSmall(name)
 		if err != nil {
 			return nil, err
 		}
-		g, err := parseGrid(p, text)
+		g, err := job.ParseGrid(p, text)
 		if err != nil {
 			return nil, refuse.Errorf(name, "%s", trimPackage(err.Error()))
 		}
@@ -670,21 +673,6 @@ func (s *sampling) explicit(p schedules.Gaussian) (schedules.Grid, error) {
 		return g, badUse(flag, err)
 	}
 	return nil, nil
-}
-
-// readSmall reads a text file of at most 16 MiB.
-func readSmall(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	const most = 16 << 20
-	b, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && len(b) > most {
-		err = refuse.Errorf(name, "more than %d bytes", most)
-	}
-	return b, err
 }
 
 // named makes the grid of a named schedule.
@@ -788,11 +776,11 @@ func (s *sampling) fileGrid(p schedules.Gaussian, path string) (schedules.Grid, 
 			return nil, usagef("--schedule @%s and --%s exclude each other: the file has the nodes", path, f)
 		}
 	}
-	text, err := readSmall(path)
+	text, err := job.ReadSmall(path)
 	if err != nil {
 		return nil, err
 	}
-	g, err := parseGrid(p, text)
+	g, err := job.ParseGrid(p, text)
 	if err != nil {
 		return nil, refuse.Errorf(path, "%s", trimPackage(err.Error()))
 	}

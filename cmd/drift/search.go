@@ -459,13 +459,13 @@ func (s *searching) compare(ctx context.Context) error {
 		}
 	}
 	for _, path := range s.c.StringSlice("with") {
-		text, err := readSmall(path)
+		text, err := job.ReadSmall(path)
 		if err != nil {
 			return err
 		}
 		var smp samplers.Sampler = samplers.Euler{}
 		var g schedules.Grid
-		if grid, e := parseGrid(s.process, text); e == nil {
+		if grid, e := job.ParseGrid(s.process, text); e == nil {
 			g = grid
 		} else {
 			m, err := samplers.ParseUSF(path, text)

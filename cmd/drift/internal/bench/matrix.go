@@ -212,6 +212,9 @@ func (m *Matrix) Cells(ctx context.Context, version string, subjects []*Subject)
 						if err != nil {
 							return nil, err
 						}
+						if c == nil {
+							continue
+						}
 						id := c.Name() + " " + c.At()
 						if !seen[id] {
 							seen[id] = true
@@ -225,7 +228,7 @@ func (m *Matrix) Cells(ctx context.Context, version string, subjects []*Subject)
 	return out, nil
 }
 
-// cell resolves one combination.
+// cell resolves one combination; nil where the nodes of a file make a cell at another budget.
 func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, sampler, schedule string, n int) (*Cell, error) {
 	canonical, implied, err := samplers.Resolve(sampler)
 	if err != nil {
@@ -267,12 +270,41 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	if c.Schedule == "" {
 		c.Schedule = orDefault(implied, s.Model, p)
 	}
-	make, err := gridMaker(s.Model, p, &c.Schedule, own)
-	if err != nil {
-		return nil, fmt.Errorf("bench: %w", err)
+	var g schedules.Grid // where a file has it
+	if fixed, ok := smp.(samplers.Gridded); ok {
+		c.Schedule = ownNodes
+		if g, err = fixed.Grid(p); err != nil {
+			return nil, fmt.Errorf("bench: %s: %w", sampler, err)
+		}
+	} else if path, ok := strings.CutPrefix(c.Schedule, "@"); ok {
+		text, err := job.ReadSmall(path)
+		if err == nil {
+			g, err = job.ParseGrid(p, text)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("bench: schedule %s: %w", c.Schedule, err)
+		}
 	}
-	var g schedules.Grid
-	if c.Budget > 0 && !own {
+	var make func(int) (schedules.Grid, error)
+	if g == nil {
+		if make, err = gridMaker(s.Model, p, &c.Schedule, own); err != nil {
+			return nil, fmt.Errorf("bench: %w", err)
+		}
+	}
+	if g != nil {
+		// A file's nodes are one cell: at the budget that they take.
+		cost, e := count(g)
+		at, list := len(g)-1, m.Steps
+		if len(m.NFE) > 0 {
+			at, list = int(math.Round(cost.NFE)), m.NFE
+		}
+		if err = e; e == nil && n != at {
+			if slices.Contains(list, at) {
+				return nil, nil
+			}
+			err = fmt.Errorf("its nodes take %g evaluations in %d steps", cost.NFE, len(g)-1)
+		}
+	} else if c.Budget > 0 && !own {
 		g, err = job.Fit(c.Budget, make, func(g schedules.Grid) (float64, error) {
 			cost, err := count(g)
 			if err != nil {
@@ -318,7 +350,7 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	c.Run = manifest.Run{
 		Format: manifest.Format, Version: version, Verb: "bench",
 		Model:   manifest.Model{Path: s.Name, Hash: info.Hash, DType: info.DType, Tier: info.Tier, Shape: info.Shape},
-		Sampler: canonical, Schedule: c.Schedule, Grid: manifest.NewGrid(g), NFE: int(math.Round(c.NFE)), Guiders: specs,
+		Sampler: canonical, SamplerID: hashOf(smp), Schedule: c.Schedule, Grid: manifest.NewGrid(g), NFE: int(math.Round(c.NFE)), Guiders: specs,
 		Seeds: strconv.FormatUint(m.Seed, 10) + "-", Sets: []manifest.Set{set}, Rounding: s.Measure.Rounding(rounding),
 	}
 	if g := s.Guide; g != nil && slices.ContainsFunc(specs, needsGuide) { // a cell that does not ask for it is the same without
@@ -488,7 +520,18 @@ func budgeted(ctx context.Context, c *Cell, n int, smp samplers.Sampler, text st
 	return smp, with, err
 }
 
-const modelSchedule = "model"
+const (
+	modelSchedule = "model"
+	ownNodes      = "own nodes"
+)
+
+// hashOf tells samplers apart that files describe.
+func hashOf(s samplers.Sampler) string {
+	if h, ok := s.(interface{ Hash() string }); ok {
+		return h.Hash()
+	}
+	return ""
+}
 
 func orDefault(implied string, m *open.Model, p schedules.Gaussian) string {
 	switch {

@@ -35,14 +35,15 @@ type Run struct {
 
 	Compose *Compose `json:"compose,omitempty"` // of which Model is made
 
-	Sampler  string   `json:"sampler"`            // name:options, in the table's spelling
-	Schedule string   `json:"schedule,omitempty"` // empty for explicit nodes
-	Ends     *Ends    `json:"ends,omitempty"`     // as asked for
-	Grid     Grid     `json:"grid"`
-	First    int      `json:"start_step,omitempty"`
-	Last     int      `json:"end_step,omitempty"` // 0 = to the end
-	NFE      int      `json:"nfe,omitempty"`      // evaluations per image, 0 where the sampler decides on its way
-	Guiders  []string `json:"guiders,omitempty"`
+	Sampler   string   `json:"sampler"`                // name:options, in the table's spelling
+	SamplerID string   `json:"sampler_hash,omitempty"` // of a sampler that a file describes
+	Schedule  string   `json:"schedule,omitempty"`     // empty for explicit nodes
+	Ends      *Ends    `json:"ends,omitempty"`         // as asked for
+	Grid      Grid     `json:"grid"`
+	First     int      `json:"start_step,omitempty"`
+	Last      int      `json:"end_step,omitempty"` // 0 = to the end
+	NFE       int      `json:"nfe,omitempty"`      // evaluations per image, 0 where the sampler decides on its way
+	Guiders   []string `json:"guiders,omitempty"`
 
 	Seeds   string `json:"seeds"`            // "0-49,60"
 	Offset  int    `json:"offset,omitempty"` // place of the first seed among the rows of Init and Noise
@@ -133,6 +134,9 @@ func (r Run) Canonical() []byte {
 		g := *r.Guide
 		g.Path = ""
 		r.Guide = &g
+	}
+	if r.SamplerID != "" {
+		r.Sampler, _, _ = strings.Cut(r.Sampler, ":")
 	}
 	if r.NoiseID != "" {
 		r.Noise = "file"
