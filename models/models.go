@@ -115,8 +115,10 @@ type Pred struct {
 	// Renoise is the noise that a solver puts back instead of the one implied by Out, nil = the same. CFG++ and
 	// clipping without re-derived noise (diffusers' default) use it.
 	Renoise *tensor.Dense
-	// Extra is what a network gives beyond the prediction: the variance channels of a learned-variance network.
-	Extra *tensor.Dense
+	// Extra is what a network gives beyond the prediction: the variance channels of a learned-variance network; on a
+	// schedules.Bridge, which takes two fields, the second, of kind ExtraKind.
+	Extra     *tensor.Dense
+	ExtraKind schedules.Kind
 	// Parts are the experts that were combined, with their weights (Feynman-Kac correctors need them).
 	Parts []Part
 }
@@ -192,6 +194,10 @@ func Late(ctx context.Context, d Denoiser, q *Query, p *Pred, cotangent func(p *
 	var again Pred
 	return v.VJP(ctx, q, &again, c, grad)
 }
+
+// Sourced is a Denoiser that knows what runs start from, where that is not plain noise: Source writes one row of it into
+// dst, from len(dst)+1 unit normals.
+type Sourced interface{ Source(dst, z []float64) error }
 
 // Selector is a Denoiser with memory per row (a guider with momentum): row j goes on from row parents[j].
 type Selector interface{ Select(parents []int) error }

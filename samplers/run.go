@@ -3,6 +3,7 @@ package samplers
 import (
 	"context"
 	"encoding/gob"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -30,15 +31,16 @@ type renoiser interface{ renoises() bool }
 // run is what all solvers on a Gaussian process share. Everything that belongs to rows lives in its buffers, so that
 // Select, Save and Resume work for every solver alike.
 type run struct {
-	p    *Problem
-	m    method
-	den  models.Denoiser
-	gau  schedules.Gaussian
-	grid schedules.Grid
-	last int // node to stop at
-	i    int // node where x lives
-	rows int
-	dim  int // elements per row
+	p      *Problem
+	m      method
+	den    models.Denoiser
+	gau    schedules.Gaussian // nil on a bridge
+	bridge *schedules.Bridge
+	grid   schedules.Grid
+	last   int // node to stop at
+	i      int // node where x lives
+	rows   int
+	dim    int // elements per row
 
 	x, y, u    []float64 // state, next state, stage state
 	xT, yT, uT *tensor.Dense
@@ -96,10 +98,28 @@ func begin(_ context.Context, p *Problem, m method) (Run, error) {
 	} else {
 		space := p.space()
 		for k := range r.rows {
-			space.Prior(r.x[k*r.dim:(k+1)*r.dim], r.grid[r.i], k, p.Rows[k], r.noise)
+			x := r.x[k*r.dim : (k+1)*r.dim]
+			if r.bridge != nil && p.Space == nil {
+				if err := r.source(x, k); err != nil {
+					return nil, fmt.Errorf("samplers: %s: %w", m.label(), err)
+				}
+				continue
+			}
+			space.Prior(x, r.grid[r.i], k, p.Rows[k], r.noise)
 		}
 	}
 	return r, nil
+}
+
+// source draws row k from the density at the start of a bridge.
+func (r *run) source(x []float64, k int) error {
+	src, ok := models.As[models.Sourced](r.den)
+	if !ok || r.grid[r.i].T > r.grid[r.last].T {
+		return errors.New("a run on a bridge needs a start: the model cannot draw one")
+	}
+	z := make([]float64, len(x)+1)
+	r.noise.Normal(z, Draw{Row: r.p.Rows[k], Slot: k, Step: -1, Purpose: DrawStart, From: math.Inf(1), To: r.grid[r.i].Ratio()})
+	return src.Source(x, z)
 }
 
 func (p *Problem) space() Space {
@@ -118,7 +138,7 @@ func newRun(p *Problem, m method) (*run, error) {
 		return fail("needs a model that denoises, have %T", p.Model)
 	}
 	gau, ok := den.Process().(schedules.Gaussian)
-	if !ok {
+	if _, able := m.(bridger); !ok && !(bridgeOf(den.Process()) != nil && able) {
 		return fail("needs a Gaussian process, the model's is %s", den.Process().Name())
 	}
 	if len(p.Grid) < 2 {
@@ -157,7 +177,7 @@ func newRun(p *Problem, m method) (*run, error) {
 	if noise == nil {
 		noise = Streams{}
 	}
-	r := &run{p: p, m: m, den: den, gau: gau, grid: p.Grid, last: last, i: p.First, rows: len(p.Rows),
+	r := &run{p: p, m: m, den: den, gau: gau, bridge: bridgeOf(den.Process()), grid: p.Grid, last: last, i: p.First, rows: len(p.Rows),
 		vecs: map[string][]float64{}, nums: map[string]float64{}, opts: map[string]float64{}, noise: noise}
 	r.query = models.Query{Cond: p.Cond, Rows: slices.Clone(p.Rows), Meter: meter}
 	return r, nil
@@ -189,7 +209,7 @@ func (r *run) Next(ctx context.Context) (bool, error) {
 	r.std = 0
 	var err error
 	switch {
-	case t.Ratio() > s.Ratio():
+	case t.Ratio() > s.Ratio() && !r.reverses():
 		r.hop(s, t)
 	case t.Ratio() == s.Ratio() && !r.corrects():
 		copy(r.y, r.x)
@@ -214,6 +234,27 @@ func (r *run) corrects() bool {
 	_, ok := r.m.(corrector)
 	return ok
 }
+
+// reverses tells whether the method goes up in noise by itself.
+func (r *run) reverses() bool {
+	_, ok := r.m.(reverser)
+	return ok
+}
+
+// reverser marks the methods that integrate a rising hop of the grid, in place of the forward noise that it stands for
+// elsewhere.
+type reverser interface{ reverses() }
+
+// bridgeOf returns p if it is a bridge, else nil.
+func bridgeOf(p schedules.Process) *schedules.Bridge {
+	if b, ok := p.(schedules.Bridge); ok {
+		return &b
+	}
+	return nil
+}
+
+// bridger marks the methods that run on a schedules.Bridge too.
+type bridger interface{ bridges() }
 
 // corrector marks the predictor-corrector methods.
 type corrector interface{ corrects() }
@@ -251,7 +292,7 @@ func (r *run) forget() {
 
 // State implements Run.
 func (r *run) State() *State {
-	r.state = State{X: r.xT, At: r.grid[r.i], I: r.i, N: len(r.grid) - 1, Done: float64(r.i) / float64(len(r.grid)-1), Process: r.gau}
+	r.state = State{X: r.xT, At: r.grid[r.i], I: r.i, N: len(r.grid) - 1, Done: float64(r.i) / float64(len(r.grid)-1), Process: r.den.Process()}
 	if r.cur.ok {
 		r.state.Pred, r.state.PredAt = &r.cur.pred, r.cur.at
 		switch &r.cur.x[0] {
@@ -555,6 +596,7 @@ type saved struct {
 	Renew  []float64
 	Extra  []float64
 	ExtraS []int
+	ExtraK schedules.Kind
 	Kind   schedules.Kind
 	CurAt  schedules.Node
 	HasCur bool
@@ -579,7 +621,7 @@ func (r *run) Save(w io.Writer) error {
 			s.Renew = models.Data(t)
 		}
 		if t := r.cur.pred.Extra; t != nil {
-			s.Extra, s.ExtraS = models.Data(t), t.Shape()
+			s.Extra, s.ExtraS, s.ExtraK = models.Data(t), t.Shape(), r.cur.pred.ExtraKind
 		}
 		for _, p := range r.cur.pred.Parts {
 			s.Parts = append(s.Parts, savedPart{p.Name, p.Weight, p.Kind, models.Data(p.Out)})
@@ -644,7 +686,7 @@ func resume(p *Problem, m method, rd io.Reader) (Run, error) {
 			r.cur.pred.Renoise = models.Wrap(s.Renew, s.Shape...)
 		}
 		if s.Extra != nil {
-			r.cur.pred.Extra = models.Wrap(s.Extra, s.ExtraS...)
+			r.cur.pred.Extra, r.cur.pred.ExtraKind = models.Wrap(s.Extra, s.ExtraS...), s.ExtraK
 		}
 		for _, q := range s.Parts {
 			if len(q.Out) != n {

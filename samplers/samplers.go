@@ -102,7 +102,8 @@ func NFE(s Sampler, g schedules.Grid) int {
 	sum := 0
 	for i := range len(g) - 1 {
 		a, b := g[i].Ratio(), g[i+1].Ratio()
-		if _, late := s.(corrector); b > a || (a == b && !late) {
+		_, both := s.(reverser)
+		if _, late := s.(corrector); b > a && !both || (a == b && !late) {
 			continue
 		}
 		if c, ok := s.(Counter); ok {
@@ -151,8 +152,8 @@ type State struct {
 
 	Each []schedules.Node // where each row lives, while adaptive steps of their own hold the rows at different nodes; else nil
 
-	LogWeights []float64          // of particle methods
-	Process    schedules.Gaussian // that Pred is converted by
+	LogWeights []float64         // of particle methods
+	Process    schedules.Process // that Pred is converted by
 }
 
 // X0 writes the last prediction as clean data into dst (reused where it fits) and returns it; nil before the first
@@ -161,11 +162,18 @@ func (s *State) X0(dst *tensor.Dense) (*tensor.Dense, error) {
 	if s.Pred == nil {
 		return nil, nil
 	}
-	cx, co, err := schedules.Convert(s.Process, s.Pred.Kind, schedules.X0, s.PredAt)
+	dst = models.Reuse(dst, s.PredX.Shape())
+	if b, ok := s.Process.(schedules.Bridge); ok {
+		return dst, onBridge(b, models.Data(dst), models.Data(s.PredX), s.Pred, schedules.X0, s.PredAt)
+	}
+	gau, ok := s.Process.(schedules.Gaussian)
+	if !ok {
+		return nil, fmt.Errorf("samplers: no data can be had from a prediction on %T", s.Process)
+	}
+	cx, co, err := schedules.Convert(gau, s.Pred.Kind, schedules.X0, s.PredAt)
 	if err != nil {
 		return nil, err
 	}
-	dst = models.Reuse(dst, s.PredX.Shape())
 	lin(models.Data(dst), term{cx, models.Data(s.PredX)}, term{co, models.Data(s.Pred.Out)})
 	return dst, nil
 }

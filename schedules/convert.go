@@ -16,9 +16,12 @@ const (
 	V
 	Velocity
 	Score
+	// Two more on a Bridge, whose data X0 are its x1: the transport E[A' x0 + B' x1|x], and the source E[x0|x].
+	Transport
+	Source
 )
 
-var kindNames = [...]string{"eps", "x0", "v", "velocity", "score"}
+var kindNames = [...]string{"eps", "x0", "v", "velocity", "score", "transport", "source"}
 
 func (k Kind) String() string {
 	if k < 0 || int(k) >= len(kindNames) {

@@ -143,3 +143,19 @@ func ExampleNode_Lambda() {
 	fmt.Printf("%.4f = log %.0f\n", n.Lambda(), math.Exp(n.Lambda()))
 	// Output: 1.0986 = log 3
 }
+
+// A stochastic interpolant between two densities: its coefficients, and one field by two others.
+func ExampleBridge() {
+	b, err := schedules.NewBridge("linear", "brownian", 1)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	m := b.Mix(0.25)
+	fmt.Printf("x = %g x0 + %g x1 + %.3f z\n", m.A, m.B, m.Gamma)
+	cx, c1, c2, err := b.Convert(schedules.Transport, schedules.Score, schedules.Velocity, 0.25)
+	fmt.Printf("velocity = %g x + %g transport + %g score, %v\n", cx, c1, c2, err)
+	// Output:
+	// x = 0.75 x0 + 0.25 x1 + 0.433 z
+	// velocity = 0 x + 1 transport + -0.25 score, <nil>
+}
