@@ -558,8 +558,8 @@ func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 	if !ok {
 		return fmt.Errorf("%s: the process %s is not Gaussian: no solver here runs on it", s.desc.Model.Path, s.model.Denoiser.Process().Name())
 	}
-	if s.c.IsSet("nfe") && s.c.Int("nfe") < 1 {
-		return usagef("--nfe %d: want 1 or more", s.c.Int("nfe"))
+	if n := s.c.Int("nfe"); s.c.IsSet("nfe") && (n < 1 || n > mostSteps) {
+		return usagef("--nfe %d: want 1 to %d", n, mostSteps)
 	}
 	if n := s.c.Int("steps"); s.c.IsSet("steps") && (n < 1 || n > mostSteps) {
 		return usagef("--steps %d: want 1 to %d", n, mostSteps)

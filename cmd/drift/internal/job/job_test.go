@@ -248,6 +248,16 @@ func TestCount(t *testing.T) {
 			t.Errorf("budget %d gives %d steps, %v; want %d", budget, g.Steps(), err, want)
 		}
 	}
+	// a large budget is found in few tries, also where costs jump a little from one number of steps to the next
+	line := func(n int) (schedules.Grid, error) { return make(schedules.Grid, n+1), nil }
+	tries := 0
+	jumpy := func(g schedules.Grid) (float64, error) {
+		tries++
+		return float64(4*g.Steps() - 5*(g.Steps()%2)), nil
+	}
+	if g, err := Fit(100_002, line, jumpy); err != nil || g.Steps() != 25_001 || tries > 40 {
+		t.Errorf("%d steps after %d tries, %v; want 25001", g.Steps(), tries, err)
+	}
 	if _, err := Fit(1, grid, func(schedules.Grid) (float64, error) { return 2, nil }); err == nil {
 		t.Error("a budget below one step was accepted")
 	}

@@ -101,8 +101,10 @@ func (s several) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotan
 }
 
 // Fit returns the largest number of steps whose cost does not exceed the budget of evaluations per image, with its
-// grid. grid makes the grid of n steps, count its evaluations.
+// grid. grid makes the grid of n steps, count its evaluations. Costs grow about in proportion to n, so from a number that
+// costs too much it goes down to where the budget should reach, and some steps above that.
 func Fit(budget int, grid func(n int) (schedules.Grid, error), count func(schedules.Grid) (float64, error)) (schedules.Grid, error) {
+	const above = 16
 	var first error
 	for n := budget; n >= 1; n-- {
 		g, err := grid(n)
@@ -119,6 +121,7 @@ func Fit(budget int, grid func(n int) (schedules.Grid, error), count func(schedu
 		if nfe <= float64(budget) {
 			return g, nil
 		}
+		n = min(n, int(float64(n)*float64(budget)/nfe)+above+1)
 	}
 	if first != nil {
 		return nil, first
