@@ -41,23 +41,26 @@ var adams = [...][]float64{
 //
 // with the order rising 1, 2, 3, ... over the first steps. The weights are those of a uniform grid in sb, so on other
 // grids the order is 2 at most. One evaluation per step.
-type PLMS struct{ Order int } // 1 to 5; 0 = 4
+type PLMS struct {
+	Order int // 1 to 5; 0 = 4
+	Lower Lowering
+}
 
 func init() {
 	register(Info{
 		Name: "plms", Order: "2 (k on uniform sb)", NFE: "1", Aliases: []string{"PLMS", "pseudo linear multistep"},
 		Summary: "fixed Adams-Bashforth weights in sigma/alpha", Source: "arXiv 2202.09778, eq. 9-12",
-		Options: []Option{{"order", "4", "1 to 5"}},
+		Options: append([]Option{{"order", "4", "1 to 5"}}, lowerOptions...),
 		New: func(o *spec.Options) (Sampler, error) {
-			return PLMS{Order: o.Int("order", 4, 1, 5)}, nil
+			return PLMS{Order: o.Int("order", 4, 1, 5), Lower: lowerIfAsked(o)}, nil
 		},
 	})
 	register(Info{
 		Name: "ipndm", Order: "2 (k on uniform sb)", NFE: "1",
 		Summary: "improved pseudo numerical method: PLMS of order at most 4", Source: "arXiv 2204.13902; diff-sampler",
-		Options: []Option{{"order", "4", "1 to 4"}},
+		Options: append([]Option{{"order", "4", "1 to 4"}}, lowerOptions...),
 		New: func(o *spec.Options) (Sampler, error) {
-			return PLMS{Order: o.Int("order", 4, 1, 4)}, nil
+			return PLMS{Order: o.Int("order", 4, 1, 4), Lower: lowerIfAsked(o)}, nil
 		},
 	})
 }
@@ -71,7 +74,7 @@ func (m PLMS) step(ctx context.Context, r *run, s, t schedules.Node) error {
 		return err
 	}
 	order := m.order()
-	a := adams[min(order, len(r.hist)+1)-1]
+	a := adams[r.orderNow(order, m.Lower)-1]
 	var c [5]float64
 	for i, w := range a {
 		c[i] = (t.Ratio() - s.Ratio()) * w
@@ -126,12 +129,12 @@ func init() {
 		Name: "deis", Order: "k", NFE: "1", Aliases: []string{"DEISMultistepScheduler", "deis_multistep"},
 		Summary: "exponential integrator with polynomial extrapolation of the noise", Source: "DEIS, arXiv 2204.13902, eq. 15",
 		Options: []Option{{"order", "3", "1 to 4"}, {"basis", "log", "log, sigma or time"},
-			{"lower-order-final", "true", "lower orders at the end of grids with fewer than lower-below steps"}, {"lower-below", "15", ""}},
+			{"lower-order-final", "true", "lower orders at the end of grids with fewer than lower-below steps; default false in the bases sigma and time"}, {"lower-below", "15", "no bound in the bases sigma and time"}},
 		New: func(o *spec.Options) (Sampler, error) {
-			m := DEIS{Order: o.Int("order", 3, 1, 4), Lower: lowering(o, true)}
+			m := DEIS{Order: o.Int("order", 3, 1, 4), Lower: lowerIfAsked(o)}
 			switch o.Choice("basis", "log", "sigma", "time") {
 			case "log":
-				m.Basis = BasisLog
+				m.Basis, m.Lower = BasisLog, lowering(o, true)
 			case "time":
 				m.Basis = BasisTime
 			}
@@ -142,11 +145,11 @@ func init() {
 		register(Info{
 			Name: name, Order: "k", NFE: "1", Aliases: map[string][]string{"lms": {"LMSDiscreteScheduler", "k_lms"}, "ipndm-v": {"ipndm_v"}}[name],
 			Summary: "linear multistep with weights for the grid at hand, in sigma/alpha", Source: "k-diffusion sample_lms; DEIS rhoAB",
-			Options: []Option{{"order", "4", "1 to 4"}, {"lower-order-final", "false", ""}},
+			Options: append([]Option{{"order", "4", "1 to 4"}}, lowerOptions...),
 			New: func(o *spec.Options) (Sampler, error) {
-				m := DEIS{Order: o.Int("order", 4, 1, 4), Basis: BasisSigma, lms: true, Lower: lowering(o, false)}
+				m := DEIS{Order: o.Int("order", 4, 1, 4), Basis: BasisSigma, lms: true, Lower: lowerIfAsked(o)}
 				if name == "ipndm-v" && o.Bool("parity", false) {
-					return ipndmV{Order: m.Order}, nil
+					return ipndmV{Order: m.Order, Lower: m.Lower}, nil
 				}
 				return m, nil
 			},
@@ -291,7 +294,10 @@ func (m DEIS) label() string {
 }
 
 // ipndmV is diff-sampler's ipndm_v with that repository's weights, whose orders 3 and 4 are wrong: parity only.
-type ipndmV struct{ Order int }
+type ipndmV struct {
+	Order int
+	Lower Lowering
+}
 
 func (m ipndmV) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	e, err := r.predict(ctx, schedules.Eps)
@@ -299,7 +305,7 @@ func (m ipndmV) step(ctx context.Context, r *run, s, t schedules.Node) error {
 		return err
 	}
 	h := t.Ratio() - s.Ratio()
-	n := min(m.Order, len(r.hist)+1)
+	n := r.orderNow(m.Order, m.Lower)
 	var g [3]float64 // earlier gaps, newest first
 	at := s
 	for j := range n - 1 {

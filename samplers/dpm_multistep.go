@@ -57,7 +57,7 @@ func init() {
 		{"dpm-solver-2m", "second-order multistep on the noise prediction", DPMMultistep{Order: 2, Kind: schedules.Eps}, nil},
 		{"dpm-solver-3m", "third-order multistep on the noise prediction", DPMMultistep{Order: 3, Kind: schedules.Eps}, nil},
 		{"dpmpp-2m-sde", "second-order multistep of the reverse SDE, data prediction", DPMMultistep{Order: 2, Kind: schedules.X0, SDE: true, Eta: 1},
-			[]string{"DPM++ 2M SDE", "dpm++2m_sde", "dpmpp_2m_sde_gpu"}},
+			[]string{"DPM++ 2M SDE", "dpm++2m_sde", "dpmpp_2m_sde_gpu", "DPM++ 2M SDE Heun:solver=heun"}},
 		{"dpmpp-3m-sde", "third-order multistep of the reverse SDE, data prediction", DPMMultistep{Order: 3, Kind: schedules.X0, SDE: true, Eta: 1},
 			[]string{"DPM++ 3M SDE", "dpmpp_3m_sde_gpu"}},
 		{"dpm-solver-2m-sde", "second-order multistep of the reverse SDE, noise prediction", DPMMultistep{Order: 2, Kind: schedules.Eps, SDE: true, Eta: 1}, nil},
@@ -104,11 +104,6 @@ func init() {
 				return m, nil
 			}})
 	}
-}
-
-// lowering reads the options that every multistep method has.
-func lowering(o *spec.Options, def bool) Lowering {
-	return Lowering{Off: !o.Bool("lower-order-final", def), Below: o.Int("lower-below", 0, 0, always)}
 }
 
 func (m DPMMultistep) step(ctx context.Context, r *run, s, t schedules.Node) error {

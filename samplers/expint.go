@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math"
 
+	"drift/internal/spec"
 	"drift/schedules"
 )
 
@@ -84,3 +85,25 @@ func (l Lowering) cap(order int, r *run, below int) int {
 
 // always is a Below that no grid reaches.
 const always = math.MaxInt
+
+// lowering reads the options that every multistep method has.
+func lowering(o *spec.Options, def bool) Lowering {
+	return Lowering{Off: !o.Bool("lower-order-final", def), Below: o.Int("lower-below", 0, 0, always)}
+}
+
+// lowerOptions are those options on a method that does not lower unless it is asked to.
+var lowerOptions = []Option{{"lower-order-final", "false", "order at most the steps left"}, {"lower-below", "", "only on grids with fewer steps"}}
+
+// lowerIfAsked reads lowerOptions.
+func lowerIfAsked(o *spec.Options) Lowering {
+	l := lowering(o, false)
+	if l.Below == 0 {
+		l.Below = always
+	}
+	return l
+}
+
+// orderNow is the order of a step: it rises with the history, and goes down at the end where that is asked for.
+func (r *run) orderNow(order int, l Lowering) int {
+	return min(order, len(r.hist)+1, l.cap(order, r, 1))
+}

@@ -20,6 +20,7 @@ import (
 type LTSP struct {
 	Order int     // k of GHVB, 1 to 5; 0 = 4
 	Beta  float64 // in (0, 1]; 0 = 0.8
+	Lower Lowering
 }
 
 func init() {
@@ -30,7 +31,7 @@ func init() {
 		Options: ghvbOptions,
 		New: func(o *spec.Options) (Sampler, error) {
 			k, beta, err := readGHVB(o)
-			return LTSP{Order: k, Beta: beta}, err
+			return LTSP{Order: k, Beta: beta, Lower: lowerIfAsked(o)}, err
 		},
 	})
 }
@@ -89,7 +90,7 @@ func (m LTSP) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	copy(g, v)
 
 	// The history holds velocities and noises in turn, newest first: noise, velocity, noise, ...
-	n := len(r.hist)/2 + 1
+	n := min(len(r.hist)/2+1, m.Lower.cap(5, r, 1))
 	d := t.Ratio() - s.Ratio()
 	b := ghvbWeights(min(k, n), beta)
 	var terms [6]term

@@ -22,9 +22,10 @@ import (
 type GHVB struct {
 	Order int     // k, 1 to 5; 0 = 4
 	Beta  float64 // in (0, 1]; 0 = 0.8
+	Lower Lowering
 }
 
-var ghvbOptions = []Option{{"order", "3.8", "real, in (0, 5]: q = 3.8 is k = 4, beta = 0.8; or an integer k with beta"}, {"beta", "", "in (0, 1], with an integer order"}}
+var ghvbOptions = append([]Option{{"order", "3.8", "real, in (0, 5]: q = 3.8 is k = 4, beta = 0.8; or an integer k with beta"}, {"beta", "", "in (0, 1], with an integer order"}}, lowerOptions...)
 
 func init() {
 	register(Info{
@@ -34,7 +35,7 @@ func init() {
 		Options: ghvbOptions,
 		New: func(o *spec.Options) (Sampler, error) {
 			k, beta, err := readGHVB(o)
-			return GHVB{Order: k, Beta: beta}, err
+			return GHVB{Order: k, Beta: beta, Lower: lowerIfAsked(o)}, err
 		},
 	})
 }
@@ -93,7 +94,7 @@ func (m GHVB) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	}
 	lin(v, term{1 - beta, last}, term{beta, v})
 	copy(last, v)
-	k := min(order, len(r.hist)+1)
+	k := r.orderNow(order, m.Lower)
 	c := ghvbWeights(k, beta)
 	for i := range k {
 		c[i] *= (t.Ratio() - s.Ratio()) / beta
@@ -124,6 +125,7 @@ type HeavyBall struct {
 	Order    int     // of the base, 1 to 5; 0 = 4
 	Beta     float64 // in (0, 1]; 0 = 0.8
 	Nesterov bool
+	Lower    Lowering
 }
 
 // momentum is the heavy ball on the bracket of an exponential integrator. A step of the data form is
@@ -218,17 +220,20 @@ func init() {
 		Options: []Option{{"base", "plms4", "plms1 (= euler, ddim) to plms5, dpmpp-2m, unipc1-bh1 to unipc6-bh2"}, {"order", "", "in place of base: 3.8 is plms4 with beta 0.8"}, {"beta", "0.8", "in (0, 1]; 1 = the base"},
 			{"init", "first-bracket", "first-bracket or model: start of the velocity of dpmpp-2m"},
 			{"variant", "exact", "exact, or parity: the repository's unipc (momentum in the corrector only, in units of 1/sigma)"},
-			{"lower-order-final", "true", "dpmpp-2m: first-order last step on grids with fewer than lower-below steps; unipc: on all"}, {"lower-below", "15", ""}},
+			{"lower-order-final", "true", "dpmpp-2m: first-order last step on grids with fewer than lower-below steps; unipc: on all; default false for plms"}, {"lower-below", "15", ""}},
 		New: func(o *spec.Options) (Sampler, error) {
 			if !o.Has("base") && o.Has("order") {
 				k, beta, err := readGHVB(o)
-				return HeavyBall{Order: k, Beta: beta}, err
+				return HeavyBall{Order: k, Beta: beta, Lower: lowerIfAsked(o)}, err
 			}
 			s, err := HeavyBallOn(o.Text("base", "plms4"), o.FloatIn("beta", 0.8, 1e-6, 1))
 			if err != nil {
 				return nil, err
 			}
 			switch m := s.(type) {
+			case HeavyBall:
+				m.Lower = lowerIfAsked(o)
+				s = m
 			case DPMMultistep:
 				m.momentum.model = o.Choice("init", "first-bracket", "model") == "model"
 				m.Lower = lowering(o, true)
@@ -243,9 +248,9 @@ func init() {
 	})
 	register(Info{
 		Name: "nesterov", Order: "1", NFE: "1", Summary: "PLMS with Nesterov's momentum", Source: "arXiv 2307.11118, appendix",
-		Options: []Option{{"order", "4", "of the base, 1 to 5"}, {"beta", "0.8", "in (0, 1]"}},
+		Options: append([]Option{{"order", "4", "of the base, 1 to 5"}, {"beta", "0.8", "in (0, 1]"}}, lowerOptions...),
 		New: func(o *spec.Options) (Sampler, error) {
-			return HeavyBall{Order: o.Int("order", 4, 1, 5), Beta: o.FloatIn("beta", 0.8, 1e-6, 1), Nesterov: true}, nil
+			return HeavyBall{Order: o.Int("order", 4, 1, 5), Beta: o.FloatIn("beta", 0.8, 1e-6, 1), Nesterov: true, Lower: lowerIfAsked(o)}, nil
 		},
 	})
 }
@@ -254,7 +259,7 @@ func (m HeavyBall) step(ctx context.Context, r *run, s, t schedules.Node) error 
 	if s.Alpha == 0 {
 		return r.firstOrder(ctx, t)
 	}
-	order, beta := GHVB{m.Order, m.Beta}.values()
+	order, beta := GHVB{Order: m.Order, Beta: m.Beta}.values()
 	e, err := r.predict(ctx, schedules.Eps)
 	if err != nil {
 		return err
@@ -264,7 +269,7 @@ func (m HeavyBall) step(ctx context.Context, r *run, s, t schedules.Node) error 
 		copy(v, e)
 	}
 	p := r.temp()
-	a := adams[min(order, len(r.hist)+1)-1]
+	a := adams[r.orderNow(order, m.Lower)-1]
 	var terms [5]term
 	terms[0] = term{a[0], e}
 	for i := 1; i < len(a); i++ {

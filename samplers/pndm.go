@@ -16,14 +16,17 @@ import (
 //
 // A start needs the noise prediction at its end, so none is made on a step onto sigma = 0; a step from a node without
 // signal is first order. The weights are those of a uniform grid in sb: the order is 3 there (4 with PRK), on others 2.
-type PNDM struct{ PRK bool }
+type PNDM struct {
+	PRK   bool
+	Lower Lowering
+}
 
 func init() {
 	register(Info{Name: "pndm", Order: "2 (3 or 4 on uniform sb)", NFE: "1", Summary: "PLMS with a Runge-Kutta start", Source: "PNDM, arXiv 2202.09778, eq. 9-14; diffusers PNDMScheduler",
 		Aliases: []string{"PNDMScheduler"},
-		Options: []Option{{"skip-prk", "true", "true: the first step is made twice; false: three Runge-Kutta steps of four evaluations"}},
+		Options: append([]Option{{"skip-prk", "true", "true: the first step is made twice; false: three Runge-Kutta steps of four evaluations"}}, lowerOptions...),
 		New: func(o *spec.Options) (Sampler, error) {
-			return PNDM{PRK: !o.Bool("skip-prk", true)}, nil
+			return PNDM{PRK: !o.Bool("skip-prk", true), Lower: lowerIfAsked(o)}, nil
 		}})
 }
 
@@ -46,7 +49,7 @@ func (m PNDM) step(ctx context.Context, r *run, s, t schedules.Node) error {
 			lin(r.y, term{t.Alpha / s.Alpha, r.x}, term{t.Alpha * d / 2, e}, term{t.Alpha * d / 2, e1})
 		}
 	default:
-		a := adams[min(4, n+1)-1]
+		a := adams[r.orderNow(4, m.Lower)-1]
 		var c [4]float64
 		for i, w := range a {
 			c[i] = d * w

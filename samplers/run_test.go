@@ -510,6 +510,7 @@ func TestNames(t *testing.T) {
 	for in, want := range map[string][2]string{
 		"DPM++ 2M Karras": {"dpmpp-2m", "karras"}, "dpmpp_2m": {"dpmpp-2m", ""}, "DPMSolverMultistepScheduler": {"dpmpp-2m", ""}, "euler_a": {"euler-ancestral", ""},
 		"Euler a": {"euler-ancestral", ""}, "DPM++ 3M SDE Exponential": {"dpmpp-3m-sde", "exponential"}, "uni_pc": {"unipc", ""}, "uni_pc_bh1": {"unipc:variant=bh1", ""},
+		"DPM++ 2M SDE Heun Karras": {"dpmpp-2m-sde:solver=heun", "karras"}, "DPM++ 2M Polyexponential": {"dpmpp-2m", "polyexponential"}, "ddim_trailing": {"ddim", "trailing"},
 		"DPM2 a Karras": {"dpm-2-ancestral", "karras"}, "dpm++2m_sde": {"dpmpp-2m-sde", ""}, "unipc:order=3": {"unipc:order=3", ""},
 	} {
 		s, g, err := samplers.Resolve(in)

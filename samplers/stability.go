@@ -38,7 +38,7 @@ func (m GHVB) Characteristic() (rho, tau []float64) {
 // Characteristic implements Recurrent: as GHVB's with beta a_i for b_i; Nesterov's right side has the factor (2 - beta) -
 // (1 - beta)/zeta besides.
 func (m HeavyBall) Characteristic() (rho, tau []float64) {
-	k, beta := GHVB{m.Order, m.Beta}.values()
+	k, beta := GHVB{Order: m.Order, Beta: m.Beta}.values()
 	tau = []float64{0}
 	for _, a := range adams[k-1] {
 		tau = append(tau, beta*a)

@@ -84,8 +84,8 @@ func Resolve(s string) (sampler, schedule string, err error) {
 		return "", "", fmt.Errorf("samplers: empty sampler name in %q", s)
 	}
 	key := plain(name)
-	for _, suffix := range []string{"karras", "exponential", "polyexponential", "beta", "simple", "sgmuniform"} {
-		if cut, ok := strings.CutSuffix(key, suffix); ok && cut != "" && cut != "poly" {
+	for _, suffix := range []string{"karras", "polyexponential", "exponential", "beta", "simple", "sgmuniform", "trailing"} {
+		if cut, ok := strings.CutSuffix(key, suffix); ok && cut != "" {
 			key, schedule = cut, strings.Replace(suffix, "sgmuniform", "sgm-uniform", 1)
 			break
 		}

@@ -288,7 +288,10 @@ func finish(a *app, cmds []*cli.Command) {
 		}
 		if len(c.Subcommands) > 0 {
 			verb := c
-			c.Action = func(ctx *cli.Context) error { return cli.ShowCommandHelp(ctx, verb.Name) }
+			c.Action = func(*cli.Context) error {
+				cli.HelpPrinter(a.out, verb.CustomHelpTemplate, verb)
+				return nil
+			}
 			finish(a, c.Subcommands)
 		}
 	}
