@@ -226,6 +226,7 @@ type sampling struct {
 	second *open.Model // of --guide-model
 
 	closeAll func() // gives back the models of a composition
+	tell     tell   // what guiders report to; nil without a log
 	info     modelInfo
 	plan     *job.Plan
 	cost     job.Cost

@@ -477,11 +477,13 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 	if s.second != nil {
 		second = s.second.Denoiser
 	}
-	if _, err := guide(s.model.Denoiser, second, specs); err != nil {
+	if _, err := guide(s.model.Denoiser, second, specs, nil, nil); err != nil {
 		return badUse("guider", err)
 	}
 	s.desc.Guiders = specs
-	s.plan.Wrap = func(d models.Denoiser) (models.Denoiser, error) { return guide(d, second, specs) }
+	s.plan.Wrap = func(d models.Denoiser) (models.Denoiser, error) {
+		return guide(d, second, specs, s.plan.Grid, s.tell)
+	}
 	if !slices.ContainsFunc(s.desc.Sets, func(set manifest.Set) bool {
 		return set.Prompt != "" || slices.ContainsFunc(set.Classes, func(k int) bool { return k != models.NoClass })
 	}) && slices.ContainsFunc(specs, func(g string) bool { return strings.HasPrefix(g, "cfg") }) {
@@ -522,20 +524,48 @@ func (s *sampling) resolveGuide(ctx context.Context, base *manifest.Run) error {
 	return nil
 }
 
-// guide chains guiders around a model, left to right. second is the other model of those that need one.
-func guide(d, second models.Denoiser, specs []string) (models.Denoiser, error) {
+// tell takes what a guider says of the rows of a step: a column of the log.
+type tell func(q *models.Query, column string, v []float64)
+
+// guide chains guiders around a model, left to right. second is the other model of those that need one, g the grid of those
+// that want it (nil while it is not known), say what they report to (may be nil).
+func guide(d, second models.Denoiser, specs []string, g schedules.Grid, say tell) (models.Denoiser, error) {
+	energies := 0
 	for _, text := range specs {
-		g, err := guidance.Parse(text)
+		made, err := guidance.Parse(text)
 		if err != nil {
 			return nil, err
 		}
-		if n, ok := g.(guidance.Needer); ok {
+		if n, ok := made.(guidance.Needer); ok {
 			if second == nil {
 				return nil, fmt.Errorf("%s needs a second network: --guide-model", text)
 			}
-			g = n.With(second)
+			made = n.With(second)
 		}
-		d = g.Guide(d)
+		if n, ok := made.(guidance.Gridder); ok && g != nil {
+			made = n.On(g)
+		}
+		switch m := made.(type) {
+		case guidance.Gradient:
+			energies++
+			tail := ""
+			if energies > 1 {
+				tail = "_" + strconv.Itoa(energies)
+			}
+			if say != nil {
+				m.Report = func(q *models.Query, e, norm []float64) {
+					say(q, "energy"+tail, e)
+					say(q, "grad_norm"+tail, norm)
+				}
+				made = m
+			}
+		case guidance.Minority:
+			if say != nil {
+				m.Measure = func(q *models.Query, dist []float64) { say(q, "minority", dist) }
+				made = m
+			}
+		}
+		d = made.Guide(d)
 	}
 	return d, nil
 }

@@ -53,7 +53,7 @@ func (s *sampling) run(ctx context.Context) error {
 		}
 		observers = append(observers, newTrajectory(name))
 	}
-	if l, err := newStepLog(s); err != nil {
+	if l, err := newStepLog(ctx, s); err != nil {
 		return err
 	} else if l != nil {
 		observers = append(observers, l)
@@ -221,7 +221,7 @@ func quote(w string) string {
 // observer follows a run.
 type observer interface {
 	step(b job.Batch, st *samplers.State) error
-	done(b job.Batch, stats samplers.Stats) error
+	done(b job.Batch, x []float64, stats samplers.Stats) error
 	// whole tells that it needs every step of every image: nothing that is stored may be left out.
 	whole() bool
 	// close ends it; ok tells that the run is complete.
@@ -258,7 +258,7 @@ func (s *sampling) hooks(target output.Target, observers []observer, todo, store
 				return err
 			}
 			for _, o := range observers {
-				if err := o.done(b, stats); err != nil {
+				if err := o.done(b, models.Data(pictures), stats); err != nil {
 					return err
 				}
 			}
@@ -420,6 +420,6 @@ func (d *drawing) step(b job.Batch, st *samplers.State) error {
 	return d.s.bar.Draw(draw)
 }
 
-func (d *drawing) done(job.Batch, samplers.Stats) error { return nil }
-func (d *drawing) whole() bool                          { return false }
-func (d *drawing) close(bool) error                     { return nil }
+func (d *drawing) done(job.Batch, []float64, samplers.Stats) error { return nil }
+func (d *drawing) whole() bool                                     { return false }
+func (d *drawing) close(bool) error                                { return nil }

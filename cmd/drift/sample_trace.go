@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -73,7 +75,7 @@ func add(to [][]float64, k int, v []float64) [][]float64 {
 	return to
 }
 
-func (r *trajectory) done(b job.Batch, _ samplers.Stats) error {
+func (r *trajectory) done(b job.Batch, _ []float64, _ samplers.Stats) error {
 	r.rows += len(b.Items)
 	return nil
 }
@@ -117,12 +119,16 @@ func (r *trajectory) close(ok bool) error {
 var logColumns = []runlog.Column{
 	{Name: "seed", Unit: true}, {Name: "set", Unit: true}, {Name: "class", Unit: true},
 	{Name: "step"}, {Name: "t"}, {Name: "alpha"}, {Name: "sigma"}, {Name: "ratio"}, {Name: "x_mean"}, {Name: "x_std"}, {Name: "x0_mean"}, {Name: "x0_std"},
-	{Name: "nfe", Unit: true, Hide: true},
+	{Name: "nfe", Unit: true, Hide: true}, {Name: "avg_knn", Unit: true, Hide: true}, {Name: "plain_knn", Unit: true, Hide: true}, {Name: "logp", Unit: true, Hide: true},
+	{Name: "energy", Hide: true}, {Name: "grad_norm", Hide: true}, {Name: "minority", Hide: true},
 }
 
 // stepLog writes a row per (seed, step), or per seed, and draws columns.
 type stepLog struct {
+	ctx   context.Context
 	s     *sampling
+	said  map[string][]float64 // by guiders in the step under way
+	x     []float64            // the finished samples, where they are wanted
 	log   *runlog.Log
 	plots []string
 	path  string // of the plot
@@ -178,12 +184,29 @@ func newLog(c *cli.Context, out string, known []runlog.Column, free bool) (l *ru
 	return l, plots, plot, nil
 }
 
-func newStepLog(s *sampling) (*stepLog, error) {
-	l, plots, path, err := newLog(s.c, s.path, logColumns, false)
+func newStepLog(ctx context.Context, s *sampling) (*stepLog, error) {
+	known := slices.Clone(logColumns)
+	for i, c := range known { // what the guiders will say is shown
+		known[i].Hide = c.Hide && !slices.ContainsFunc(s.desc.Guiders, func(g string) bool {
+			return strings.HasPrefix(g, "energy") && (c.Name == "energy" || c.Name == "grad_norm") || strings.HasPrefix(g, "minority") && c.Name == "minority"
+		})
+	}
+	l, plots, path, err := newLog(s.c, s.path, known, len(s.desc.Guiders) > 0)
 	if err != nil || l == nil {
 		return nil, err
 	}
-	return &stepLog{s: s, log: l, plots: plots, path: path}, nil
+	out := &stepLog{ctx: ctx, s: s, log: l, plots: plots, path: path, said: map[string][]float64{}}
+	s.tell = func(q *models.Query, column string, v []float64) {
+		if q.Step.Stage == 0 {
+			out.said[column] = append(out.said[column][:0], v...)
+		}
+	}
+	return out, nil
+}
+
+// measured tells whether the finished samples are to be looked at.
+func (l *stepLog) measured() bool {
+	return l.log.Wants("avg_knn") || l.log.Wants("plain_knn") || l.log.Wants("logp")
 }
 
 func (l *stepLog) whole() bool { return true }
@@ -205,10 +228,16 @@ func (l *stepLog) step(b job.Batch, st *samplers.State) error {
 		if d != nil {
 			row["x0_mean"], row["x0_std"] = moments(d[k*w : (k+1)*w])
 		}
+		for column, v := range l.said {
+			if k < len(v) {
+				row[column] = v[k]
+			}
+		}
 		l.log.Put(b.Index+k, st.I, row)
 		set := l.s.desc.Sets[it.Set]
 		l.log.Put(b.Index+k, runlog.Whole, map[string]any{"seed": it.Seed, "set": it.Set, "class": set.Class(it.Place - l.s.plan.Offset)})
 	}
+	clear(l.said)
 	return nil
 }
 
@@ -223,7 +252,11 @@ func moments(v []float64) (mean, std float64) {
 	return mean, math.Sqrt(std)
 }
 
-func (l *stepLog) done(b job.Batch, stats samplers.Stats) error {
+func (l *stepLog) done(b job.Batch, x []float64, stats samplers.Stats) error {
+	clear(l.said)
+	if l.measured() {
+		l.x = append(l.x, x...)
+	}
 	for k := range b.Items {
 		l.log.Put(b.Index+k, runlog.Whole, map[string]any{"nfe": stats.NFE})
 	}
@@ -232,7 +265,11 @@ func (l *stepLog) done(b job.Batch, stats samplers.Stats) error {
 
 // close writes the log, of what was done when the run was stopped.
 func (l *stepLog) close(ok bool) error {
-	err := l.log.Close()
+	var err error
+	if ok && l.measured() {
+		err = l.measure()
+	}
+	err = errors.Join(err, l.log.Close())
 	if err == nil && ok && l.plots != nil {
 		if err = l.log.Draw(l.path, l.plots); err == nil {
 			l.s.stored([]string{l.path})

@@ -934,3 +934,24 @@ func BenchmarkPredict(b *testing.B) {
 		})
 	}
 }
+
+// TestMahalanobis: on full covariances too it is the exponent of the component's density.
+func TestMahalanobis(t *testing.T) {
+	m, err := Parse([]byte(`{"type":"mixture","weights":[1],"means":[[1,-2]],"covs":[[[0.5,0.2],[0.2,0.3]]],"process":{"type":"vp-linear"},"prediction":"eps"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	clean := schedules.Node{Alpha: 1}
+	x, mean := []float64{0.3, 0.9}, []float64{1, -2}
+	a, err := m.LogP(mean, clean, models.NoClass)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := m.LogP(x, clean, models.NoClass)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have, want := m.Mahalanobis(x, 0), 2*(a-b); math.Abs(have-want) > 1e-12*want {
+		t.Errorf("%g, want %g", have, want)
+	}
+}

@@ -155,3 +155,23 @@ func (m *Mixture) Sample(dst []float64, class int, seed uint64) error {
 	}
 	return nil
 }
+
+// Mahalanobis returns (x - m_k)^T C_k^-1 (x - m_k) of clean data x to component k: chi-squared with D degrees of freedom for
+// samples of that component.
+func (m *Mixture) Mahalanobis(x []float64, k int) float64 {
+	if len(x) != m.dim || k < 0 || k >= len(m.all) {
+		panic("analytic: Mahalanobis of a row or component that the target does not have")
+	}
+	mean, sum := m.target.Means[k], 0.0
+	for j, v := range m.vars[k] {
+		d := x[j] - mean[j]
+		if q := m.axes[k]; q != nil { // along axis j
+			d = 0
+			for i := range m.dim {
+				d += q[i*m.dim+j] * (x[i] - mean[i])
+			}
+		}
+		sum += d * d / v
+	}
+	return sum
+}
