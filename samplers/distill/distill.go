@@ -27,7 +27,8 @@ import (
 // Poole et al. 2022, arXiv 2209.14988), particle by particle; so it is for n = 1 whatever Gamma is.
 //
 // Iteration k asks the model at node k of the grid (see Spread), one evaluation per particle; the last node of the grid
-// is where the results live and is not asked, so a grid of K steps makes K iterations. Sigma = 0 is no level to distil at.
+// is where the results live and is not asked, so a grid of K steps makes K iterations. Sigma = 0 is no level to distil at;
+// alpha = 0 is none either, and leaves the particles as they are.
 // The particles start from the prior of a clean image, N(0, I).
 //
 // The zero value is SDS with weight 1 and Adam. Distillation follows modes: it does not keep their weights (a small mode

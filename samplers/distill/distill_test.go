@@ -271,7 +271,7 @@ func TestVSD(t *testing.T) {
 func TestResume(t *testing.T) {
 	ctx := context.Background()
 	target := two(t, schedules.VPLinear{}, schedules.Eps)
-	for _, m := range []RSD{{Gamma: 5, Spread: 0.3, Off: 0.5, Decay: true, Optimizer: Optimizer{Final: 0.1}}, {Gamma: 2, Measure: &Measure{Op: first{}, Y: []float64{0.5}}}} {
+	for _, m := range []RSD{{Gamma: 5, Spread: 0.3, Off: 0.5, Decay: true, Optimizer: Optimizer{Final: 0.1}}, {Gamma: 2, Measure: &Measure{Op: first{2}, Y: []float64{0.5}}}} {
 		make := func() *samplers.Problem {
 			g, err := guidance.Parse("apg:w=2,beta=-0.5")
 			if err != nil {
@@ -404,10 +404,10 @@ func TestRefused(t *testing.T) {
 			p.Cond = &models.Cond{Classes: []int{0, 0}}
 		}, "puts no noise back"},
 		{"operator", RSD{Measure: &Measure{Y: []float64{1}}}, nil, "without an operator"},
-		{"measure", RSD{Measure: &Measure{Op: first{}}}, nil, "without values"},
-		{"measured", RSD{Measure: &Measure{Op: first{}, Y: make([]float64, 3)}}, nil, "3 measured values"},
-		{"measure start", RSD{Measure: &Measure{Op: first{}, Y: make([]float64, 1), Start: make([]float64, 3)}}, nil, "a start of 3"},
-		{"measure scene", RSD{Scene: same{}, Measure: &Measure{Op: first{}, Y: make([]float64, 1)}}, nil, "leave one of them out"},
+		{"measure", RSD{Measure: &Measure{Op: first{2}}}, nil, "without values"},
+		{"measured", RSD{Measure: &Measure{Op: first{2}, Y: make([]float64, 3)}}, nil, "3 measured values"},
+		{"measure start", RSD{Measure: &Measure{Op: first{2}, Y: make([]float64, 1), Start: make([]float64, 3)}}, nil, "a start of 3"},
+		{"measure scene", RSD{Scene: same{}, Measure: &Measure{Op: first{2}, Y: make([]float64, 1)}}, nil, "leave one of them out"},
 	} {
 		p := problem(t, target, 4, Rows([]uint64{1}, 2))
 		if c.edit != nil {
@@ -543,13 +543,13 @@ func TestREDdiff(t *testing.T) {
 	n := schedules.VPLinear{}.At(0.5)
 	g := slices.Repeat(schedules.Grid{n}, 4000)
 	p := &samplers.Problem{Model: target, Grid: append(g, schedules.Node{Alpha: 1}), Rows: Rows([]uint64{1}, 1), Shape: []int{1}, Noise: samplers.Zero{}}
-	m := RSD{Optimizer: Optimizer{SGD: true, Rate: 0.05}, Measure: &Measure{Op: first{}, Y: []float64{2}, Strength: 0.25, Direct: true}}
+	m := RSD{Optimizer: Optimizer{SGD: true, Rate: 0.05}, Measure: &Measure{Op: first{1}, Y: []float64{2}, Strength: 0.25, Direct: true}}
 	if got, want := sample(t, m, p)[0], 2/(1+0.25*n.Sigma*n.Sigma); math.Abs(got-want) > 1e-9 {
 		t.Errorf("settles at %.9g, want %.9g", got, want)
 	}
 	// the augmented form settles at the fixed point of its two gradients: (z - x) + c s^2 z = 0 with c = Strength/Tie,
 	// (x - y) + Tie (x - z) = 0
-	m.Measure = &Measure{Op: first{}, Y: []float64{2}, Strength: 0.25, Tie: 0.5}
+	m.Measure = &Measure{Op: first{1}, Y: []float64{2}, Strength: 0.25, Tie: 0.5}
 	c := 0.5 * n.Sigma * n.Sigma
 	if got, want := sample(t, m, p)[0], 2/(1+0.5*(1-1/(1+c))); math.Abs(got-want) > 1e-9 {
 		t.Errorf("augmented: settles at %.9g, want %.9g", got, want)

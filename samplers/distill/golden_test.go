@@ -227,9 +227,11 @@ func TestIterations(t *testing.T) {
 }
 
 // first is the operator that sees the first coordinate.
-type first struct{}
+type first struct{ n int }
 
-func (first) Outputs() int               { return 1 }
+func (first) Name() string               { return "first" }
+func (first) Out() []int                 { return []int{1} }
+func (f first) In() []int                { return []int{max(1, f.n)} }
 func (first) Apply(y, x []float64)       { y[0] = x[0] }
 func (first) VJP(grad, _, cot []float64) { clear(grad); grad[0] = cot[0] }
 
@@ -257,7 +259,7 @@ func TestInverseIteration(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := RSD{Gamma: g.Options.Gamma, Noisy: true, Optimizer: Optimizer{Rate: g.Options.LRZ},
-			Measure: &Measure{Op: first{}, Y: flat(in.Y), Strength: g.Options.W, Tie: g.Options.Rho, RateX: g.Options.LRX, Start: flat(in.X)}}
+			Measure: &Measure{Op: first{2}, Y: flat(in.Y), Strength: g.Options.W, Tie: g.Options.Rho, RateX: g.Options.LRX, Start: flat(in.X)}}
 		p := &samplers.Problem{Model: target, Grid: gridAt(target.Target().Process, in.T), Rows: Rows([]uint64{1}, n), Shape: []int{2}, Start: models.Wrap(flat(in.Z), n, 2), Noise: noise}
 		b, err := m.Begin(context.Background(), p)
 		if err != nil {

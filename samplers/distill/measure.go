@@ -3,16 +3,9 @@ package distill
 import (
 	"fmt"
 
+	"drift/internal/operators"
 	"drift/models"
 )
-
-// Operator is a forward operator of an inverse problem on one image.
-type Operator interface {
-	// Apply writes A(x) into y.
-	Apply(y, x []float64)
-	// VJP writes J_A(x)^T cot into grad; for a linear A that is A^T cot.
-	VJP(grad, x, cot []float64)
-}
 
 // Measure makes the particles of RSD solutions of y = A(x) + noise, in the published augmented form: next to every
 // particle z stands an image x, tied to it and to y,
@@ -26,7 +19,7 @@ type Operator interface {
 // Direct leaves x out: z descends |y - A(z)|^2/2 + Strength w <q, z>, which with Gamma = 0 is RED-diff (Mardani et al.
 // 2023, arXiv 2305.04391).
 type Measure struct {
-	Op       Operator
+	Op       operators.Operator
 	Y        []float64 // one measurement for all sets, or one per row after another
 	Strength float64   // of the model; 0 = 0.15
 	Tie      float64   // rho of the paper; 0 = 0.07
@@ -55,12 +48,10 @@ func (m *Measure) check(rows, dim int) (width int, err error) {
 	case !(m.Strength >= 0 && m.Tie >= 0 && m.RateX >= 0):
 		return 0, fmt.Errorf("strength = %g, tie = %g, rate = %g of a measurement: want positive numbers", m.Strength, m.Tie, m.RateX)
 	}
-	if w, ok := m.Op.(interface{ Outputs() int }); ok {
-		width = w.Outputs()
-	} else {
-		width = len(m.Y)
+	if have := operators.Size(m.Op.In()); have != dim {
+		return 0, fmt.Errorf("the operator takes images of shape %v, of %d values; the rows have %d", m.Op.In(), have, dim)
 	}
-	if len(m.Y) != width && len(m.Y) != rows*width {
+	if width = operators.Size(m.Op.Out()); len(m.Y) != width && len(m.Y) != rows*width {
 		return 0, fmt.Errorf("%d measured values for %d images; the operator gives %d each", len(m.Y), rows, width)
 	}
 	return width, nil

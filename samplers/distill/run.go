@@ -257,6 +257,9 @@ func (r *run) iterate(ctx context.Context) error {
 	}
 	for i, n := range r.query.At {
 		w := weight(n, r.gau)
+		if n.Alpha == 0 { // x holds nothing of z
+			w = 0
+		}
 		if w-w != 0 {
 			return fmt.Errorf("the weight is %g", w)
 		}

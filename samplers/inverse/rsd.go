@@ -1,0 +1,60 @@
+package inverse
+
+import (
+	"fmt"
+	"slices"
+
+	"drift/internal/operators"
+	"drift/internal/spec"
+	"drift/samplers"
+	"drift/samplers/distill"
+)
+
+// RSD restores by repulsive score distillation (distill.RSD with a distill.Measure): N images at a time that fit the
+// measurement, kept apart. Rows of one seed are one set.
+type RSD struct {
+	distill.RSD
+	N int // images of a set
+}
+
+// Particles is the number of rows that belong to one seed.
+func (r RSD) Particles() int { return r.N }
+
+func init() {
+	options := []Option{{"n", "4", "images of a set"}, {"strength", "0.15", "of the model against the measurement"},
+		{"tie", "0.07", "how firmly an image is tied to its particle, the paper's rho"}, {"rate-x", "rate", "of the measured images"},
+		{"direct", "false", "one variable in place of two; with gamma 0 RED-diff"}, {"from", "pinv", "where images start: pinv (A+ y; noise where there is none) or noise"}}
+	for _, o := range distill.Options() {
+		if o.Name != "scene" {
+			options = append(options, Option(o))
+		}
+	}
+	Register(Info{Name: "rsd", NFE: "1", Summary: "repulsive score distillation: a set of images that fit the measurement and differ; no gradient through the model; any operator",
+		Source: "arXiv 2406.16683", Options: options, New: newRSD})
+}
+
+func newRSD(o *spec.Options) (Method, error) {
+	n := o.Int("n", 4, 1, 1<<16)
+	m, err := distill.Read(o)
+	if err != nil {
+		return nil, err
+	}
+	if m.Scene != nil {
+		return nil, fmt.Errorf("rsd: a scene cannot be measured")
+	}
+	me := distill.Measure{Strength: o.FloatIn("strength", 0.15, 1e-12, 1e12), Tie: o.FloatIn("tie", 0.07, 1e-12, 1e12), RateX: m.Rate, Direct: o.Bool("direct", false)}
+	if o.Has("rate-x") {
+		me.RateX = o.FloatIn("rate-x", 1, 1e-12, 1e12)
+	}
+	pinv := o.Choice("from", "pinv", "noise") == "pinv"
+	return func(y operators.Measurement) (samplers.Sampler, error) {
+		me, r := me, m
+		me.Op, me.Y = y.A, y.Y
+		if a, linear := y.A.(operators.Linear); linear && pinv {
+			me.Start = make([]float64, operators.Size(a.In()))
+			operators.Pinv(a, me.Start, slices.Clone(y.Y))
+		}
+		r.Measure = &me
+		return RSD{r, n}, nil
+	}, nil
+}
