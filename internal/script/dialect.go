@@ -5,8 +5,8 @@ import (
 	"unicode/utf8"
 )
 
-// Scripts may write three things that Starlark has not: a ** b, x[0, 2:5] and ctx.class. translate turns them into
-// pow(a, b), x[0, slice(2, 5, None)] and ctx.label, and remembers where every byte came from, so that errors are reported
+// Scripts may write things that Starlark has not: a ** b, x[0, 2:5], ctx.class and f(class=...), load(...) of an array.
+// translate turns them into pow(a, b), x[0, slice(2, 5, None)], ctx.label, f(label=...) and fetch(...), and remembers where every byte came from, so that errors are reported
 // at the place in the user's own text. Everything else is left as it stands, mistakes included.
 func translate(src string) (out string, from []int) {
 	toks := scan(src)
@@ -25,8 +25,10 @@ func translate(src string) (out string, from []int) {
 	}
 	for i, k := range toks {
 		switch {
-		case k.text == "class" && i > 0 && toks[i-1].text == ".":
+		case k.text == "class" && i > 0 && (toks[i-1].text == "." || (toks[i-1].text == "(" || toks[i-1].text == ",") && i+1 < len(toks) && toks[i+1].text == "="):
 			swap[k.at] = edit{"label", len(k.text)}
+		case k.text == "load" && i+1 < len(toks) && toks[i+1].text == "(" && strings.TrimSpace(src[strings.LastIndexByte(src[:k.at], '\n')+1:k.at]) != "": // no statement
+			swap[k.at] = edit{"fetch", len(k.text)}
 		case k.text == "**" && operand(i-1):
 			lo, hi := first(toks, match, i-1), last(toks, match, i+1)
 			if lo < 0 || hi < 0 {

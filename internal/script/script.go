@@ -28,6 +28,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"strings"
 	"sync"
@@ -54,39 +55,61 @@ type Energy struct {
 	// Print is told what the script prints; nil drops it.
 	Print func(text string)
 
-	file string
-	src  string // as the user wrote it
-	out  string // as Starlark read it
-	from []int
-	fn   *starlark.Function
-	pool sync.Pool // *tape
+	file  string
+	src   string // as the user wrote it
+	out   string // as Starlark read it
+	from  []int
+	whole bool // places are not told: the text is an expression inside a wrapper
+	fn    *starlark.Function
+	pool  sync.Pool // *tape
 }
 
 const defaultSteps = 1_000_000
 
 // Parse reads a script; file names it in errors, which have the form file:line:column: what.
 func Parse(file, src string) (*Energy, error) {
-	e := &Energy{file: file, src: src}
+	e := &Energy{}
+	globals, err := e.load(file, src, nil)
+	if err != nil {
+		return nil, err
+	}
+	fn, err := e.function(globals, "energy(x0, ctx)")
+	if fn == nil && err == nil {
+		err = fmt.Errorf("%s:1:1: the script defines no function energy(x0, ctx)", file)
+	}
+	e.fn = fn
+	return e, err
+}
+
+// load reads a script, with names beyond the functions of tensors.
+func (e *Energy) load(file, src string, more starlark.StringDict) (starlark.StringDict, error) {
+	e.file, e.src = file, src
 	e.pool.New = func() any { return &tape{} }
 	e.out, e.from = translate(src)
 	names := starlark.StringDict{"pi": starlark.Float(math.Pi), "slice": starlark.NewBuiltin("slice", sliceOf)}
 	for name := range functions {
 		names[name] = starlark.NewBuiltin(name, call)
 	}
+	maps.Copy(names, more)
 	thread := e.thread(context.Background(), &tape{})
 	globals, err := starlark.ExecFileOptions(&syntax.FileOptions{}, thread, file, e.out, names)
 	if err != nil {
 		return nil, e.explain(err)
 	}
-	fn, ok := globals["energy"].(*starlark.Function)
+	return globals, nil
+}
+
+// function finds a function of the script by its form, such as energy(x0, ctx); nil where there is none.
+func (e *Energy) function(globals starlark.StringDict, form string) (*starlark.Function, error) {
+	name, _, _ := strings.Cut(form, "(")
+	fn, ok := globals[name].(*starlark.Function)
 	if !ok {
-		return nil, fmt.Errorf("%s:1:1: the script defines no function energy(x0, ctx)", file)
+		return nil, nil
 	}
-	if fn.NumParams() != 2 || fn.HasKwargs() || fn.HasVarargs() {
-		return nil, fmt.Errorf("%s: energy takes %d parameters, want energy(x0, ctx)", e.place(fn.Position()), fn.NumParams())
+	if want := strings.Count(form, ",") + 1; fn.NumParams() != want || fn.HasKwargs() || fn.HasVarargs() {
+		return nil, fmt.Errorf("%s: %s takes %d parameters, want %s", e.place(fn.Position()), name, fn.NumParams(), form)
 	}
-	e.fn = fn
-	return e, nil
+	return fn, nil
 }
 
 // Text returns the script as it was given.
@@ -116,6 +139,12 @@ func (e *Energy) thread(ctx context.Context, t *tape) *starlark.Thread {
 // Eval returns the energy of one image of the given shape and writes its gradient. The result depends on the arguments
 // alone.
 func (e *Energy) Eval(ctx context.Context, at Moment, x []float64, shape []int, grad []float64) (energy float64, err error) {
+	return e.eval(ctx, e.fn, moment(at), x, shape, grad, nil)
+}
+
+// eval runs a function of the script on one image; local is what its own functions find on the thread. Without grad
+// nothing is recorded.
+func (e *Energy) eval(ctx context.Context, fn *starlark.Function, at starlark.Value, x []float64, shape []int, grad []float64, local any) (energy float64, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
@@ -127,12 +156,17 @@ func (e *Energy) Eval(ctx context.Context, at Moment, x []float64, shape []int, 
 			if !ok {
 				panic(r)
 			}
-			err = fmt.Errorf("%s: %w", e.place(e.fn.Position()), bad.error)
+			err = fmt.Errorf("%s: %w", e.place(fn.Position()), bad.error)
 		}
 	}()
 	t.reset()
-	x0 := &Tensor{shape: shape, v: x, tape: t}
-	out, err := starlark.Call(e.thread(ctx, t), e.fn, starlark.Tuple{x0, moment(at)}, nil)
+	x0 := &Tensor{shape: shape, v: x}
+	if grad != nil {
+		x0.tape = t
+	}
+	th := e.thread(ctx, t)
+	th.SetLocal("local", local)
+	out, err := starlark.Call(th, fn, starlark.Tuple{x0, at}, nil)
 	if err != nil {
 		return 0, e.explain(err)
 	}
@@ -145,15 +179,17 @@ func (e *Energy) Eval(ctx context.Context, at Moment, x []float64, shape []int, 
 		return f, nil
 	case *Tensor:
 		if len(v.v) != 1 {
-			return 0, fmt.Errorf("%s: energy returned a tensor of shape %v, want one number (its sum or mean, say)", e.place(e.fn.Position()), v.shape)
+			return 0, fmt.Errorf("%s: %s returned a tensor of shape %v, want one number (its sum or mean, say)", e.place(fn.Position()), fn.Name(), v.shape)
 		}
-		t.backward(v)
-		if x0.g != nil {
-			copy(grad, x0.g)
+		if grad != nil {
+			t.backward(v)
+			if x0.g != nil {
+				copy(grad, x0.g)
+			}
 		}
 		return v.v[0], nil
 	}
-	return 0, fmt.Errorf("%s: energy returned %s, want one number", e.place(e.fn.Position()), out.Type())
+	return 0, fmt.Errorf("%s: %s returned %s, want one number", e.place(fn.Position()), fn.Name(), out.Type())
 }
 
 // Check runs the script once on an image of the given shape, so that its mistakes are found before any work is done, and
@@ -189,6 +225,9 @@ func (e *Energy) Check(ctx context.Context, at Moment, shape []int) (worst float
 
 // place writes a position of the translated text as one of the user's.
 func (e *Energy) place(p syntax.Position) string {
+	if e.whole {
+		return e.file
+	}
 	if p.Filename() != e.file || p.Line < 1 {
 		return p.String()
 	}
