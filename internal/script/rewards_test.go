@@ -76,7 +76,7 @@ func TestRewards(t *testing.T) {
 		{"ctx.class + (ctx.previous or 0) + ctx.step", []float64{5, 6}},
 		{"-mean(x0) - 2", []float64{-2.25, -1.75}},
 		{"mean(x0) ** 2 if ctx.prompt == 'shoe' else 0", []float64{0.0625, 0.0625}},
-		{"mean(hsv(rgb(x0))[2])", []float64{0.625, 0.375}},
+		{"mean(hsv(x0)[2]) + 0 * sum(rgb(x0))", []float64{0.625, 0.375}},
 		{"log(exp(mean(x0)))", []float64{0.25, -0.25}},
 	} {
 		n := &net{}
