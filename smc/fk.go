@@ -112,8 +112,10 @@ type Run struct {
 	rewards []float64 // of the last check, nil before
 	lambda  float64
 	ess     float64
-	pending bool // a step is made whose check is not
-	over    bool // the last check is made
+	pending bool          // a step is made whose check is not
+	over    bool          // the last check is made
+	force   int           // 1: resample after the next step, -1: do not
+	final   *tensor.Dense // of a run that was finished early
 	from    []int
 	cost    Cost
 }
@@ -204,9 +206,9 @@ func (r *Run) able() error {
 	if r.last == 0 {
 		return fail("it places its steps as it goes, image by image")
 	}
-	if !needs.Noise && r.fk.Potential != None {
+	if !needs.Noise && r.fk.Potential != None && !rises(r.p) {
 		return fail("it draws no step noise, so copies of a particle would stay equal for ever; " +
-			"use its stochastic form (ddim:eta=1, ddpm, dpmpp-2m-sde, churn ...), one particle, lambda 0, or potential none")
+			"use its stochastic form (ddim:eta=1, ddpm, dpmpp-2m-sde ...), churn, one particle, lambda 0, or potential none")
 	}
 	if _, ok := r.base.(samplers.Selector); !ok && r.fk.Policy.When != Never {
 		return fail("its runs cannot be re-indexed")
@@ -221,6 +223,9 @@ func (r *Run) able() error {
 // the run may be saved, or Next called again: the step is not made twice.
 func (r *Run) Next(ctx context.Context) (bool, error) {
 	done := false
+	if r.final != nil {
+		return true, nil
+	}
 	if !r.pending {
 		var err error
 		if done, err = r.base.Next(ctx); err != nil || (done && r.over) {
@@ -270,7 +275,12 @@ func (r *Run) check(ctx context.Context, ended bool) error {
 		return err
 	}
 	idle := r.fk.Reward == nil || r.pop.single() || r.fk.Potential == None || c.Lambda == 0 && (r.fk.Potential != Difference || !slices.ContainsFunc(r.paid, func(v float64) bool { return v != 0 }))
-	if !c.Last && (idle || !r.fk.due(st.I-1)) {
+	hop := st.I > r.p.First && st.I < len(r.p.Grid) && !r.fk.Base.Needs().OwnGrid && r.p.Grid[st.I].Ratio() > r.p.Grid[st.I-1].Ratio()
+	due := !hop && r.fk.due(st.I-1)
+	if r.force != 0 {
+		due = r.force > 0
+	}
+	if !c.Last && (idle || !due) {
 		return nil
 	}
 	next := slices.Clone(r.stat)
@@ -304,6 +314,12 @@ func (r *Run) check(ctx context.Context, ended bool) error {
 	}
 	policy := r.fk.Policy
 	policy.ESS = r.ess
+	switch {
+	case r.force > 0:
+		policy.When = Always
+	case r.force < 0:
+		policy.When = Never
+	}
 	if c.Last && r.fk.Weighted {
 		policy.When = Never
 	}
@@ -314,9 +330,12 @@ func (r *Run) check(ctx context.Context, ended bool) error {
 		if err := r.base.(samplers.Selector).Select(c.Parents, nil); err != nil {
 			return fmt.Errorf("smc: step %d: %w", st.I-1, err)
 		}
+		if r.final != nil {
+			gatherRows(models.Data(r.final), c.Parents)
+		}
 		next, paid = gather(next, c.Parents), gather(paid, c.Parents)
 	}
-	r.pop, r.stat, r.paid, r.over = pop, next, paid, c.Last
+	r.pop, r.stat, r.paid, r.over, r.force = pop, next, paid, c.Last, 0
 	if c.Rewards != nil {
 		r.rewards = c.Rewards
 		if c.Parents != nil {
@@ -343,7 +362,10 @@ func (r *Run) score(ctx context.Context, st *samplers.State, c *Check) ([]float6
 	if r.fk.Reward == nil {
 		return nil, nil
 	}
-	x0, err := cleanData(ctx, r.base, r.process, c.Last, r.fk.Lagged, &r.x0)
+	x0, err := r.final, error(nil)
+	if x0 == nil {
+		x0, err = cleanData(ctx, r.base, r.process, c.Last, r.fk.Lagged, &r.x0)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -356,7 +378,7 @@ func (r *Run) score(ctx context.Context, st *samplers.State, c *Check) ([]float6
 		r.cost.Decodes += len(r.p.Rows)
 	}
 	c.X0 = x0
-	out, err := ask(ctx, r.fk.Reward, x0, &Look{Rows: r.p.Rows, Groups: r.pop.all(), Cond: r.cond, At: st.At, Step: st.I, Progress: c.Progress, Last: c.Last, Previous: r.rewards})
+	out, err := ask(ctx, r.fk.Reward, x0, &Look{Rows: r.p.Rows, Groups: r.pop.all(), Cond: r.cond, At: st.At, Step: st.I, Steps: r.last, Progress: c.Progress, Lambda: c.Lambda, Last: c.Last, Previous: r.rewards})
 	if err != nil {
 		return nil, err
 	}
@@ -458,8 +480,8 @@ func (r *Run) Best() []int {
 	return out
 }
 
-// Set implements samplers.Setter: "lambda" is the strength and "ess" the threshold of adaptive resampling; other names
-// are options of the base. Weights stay exact: what was paid at the old strength is settled at the next check.
+// Set implements samplers.Setter: "lambda" is the strength, "ess" the threshold of adaptive resampling, "resample" makes
+// (1) or forbids (0) resampling after the next step, where that is checked or made so; other names are options of the base. Weights stay exact: what was paid at the old strength is settled at the next check.
 func (r *Run) Set(name string, value float64) error {
 	switch name {
 	case "lambda":
@@ -478,6 +500,16 @@ func (r *Run) Set(name string, value float64) error {
 			return fmt.Errorf("smc: ess = %g: want a number in (0, 1]", value)
 		}
 		r.ess = value
+		return nil
+	case "resample":
+		switch value {
+		case 0:
+			r.force = -1
+		case 1:
+			r.force = 1
+		default:
+			return fmt.Errorf("smc: resample = %g: want 0 or 1", value)
+		}
 		return nil
 	}
 	s, ok := r.base.(samplers.Setter)
@@ -499,6 +531,8 @@ type savedRun struct {
 	ESS       float64
 	Pending   bool
 	Over      bool
+	Force     int
+	Final     []float64
 	Cost      Cost
 	Base      []byte
 }
@@ -514,7 +548,7 @@ func (r *Run) Save(w io.Writer) error {
 		return err
 	}
 	err := gob.NewEncoder(w).Encode(&savedRun{Potential: r.fk.Potential.String(), Pop: r.pop, Stat: r.stat, Paid: r.paid, Rewards: r.rewards, From: r.from,
-		Lambda: r.lambda, ESS: r.ess, Pending: r.pending, Over: r.over, Cost: r.cost, Base: buf.Bytes()})
+		Lambda: r.lambda, ESS: r.ess, Pending: r.pending, Over: r.over, Force: r.force, Final: final(r.final), Cost: r.cost, Base: buf.Bytes()})
 	if err != nil {
 		return fmt.Errorf("smc: saving a run: %w", err)
 	}
@@ -548,6 +582,13 @@ func (f FK) Resume(ctx context.Context, p *samplers.Problem, rd io.Reader) (samp
 	}
 	r.pop, r.stat, r.paid, r.rewards, r.from = s.Pop, s.Stat, s.Paid, s.Rewards, s.From
 	r.lambda, r.ess, r.pending, r.over, r.cost = s.Lambda, s.ESS, s.Pending, s.Over, s.Cost
+	r.force = s.Force
+	if x := r.base.State().X; s.Final != nil {
+		if len(s.Final) != len(models.Data(x)) {
+			return nil, fmt.Errorf("smc: the saved run does not fit the problem")
+		}
+		r.final = models.Wrap(s.Final, x.Shape()...)
+	}
 	r.cond = p.Cond.Select(r.from)
 	r.bind()
 	return r, r.able()
@@ -557,5 +598,62 @@ func (f FK) Resume(ctx context.Context, p *samplers.Problem, rd io.Reader) (samp
 func (r *Run) State() *samplers.State {
 	st := r.base.State()
 	st.LogWeights = r.pop.LW
+	if r.final != nil {
+		st.X, st.Done = r.final, 1
+	}
 	return st
+}
+
+// Finish ends the run where it stands: the estimate of the clean data becomes the sample, and the last check is made on
+// it. The weights are those of the sampler that jumps there.
+func (r *Run) Finish(ctx context.Context) error {
+	if r.over || r.final != nil {
+		return nil
+	}
+	x0, err := cleanData(ctx, r.base, r.process, false, false, &r.x0)
+	if err != nil {
+		return err
+	}
+	r.final = x0.Clone().(*tensor.Dense)
+	if err := r.check(ctx, true); err != nil {
+		r.final = nil
+		return err
+	}
+	return nil
+}
+
+func final(x *tensor.Dense) []float64 {
+	if x == nil {
+		return nil
+	}
+	return models.Data(x)
+}
+
+// rises tells whether the grid goes up in noise somewhere.
+func rises(p *samplers.Problem) bool {
+	for i := p.First + 1; i < len(p.Grid) && (p.Last == 0 || i <= p.Last); i++ {
+		if p.Grid[i].Ratio() > p.Grid[i-1].Ratio() {
+			return true
+		}
+	}
+	return false
+}
+
+// Churned returns a grid on which any sampler draws noise: behind every inner node of noise level sb (sigma/alpha) the
+// state goes up to (1 + gamma) sb, at most to the first node, by forward noise, and the next step starts there, as the
+// churn of EDM does (Karras et al. 2022, arXiv 2206.00364, algorithm 2). Multistep samplers forget their history at such
+// hops. gamma = 0 returns the grid itself.
+func Churned(process schedules.Gaussian, g schedules.Grid, gamma float64) schedules.Grid {
+	if gamma == 0 {
+		return g
+	}
+	var out schedules.Grid
+	for i, n := range g {
+		out = append(out, n)
+		up := n.Ratio() * (1 + gamma)
+		if i > 0 && i < len(g)-1 && n.Sigma > 0 && up < g[0].Ratio() {
+			out = append(out, process.AtRatio(up))
+		}
+	}
+	return out
 }

@@ -288,3 +288,24 @@ func gather(v []float64, parents []int) []float64 {
 	}
 	return out
 }
+
+// gatherRows re-indexes the rows of x in place.
+func gatherRows(x []float64, parents []int) {
+	old, w := slices.Clone(x), len(x)/len(parents)
+	for j, i := range parents {
+		copy(x[j*w:(j+1)*w], old[i*w:(i+1)*w])
+	}
+}
+
+// Resample draws as many ancestors as there are log weights, from their softmax: what makes weighted particles equally
+// weighted ones. The draw belongs to (seed, step). Equal weights keep every particle in its place.
+func Resample(lw []float64, r Resampler, seed uint64, step int) ([]int, error) {
+	w, err := Weigh(lw)
+	if err != nil {
+		return nil, err
+	}
+	if slices.Min(lw) == slices.Max(lw) {
+		return identity(len(lw)), nil
+	}
+	return r.Ancestors(w.W, len(lw), uniforms(rng.Key{Seed: seed, Step: step, Purpose: rng.PurposeResample}))
+}

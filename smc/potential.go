@@ -111,7 +111,9 @@ type Look struct {
 	Cond     *models.Cond // what each row is conditioned on, may be nil
 	At       schedules.Node
 	Step     int     // steps made
+	Steps    int     // in all, 0 where a sampler does not know
 	Progress float64 // in [0, 1]
+	Lambda   float64 // strength of this check
 	Last     bool    // x0 is the sample, not an estimate
 	Previous []float64
 	// Previous are the rewards of the last check, each row's own past; nil at the first.

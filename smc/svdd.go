@@ -36,6 +36,10 @@ type SVDD struct {
 	// Value scores noisy candidates in x (not to be changed or kept) at Look.At; at the last step x is the sample.
 	Value  Reward
 	Latent bool // rewards see the state's own space, without Problem.Codec
+
+	// Observe is called after every choice: Rewards are the values of the M candidates of every row, row by row, and
+	// Parents those that go on.
+	Observe func(*Check) error
 }
 
 // Needs implements samplers.Sampler.
@@ -166,7 +170,7 @@ func (r *svddRun) candidates() []models.Row {
 func (r *svddRun) choose(ctx context.Context) error {
 	st := r.base.State()
 	m := r.s.M
-	look := &Look{Rows: r.candidates(), At: st.At, Step: st.I, Progress: float64(st.I) / float64(r.last), Last: st.I >= r.last}
+	look := &Look{Rows: r.candidates(), At: st.At, Step: st.I, Steps: r.last, Progress: float64(st.I) / float64(r.last), Lambda: 1, Last: st.I >= r.last}
 	repeat := make([]int, len(look.Rows))
 	for i := range repeat {
 		repeat[i] = i / m
@@ -210,6 +214,9 @@ func (r *svddRun) choose(ctx context.Context) error {
 		return fail(err)
 	}
 	r.rewards, r.pending = gather(v, chosen), false
+	if r.s.Observe != nil {
+		return r.s.Observe(&Check{Step: st.I, At: st.At, Progress: look.Progress, Last: look.Last, Lambda: 1, X0: x, Rewards: v, Parents: chosen})
+	}
 	return nil
 }
 
