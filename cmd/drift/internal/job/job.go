@@ -23,6 +23,7 @@ type Item struct {
 	Set   int // which condition
 	Place int // among the images of its set, and among the rows of recorded starts and noise
 	Seed  uint64
+	Part  int // particle + 1, where every particle of a group is an image; else 0
 }
 
 // Items lists the images of a run: every set has all seeds.
@@ -48,6 +49,8 @@ type Plan struct {
 	Sets    []manifest.Set
 	Offset  int // places count from here in Classes
 	Codec   samplers.Codec
+	// Particles is the number of rows of every item: 0 = 1. An item then is a group of particles, all on its condition.
+	Particles int
 
 	// NewNoise makes the noise of one batch; nil = samplers.Streams{}.
 	NewNoise func() samplers.Noise
@@ -105,7 +108,7 @@ func (p *Plan) Run(ctx context.Context, stop <-chan struct{}, items []Item, size
 // Batch is a number of rows that suits the model: about a million numbers in the state, 16 to 1024 rows (networks have large rows).
 func (p *Plan) Batch() int {
 	dim := tensor.Shape(p.Shape).TotalSize()
-	return min(max(16*runtime.GOMAXPROCS(0), 1<<14/max(dim, 1)), 1024)
+	return max(1, min(max(16*runtime.GOMAXPROCS(0), 1<<14/max(dim, 1)), 1024)/max(1, p.Particles))
 }
 
 func (p *Plan) one(ctx context.Context, stop <-chan struct{}, b Batch, h Hooks) (samplers.Stats, error) {
@@ -206,14 +209,17 @@ func (p *Plan) Problem(items []Item) (*samplers.Problem, error) {
 		prompts = prompts || s.Prompt != "" || s.Negative != ""
 	}
 	cond := &models.Cond{}
+	parts := max(1, p.Particles)
 	for _, it := range items {
-		problem.Rows = append(problem.Rows, models.Row{Seed: it.Seed})
-		set := p.Sets[it.Set]
-		if classes {
-			cond.Classes = append(cond.Classes, set.Class(it.Place-p.Offset))
-		}
-		if prompts {
-			cond.Prompts = append(cond.Prompts, set.Prompt)
+		for j := range parts {
+			problem.Rows = append(problem.Rows, models.Row{Seed: it.Seed, Particle: j})
+			set := p.Sets[it.Set]
+			if classes {
+				cond.Classes = append(cond.Classes, set.Class(it.Place-p.Offset))
+			}
+			if prompts {
+				cond.Prompts = append(cond.Prompts, set.Prompt)
+			}
 		}
 	}
 	if classes || prompts {
@@ -223,13 +229,14 @@ func (p *Plan) Problem(items []Item) (*samplers.Problem, error) {
 	if p.NewNoise != nil {
 		noise = p.NewNoise()
 	}
-	problem.Noise = placed{noise, items}
+	problem.Noise = placed{noise, items, parts}
 	if p.Start != nil {
 		rows := p.Start.Shape()[0]
 		d := models.Data(p.Start)
 		w := len(d) / rows
-		start := models.New(append([]int{len(items)}, p.Start.Shape()[1:]...)...)
-		for k, it := range items {
+		start := models.New(append([]int{len(problem.Rows)}, p.Start.Shape()[1:]...)...)
+		for k := range problem.Rows {
+			it := items[k/parts]
 			if it.Place >= rows {
 				return nil, fmt.Errorf("image %d has no row in the start array, which has %d", it.Place, rows)
 			}
@@ -263,10 +270,13 @@ func (p *Plan) noised(problem *samplers.Problem) *tensor.Dense {
 type placed struct {
 	samplers.Noise
 	items []Item
+	parts int
 }
 
 func (n placed) Normal(dst []float64, d samplers.Draw) {
-	d.Slot = n.items[d.Slot].Place
+	if k := d.Slot / n.parts; k < len(n.items) { // candidates of svdd have slots of their own
+		d.Slot = n.items[k].Place*n.parts + d.Slot%n.parts
+	}
 	n.Noise.Normal(dst, d)
 }
 

@@ -57,6 +57,33 @@ type Run struct {
 	Strength  float64 `json:"strength,omitempty"`
 
 	Rounding string `json:"rounding,omitempty"` // rule to 8 bit, of pictures
+
+	Steer *Steer `json:"steer,omitempty"` // of verb steer
+}
+
+// Steer describes how particles are steered.
+type Steer struct {
+	Method    string   `json:"method"`
+	Particles int      `json:"particles"`
+	Keep      string   `json:"keep"`
+	Potential string   `json:"potential,omitempty"`
+	Lambda    *float64 `json:"lambda,omitempty"` // absent: auto
+	Schedule  string   `json:"lambda_schedule,omitempty"`
+	Init      *float64 `json:"reward_init,omitempty"`
+	When      string   `json:"when,omitempty"` // ess, every, never
+	ESS       float64  `json:"ess,omitempty"`
+	Checks    []int    `json:"checks,omitempty"`
+	Every     int      `json:"resample_every,omitempty"`
+	Resampler string   `json:"resampler,omitempty"`
+	Options   string   `json:"options,omitempty"` // of the method
+	Churn     float64  `json:"churn,omitempty"`
+
+	Reward    string            `json:"reward,omitempty"`        // as it was given
+	Script    string            `json:"reward_script,omitempty"` // its text
+	ScriptID  string            `json:"reward_hash,omitempty"`
+	Files     map[string]string `json:"reward_files,omitempty"` // hashes of what it reads
+	Control   string            `json:"control_script,omitempty"`
+	ControlID string            `json:"control_hash,omitempty"`
 }
 
 // Compose says of which models a composition is made, as the user wrote it. It does not count in the hash: that of the

@@ -22,6 +22,7 @@ import (
 	"drift/cmd/drift/internal/job"
 	"drift/cmd/drift/internal/manifest"
 	"drift/internal/atomicfile"
+	"drift/internal/npz"
 	"drift/internal/pixels"
 	"drift/internal/pngmeta"
 )
@@ -41,6 +42,8 @@ type Options struct {
 
 	// Texts makes the metadata of the picture of one item, or of the whole sheet (it nil); nil: none.
 	Texts func(it *job.Item) []pngmeta.Text
+	// Extra makes arrays that a .npz holds too, once all items are stored; nil: none.
+	Extra func() []npz.Array
 }
 
 // Target stores results.
@@ -237,13 +240,17 @@ func openFolder(o Options) (Target, error) {
 	return t, err
 }
 
-// file is DIR/000000/000123.png, named by the seed, in folders of 1000; with several sets each has its own folder.
+// file is DIR/000000/000123.png, named by the seed, in folders of 1000; with several sets each has its own folder. Particles are 000123-0007.png.
 func (t *folder) file(it job.Item) string {
 	set := ""
 	if len(t.o.Run.Sets) > 1 {
 		set = fmt.Sprintf("set-%04d", it.Set)
 	}
-	return filepath.Join(t.o.Path, set, fmt.Sprintf("%06d", it.Seed/1000*1000), fmt.Sprintf("%06d.png", it.Seed))
+	part := ""
+	if it.Part > 0 {
+		part = fmt.Sprintf("-%04d", it.Part-1)
+	}
+	return filepath.Join(t.o.Path, set, fmt.Sprintf("%06d", it.Seed/1000*1000), fmt.Sprintf("%06d%s.png", it.Seed, part))
 }
 
 func (t *folder) Room() string { return t.o.Path }
@@ -294,7 +301,7 @@ func (t *folder) Close() ([]string, error) {
 		dir := filepath.Dir(t.file(it))
 		if !seen[dir] {
 			seen[dir] = true
-			if err := sweep(dir, `[0-9]{6,}\.png`, t.start); err != nil {
+			if err := sweep(dir, `[0-9]{6,}(-[0-9]{4,})?\.png`, t.start); err != nil {
 				return nil, err
 			}
 		}

@@ -53,16 +53,19 @@ func openSingle(o Options, kind string) (Target, error) {
 }
 
 // row is the place of an item in the arrays, -1 for an item that is not of this run. Items come set by set, each with
-// all places.
-func (t *single) row(set, place int) int {
+// all places, each of these with all particles.
+func (t *single) row(set, place, part int) int {
 	items := t.o.Items
 	per := len(items) / len(t.o.Run.Sets)
-	i := set*per + place - items[0].Place
-	if i < 0 || i >= len(items) || items[i].Set != set || items[i].Place != place {
+	i := set*per + (place-items[0].Place)*t.parts() + max(0, part-1)
+	if i < 0 || i >= len(items) || items[i].Set != set || items[i].Place != place || items[i].Part != part {
 		return -1
 	}
 	return i
 }
+
+// parts is the number of images that every place has.
+func (t *single) parts() int { return max(1, t.o.Items[len(t.o.Items)-1].Part) }
 
 // image is one picture in (H, W, C).
 func (t *single) image(i int) []byte {
@@ -129,7 +132,11 @@ func (t *single) loadPart(path string) error {
 		}
 	}
 	for k := range n {
-		i := t.row(int(id[2*k]), int(id[2*k+1]))
+		place, part := int(id[2*k+1]), 0
+		if n := t.parts(); t.o.Items[0].Part > 0 {
+			place, part = place/n, place%n+1
+		}
+		i := t.row(int(id[2*k]), place, part)
 		if i < 0 {
 			return refuse.Errorf(path, "holds an image that is not of this run")
 		}
@@ -167,7 +174,7 @@ func (t *single) Missing() []job.Item {
 
 func (t *single) Put(items []job.Item, x, p []float64) ([]string, error) {
 	for k, it := range items {
-		i := t.row(it.Set, it.Place)
+		i := t.row(it.Set, it.Place, it.Part)
 		if !t.done[i] {
 			t.done[i] = true
 			t.left--
@@ -208,7 +215,8 @@ func (t *single) Keep() error {
 	var x []float64
 	var images []byte
 	for _, i := range t.pending {
-		ids = append(ids, int64(t.o.Items[i].Set), int64(t.o.Items[i].Place))
+		it := t.o.Items[i]
+		ids = append(ids, int64(it.Set), int64(it.Place*t.parts()+max(0, it.Part-1)))
 		if w := size(t.o.Shape); t.x != nil {
 			x = append(x, t.x[i*w:(i+1)*w]...)
 		}
@@ -282,6 +290,13 @@ func (t *single) writeNPZ() error {
 	if classes, ok := Classes(t.o.Run, t.o.Items); ok {
 		if err := w.Add(npz.Array{Name: "classes", Shape: []int{n}, Data: classes}); err != nil {
 			return err
+		}
+	}
+	if t.o.Extra != nil {
+		for _, a := range t.o.Extra() {
+			if err := w.Add(a); err != nil {
+				return err
+			}
 		}
 	}
 	return w.Commit()

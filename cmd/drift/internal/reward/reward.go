@@ -304,4 +304,3 @@ func Points(l *smc.Look, steps int, lambda, nfe float64) []Point {
 	}
 	return out
 }
-
