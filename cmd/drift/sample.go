@@ -168,9 +168,11 @@ func (s *sampling) dryRun(ctx context.Context) error {
 	}
 	decodes := 0
 	if s.plan.Codec != nil {
-		decodes = n
+		decodes = n + s.rewards
 	}
-	state := int64(8 * dim * rows * 12) // state, stages, history and predictions of a run, about
+	parts := max(1, s.plan.Particles)
+	n *= parts
+	state := int64(8 * dim * rows * parts * 12) // state, stages, history and predictions of a run, about
 	total := time.Duration(float64(per) * float64(s.desc.NFE) * float64(n))
 	cost := struct {
 		Event   string  `json:"event"`
@@ -184,13 +186,13 @@ func (s *sampling) dryRun(ctx context.Context) error {
 		State   int64   `json:"state_bytes"`
 		Params  int64   `json:"parameters"`
 		Seconds float64 `json:"seconds"`
-	}{"estimate", n, s.steps(), s.desc.NFE, n * s.desc.NFE, float64(n) * s.cost.VJPs, decodes, 0, state, s.info.Params, total.Seconds()}
+	}{"estimate", n, s.steps(), s.desc.NFE, n * s.desc.NFE, float64(n) * s.cost.VJPs, decodes, s.rewards, state, s.info.Params, total.Seconds()}
 	if s.json {
 		s.emit(cost)
 		return nil
 	}
-	fmt.Fprintf(s.out, "images        %d in batches of %d\nsteps         %d\nNFE per image %s\nevaluations   %d\nVJPs          %g\ndecoder calls %d\nreward calls  0\n",
-		n, rows, cost.Steps, s.nfeText(), cost.Evals, cost.VJPs, decodes)
+	fmt.Fprintf(s.out, "images        %d in batches of %d\nsteps         %d\nNFE per image %s\nevaluations   %d\nVJPs          %g\ndecoder calls %d\nreward calls  %d\n",
+		n, rows, cost.Steps, s.nfeText(), cost.Evals, cost.VJPs, decodes, s.rewards)
 	fmt.Fprintf(s.out, "memory        about %.1f MB of state; %d parameters\n", float64(state)/1e6, s.info.Params)
 	if s.desc.NFE > 0 {
 		fmt.Fprintf(s.out, "time          about %v (measured on one step)\n", total.Round(time.Millisecond))
@@ -239,4 +241,8 @@ type sampling struct {
 	saved    string // what an interrupt saved beside finished images
 
 	unstored bool // the output failed
+
+	verb    string // of the description; empty = sample
+	sampler string // default in place of the model's
+	rewards int    // reward evaluations in all, for --dry-run
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -47,7 +48,7 @@ func (s *sampling) resolve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.desc = manifest.Run{Format: manifest.Format, Version: release, Verb: "sample"}
+	s.desc = manifest.Run{Format: manifest.Format, Version: release, Verb: cmp.Or(s.verb, "sample")}
 	s.plan = &job.Plan{}
 	for _, step := range []func(context.Context, *manifest.Run) error{
 		s.resolveModel, s.resolveSeeds, s.resolveOut, s.resolveSets, s.resolveGuiders, s.resolveGrid, s.resolveStart, s.resolveNoise, s.count,
@@ -572,7 +573,7 @@ func guide(d, second models.Denoiser, specs []string, g schedules.Grid, say tell
 
 // resolveGrid finds the sampler and the nodes.
 func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
-	name := s.text("sampler", base, func(r *manifest.Run) string { return r.Sampler }, s.model.Defaults.Sampler)
+	name := s.text("sampler", base, func(r *manifest.Run) string { return r.Sampler }, cmp.Or(s.sampler, s.model.Defaults.Sampler))
 	canonical, implied, err := samplers.Resolve(name)
 	if err != nil {
 		return badUse("sampler", err)
