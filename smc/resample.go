@@ -33,6 +33,23 @@ var resamplerNames = []string{"systematic", "stratified", "ssp", "residual", "mu
 
 func (r Resampler) String() string { return nameOf(resamplerNames, int(r)) }
 
+// Resamplers lists all of them.
+func Resamplers() []Resampler {
+	return []Resampler{Systematic, Stratified, SSP, Residual, Multinomial, Killing}
+}
+
+var resamplerSummaries = []string{
+	"one uniform, points (k + U)/K: offspring floor or ceil of K W; depends on the order of the particles (default)",
+	"K uniforms, points (k + U_k)/K",
+	"pairwise pivoting of the fractional parts: offspring as systematic, consistent in any order",
+	"floor(K W) copies, the rest multinomial",
+	"K independent draws: the largest variance",
+	"a particle stays in its slot with probability W/max W, else a multinomial draw replaces it",
+}
+
+// Summary says how it draws.
+func (r Resampler) Summary() string { return resamplerSummaries[r] }
+
 // ParseResampler reads a resampler's name.
 func ParseResampler(s string) (Resampler, error) {
 	i, err := find("resampler", resamplerNames, s)

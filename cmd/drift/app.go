@@ -205,6 +205,7 @@ func (a *app) columns() int {
 func (a *app) verbs() []*cli.Command {
 	return []*cli.Command{
 		sampleVerb(a),
+		steerVerb(a),
 		benchVerb(a),
 		metricsVerb(a),
 		searchVerb(a),

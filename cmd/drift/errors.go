@@ -11,6 +11,7 @@ import (
 	"drift/cmd/drift/internal/manifest"
 	"drift/internal/refuse"
 	"drift/samplers"
+	"drift/smc"
 )
 
 // The exit codes.
@@ -58,7 +59,7 @@ func badUse(flag string, err error) error {
 
 // trimPackage removes the package that an error begins with: users know flags, not packages.
 func trimPackage(s string) string {
-	for _, p := range []string{"samplers: ", "schedules: ", "models: ", "guidance: ", "analytic: ", "open: ", "kernels: ", "native: ", "unet2d: ", "dit: "} {
+	for _, p := range []string{"samplers: ", "schedules: ", "models: ", "guidance: ", "analytic: ", "open: ", "kernels: ", "native: ", "unet2d: ", "dit: ", "smc: ", "script: "} {
 		s = strings.TrimPrefix(s, p)
 	}
 	return s
@@ -79,13 +80,15 @@ func exitCode(err error) int {
 		r *refuse.Error
 		n *samplers.NotFinite
 		d *manifest.Different
+		w *smc.RewardError
+		x *smc.WeightError
 	)
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.Is(err, job.ErrStopped), errors.Is(err, context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &n):
+	case errors.As(err, &n), errors.As(err, &w), errors.As(err, &x):
 		return exitNotFinite
 	case errors.As(err, &r):
 		return exitRefused

@@ -6,10 +6,12 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"drift/cmd/drift/internal/reward"
 	"drift/guidance"
 	"drift/internal/spec"
 	"drift/samplers"
 	"drift/schedules"
+	"drift/smc"
 )
 
 // entry is one registered name.
@@ -68,6 +70,23 @@ var lists = []struct {
 	}},
 	{"models", (*app).modelEntries},
 	{"metrics", metricEntries},
+	{"rewards", func(*app) []entry {
+		var out []entry
+		for _, f := range reward.Forms() {
+			out = append(out, entry{Name: f.Name, Summary: f.Summary})
+		}
+		for _, name := range reward.Networks() {
+			out = append(out, entry{Name: name, Summary: "a network for logp, prob and feat"})
+		}
+		return out
+	}},
+	{"resamplers", func(*app) []entry {
+		var out []entry
+		for _, r := range smc.Resamplers() {
+			out = append(out, entry{Name: r.String(), Summary: r.Summary()})
+		}
+		return out
+	}},
 	{"guiders", func(*app) []entry {
 		var out []entry
 		for _, i := range guidance.List() {

@@ -244,5 +244,6 @@ type sampling struct {
 
 	verb    string // of the description; empty = sample
 	sampler string // default in place of the model's
+	bare    bool   // without the guiders that the model's scheduler asks for
 	rewards int    // reward evaluations in all, for --dry-run
 }

@@ -450,6 +450,9 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 	}
 	var specs []string
 	own := s.model.Defaults.Guiders // clipping, as its scheduler asks: around the guided model
+	if s.bare {
+		own = nil
+	}
 	switch {
 	case s.c.IsSet("guider"):
 		for _, g := range s.c.StringSlice("guider") {

@@ -109,8 +109,9 @@ type steering struct {
 	groups  []job.Item
 	now     *steered // the batch under way
 
-	live   *float64 // scale of classifier-free guidance that a control script sets
+	live *float64 // scale of classifier-free guidance that a control script sets
 
+	parts  int // experts that fkc corrects
 	points int // checks that have rewards
 }
 
@@ -126,7 +127,11 @@ func (s *steering) resolve(ctx context.Context) error {
 	if err := s.options(); err != nil {
 		return err
 	}
+	s.bare = s.conf.Method == "fkc" // clipping has no corrector
 	if err := s.sampling.resolve(ctx); err != nil {
+		return err
+	}
+	if err := s.experts(); err != nil {
 		return err
 	}
 	if err := s.openReward(ctx); err != nil {
@@ -134,6 +139,17 @@ func (s *steering) resolve(ctx context.Context) error {
 	}
 	if err := s.openControl(); err != nil {
 		return err
+	}
+	if s.control != nil {
+		var second models.Denoiser
+		if s.second != nil {
+			second = s.second.Denoiser
+		}
+		specs := s.desc.Guiders
+		s.plan.Wrap = func(d models.Denoiser) (out models.Denoiser, err error) {
+			out, s.live, err = guideLive(d, second, specs)
+			return out, err
+		}
 	}
 	s.groups = s.items
 	s.base = s.plan.Sampler
@@ -347,6 +363,39 @@ func (s *steering) strength() error {
 		if v := s.fk.Schedule(1); v-v != 0 {
 			return usagef("--lambda %s is %g at the end of the run", text, v)
 		}
+	}
+	return nil
+}
+
+// experts counts what fkc corrects: the models of a composition, or the two sides of classifier-free guidance.
+func (s *steering) experts() error {
+	if s.conf.Method != "fkc" {
+		return nil
+	}
+	for _, g := range s.desc.Guiders {
+		if !strings.HasPrefix(g, "cfg:") && g != "cfg" {
+			return usagef("--method fkc: the guider %s has no corrector; only cfg and --compose have", g)
+		}
+		s.parts = 2
+	}
+	if len(s.desc.Guiders) > 1 {
+		return usagef("--method fkc corrects one cfg guider, not %d guiders", len(s.desc.Guiders))
+	}
+	if c := s.desc.Compose; c != nil {
+		if s.parts > 0 {
+			return usagef("--method fkc corrects a composition or guidance, not both")
+		}
+		t, err := guidance.ParseTerms(c.Models, c.Weights)
+		if err != nil {
+			return badUse("compose", err)
+		}
+		s.parts = len(t)
+		if strings.HasPrefix(c.Rule, "mixture") {
+			return usagef("--rule mixture is exact as it is: there is nothing for fkc to correct; sample it")
+		}
+	}
+	if s.parts == 0 && (!s.c.IsSet("power") || s.c.Float64("power") == 1) {
+		return usagef("--method fkc corrects --compose, --cfg-scale or --power: none is given")
 	}
 	return nil
 }

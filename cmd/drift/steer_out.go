@@ -217,7 +217,7 @@ type table struct {
 }
 
 func (s *steering) table(all []outcome) table {
-	t := table{groups: len(all), parts: s.parts(), all: all}
+	t := table{groups: len(all), parts: s.width(), all: all}
 	for _, o := range all {
 		t.checks = max(t.checks, len(o.Log))
 	}
@@ -433,7 +433,7 @@ func (s *steering) plot(name, path string, all []outcome) error {
 
 // family is the genealogy of a group.
 func (s *steering) family(o *outcome) genealogy.Family {
-	f := genealogy.Family{Particles: s.parts(), Title: fmt.Sprintf("seed %d", o.Seed)}
+	f := genealogy.Family{Particles: s.width(), Title: fmt.Sprintf("seed %d", o.Seed)}
 	if pixels.Picture(s.info.Shape) {
 		f.Shape = s.info.Shape
 	}

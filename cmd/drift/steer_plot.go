@@ -13,6 +13,8 @@ import (
 	"gonum.org/v1/plot/vg/draw"
 	"gonum.org/v1/plot/vg/vgimg"
 
+	"drift/cmd/drift/internal/reward"
+	"drift/models"
 	"drift/models/analytic"
 	"drift/schedules"
 	"drift/smc"
@@ -51,7 +53,7 @@ func (s *steering) curves(w io.Writer, name string, all []outcome) error {
 	var curves []curve
 	switch name {
 	case "ess":
-		p.Title.Text, p.Y.Label.Text = "effective sample size and roots", fmt.Sprintf("of %d particles", s.parts())
+		p.Title.Text, p.Y.Label.Text = "effective sample size and roots", fmt.Sprintf("of %d particles", s.width())
 		curves = []curve{{"ESS before resampling", func(c *record) float64 { return c.ESS[0] }, blue}, {"roots", func(c *record) float64 { return float64(c.Roots[0]) }, red}}
 		p.Y.Min = 0
 	case "log_z":
@@ -123,7 +125,7 @@ func (s *steering) curves(w io.Writer, name string, all []outcome) error {
 		p.X.Min, p.X.Max = 0, max(1, p.X.Max+1)
 	}
 	if name == "ess" {
-		p.Y.Min, p.Y.Max = 0, float64(s.parts())*1.18
+		p.Y.Min, p.Y.Max = 0, float64(s.width())*1.18
 	}
 	if !(p.Y.Max > p.Y.Min) {
 		p.Y.Min, p.Y.Max = p.Y.Min-1, p.Y.Min+1
@@ -169,7 +171,7 @@ func drawTo(w io.Writer, p *plot.Plot) error {
 // exact prints the exact answers of an analytic target beside the estimates: log Z, and mean and variance of every
 // coordinate under the tilted law.
 func (s *steering) exact(ctx context.Context, all []outcome, summary map[string]any) {
-	m, ok := s.model.Target()
+	m, ok := models.As[*analytic.Mixture](s.model.Denoiser)
 	if !ok || s.reward == nil || s.reward.Grouped() || s.conf.Script == "" || len(s.desc.Guiders) > 0 || s.plan.First != 0 || s.plan.Last != 0 {
 		return
 	}
@@ -306,9 +308,9 @@ func (s *steering) tilt(ctx context.Context, m *analytic.Mixture, class int) (ti
 		}
 	}
 	n := len(base)
-	at := make([]rewardPoint, n)
+	at := make([]reward.Point, n)
 	for k := range at {
-		at[k] = s.finalPoint(class)
+		at[k].Steps, at[k].Step, at[k].Alpha, at[k].Progress, at[k].Last, at[k].Class, at[k].Previous = s.steps(), s.steps(), 1, 1, true, class, math.NaN()
 	}
 	out, err := s.reward.Score(ctx, at, x, []int{dim}, nil)
 	if err != nil {
@@ -337,4 +339,3 @@ func (s *steering) tilt(ctx context.Context, m *analytic.Mixture, class int) (ti
 	}
 	return res, nil
 }
-

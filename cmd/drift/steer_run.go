@@ -48,17 +48,17 @@ func (m method) Needs() samplers.Needs {
 
 // record is what happened at a check, for all rows of a batch.
 type record struct {
-	Step                                    int
-	T, Alpha, Sigma, Progress, Lambda       float64
-	Rewards, Before, After                  []float64
-	Parents                                 []int // the row each goes on from
-	ESS, LogZ, Variance, Diversity          []float64
-	Roots, Resampled                        []int
-	Terms                                   [][]float64
-	Columns                                 map[string][]float64
-	X0                                      []float32
-	NFE                                     float64
-	CFG                                     float64
+	Step                              int
+	T, Alpha, Sigma, Progress, Lambda float64
+	Rewards, Before, After            []float64
+	Parents                           []int // the row each goes on from
+	ESS, LogZ, Variance, Diversity    []float64
+	Roots, Resampled                  []int
+	Terms                             [][]float64
+	Columns                           map[string][]float64
+	X0                                []float32
+	NFE                               float64
+	CFG                               float64
 }
 
 // steered is a run under way.
@@ -111,7 +111,7 @@ func (m method) sampler(r *steered) (samplers.Sampler, error) {
 
 // corrector is FKC with the options of --fkc and --power.
 func (s *steering) corrector(r *steered) (samplers.Sampler, error) {
-	f := smc.FKC{Power: s.c.Float64("power"), Policy: s.fk.Policy, Weighted: true, Observe: r.check}
+	f := smc.FKC{Power: s.c.Float64("power"), Parts: s.parts, Policy: s.fk.Policy, Weighted: true, Observe: r.check}
 	if s.c.IsSet("power") && !(f.Power > 0) {
 		return nil, usagef("--power %g: want a positive number", f.Power)
 	}
@@ -397,12 +397,13 @@ type outcome struct {
 	Variance   float64
 	ESS        float64
 	Diversity  float64
-	Chosen     []int // particles that are the result
+	Chosen     []int     // particles that are the result
+	Mean       []float64 // by weight, of states of few numbers
 	NFE        float64
 }
 
-// parts is the number of particles that a record has per group.
-func (s *steering) parts() int { return s.conf.Particles }
+// width is the number of particles that a record has per group.
+func (s *steering) width() int { return s.conf.Particles }
 
 // outcomes splits a batch.
 func (s *steering) outcomes(b job.Batch, st *samplers.State) ([]outcome, error) {
@@ -425,8 +426,18 @@ func (s *steering) outcomes(b job.Batch, st *samplers.State) ([]outcome, error) 
 		if v, ok := r.run.(interface{ Rewards() []float64 }); ok && v.Rewards() != nil {
 			o.Rewards = slices.Clone(v.Rewards()[g*k : (g+1)*k])
 		}
+		if x := models.Data(st.X); len(x)/(len(b.Items)*k) <= 16 {
+			w := len(x) / (len(b.Items) * k)
+			column := make([]float64, k)
+			for d := range w {
+				for j := range k {
+					column[j] = x[(g*k+j)*w+d]
+				}
+				o.Mean = append(o.Mean, weightedMean(column, o.LogWeights))
+			}
+		}
 		for _, c := range r.log {
-			o.Log = append(o.Log, c.of(g, s.parts(), len(b.Items)))
+			o.Log = append(o.Log, c.of(g, s.width(), len(b.Items)))
 		}
 		switch s.conf.Keep {
 		case "best":

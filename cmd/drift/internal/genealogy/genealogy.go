@@ -183,7 +183,8 @@ func (l layout) draw(n int) image.Image {
 	}
 	write := func(x, y float64, s string) {
 		sty := text.Style{Color: color.Black, Font: font.From(plot.DefaultFont, 9), Handler: plot.DefaultTextHandler}
-		vgdraw.New(c).FillText(sty, at(x, y), s)
+		canvas := vgdraw.New(c)
+		canvas.FillText(sty, at(x, y), s)
 	}
 	title := f.Title
 	if n > 0 {
