@@ -2,14 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/csv"
-	"encoding/json"
 	"fmt"
 	"image"
 	"image/png"
 	"io"
 	"maps"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -18,6 +17,7 @@ import (
 
 	"drift/cmd/drift/internal/genealogy"
 	"drift/cmd/drift/internal/output"
+	"drift/cmd/drift/internal/runlog"
 	"drift/internal/npz"
 	"drift/internal/pixels"
 	"drift/internal/spec"
@@ -29,15 +29,19 @@ func encodePNG(w io.Writer, m image.Image) error { return png.Encode(w, m) }
 // steerPlots are the names of --plot.
 var steerPlots = []string{"ess", "reward", "ancestry", "weights", "log_z", "genealogy"}
 
-// steerColumns are the columns of the log, before those of the reward.
-var steerColumns = []string{"seed", "set", "class", "check", "step", "t", "sigma", "progress", "lambda", "nfe", "ess", "roots", "resampled", "log_z", "log_z_var", "diversity",
-	"reward_mean", "reward_std", "reward_max", "reward_weighted"}
+// steerColumns are the columns of the log, before those of the reward's terms and of scripts.
+var steerColumns = []runlog.Column{
+	{Name: "seed", Unit: true}, {Name: "set", Unit: true}, {Name: "class", Unit: true}, {Name: "check"}, {Name: "step"}, {Name: "t"}, {Name: "sigma"}, {Name: "progress"}, {Name: "lambda"},
+	{Name: "cfg_scale", Hide: true}, {Name: "nfe"}, {Name: "ess"}, {Name: "roots"}, {Name: "resampled"}, {Name: "log_z"}, {Name: "log_z_var"}, {Name: "diversity"},
+	{Name: "reward_mean"}, {Name: "reward_std"}, {Name: "reward_max"}, {Name: "reward_weighted"},
+	{Name: "winner", Unit: true, Hide: true}, {Name: "final_reward", Unit: true, Hide: true},
+}
 
 // steerFiles are the files of a run beside the pictures.
 type steerFiles struct {
-	weights, log, trace string
-	plots               map[string]string
-	columns             []string // nil: all
+	weights, trace string
+	log            *runlog.Log // nil: none
+	plots          map[string]string
 }
 
 // outputs names the files and checks that they can be written.
@@ -50,25 +54,12 @@ func (s *steering) outputs() (steerFiles, error) {
 		return strings.TrimSuffix(s.path, filepath.Ext(s.path)) + "-" + name
 	}
 	f.weights = beside("weights.npz")
-	f.log, f.trace = s.c.String("log"), s.c.String("trace")
-	if f.log != "" {
-		if ext := strings.ToLower(filepath.Ext(f.log)); ext != ".csv" && ext != ".jsonl" {
-			return f, usagef("--log %s: want a name that ends in .csv or .jsonl", f.log)
-		}
-	}
+	f.trace = s.c.String("trace")
 	if f.trace != "" && output.Kind(f.trace) != "npz" {
 		return f, usagef("--trace %s: want a name that ends in .npz", f.trace)
 	}
-	if s.c.IsSet("columns") {
-		if f.log == "" {
-			return f, usagef("--columns needs --log")
-		}
-		for name := range strings.SplitSeq(s.c.String("columns"), ",") {
-			f.columns = append(f.columns, strings.TrimSpace(name))
-		}
-	}
 	f.plots = map[string]string{}
-	names := []string{}
+	log, names := s.c.String("log"), []string{}
 	if s.c.IsSet("plot") {
 		for name := range strings.SplitSeq(s.c.String("plot"), ",") {
 			name = strings.TrimSpace(name)
@@ -79,8 +70,11 @@ func (s *steering) outputs() (steerFiles, error) {
 		}
 	}
 	if output.Kind(s.path) == "folder" {
-		if f.log == "" {
-			f.log = beside("trace.csv")
+		if log == "" {
+			log = beside("trace.csv")
+			if err := os.MkdirAll(s.path, 0o777); err != nil {
+				return f, err
+			}
 		}
 		for _, name := range []string{"ess", "reward", "ancestry", "genealogy"} {
 			if !slices.Contains(names, name) {
@@ -96,7 +90,22 @@ func (s *steering) outputs() (steerFiles, error) {
 			return f, usagef("--report %s: want winner, all or both", r)
 		}
 	}
-	for _, name := range append([]string{f.log, f.trace}, slices.Collect(maps.Values(f.plots))...) {
+	if (s.c.IsSet("columns") || s.c.IsSet("sort")) && s.c.String("log") == "" {
+		return f, usagef("--columns and --sort need --log")
+	}
+	if log != "" {
+		known := slices.Clone(steerColumns)
+		for _, t := range s.termNames() {
+			known = append(known, runlog.Column{Name: t})
+		}
+		free := s.control != nil || s.reward != nil && strings.HasSuffix(s.conf.Reward, ".star")
+		l, err := runlog.New(log, known, runlog.Choice{Columns: s.c.String("columns"), Sort: s.c.String("sort"), Free: free})
+		if err != nil {
+			return f, badUse("log", err)
+		}
+		f.log = l
+	}
+	for _, name := range append([]string{f.trace}, slices.Collect(maps.Values(f.plots))...) {
 		if name == "" || output.Kind(s.path) == "folder" && strings.HasPrefix(name, s.path) {
 			continue
 		}
@@ -172,28 +181,23 @@ func (s *steering) extra(all []outcome) []npz.Array {
 
 // write stores weights, log, trace and plots.
 func (s *steering) write(f steerFiles, all []outcome) error {
-	user := map[string]bool{}
-	for _, o := range all {
-		for _, c := range o.Log {
-			for name := range c.Columns {
-				user[name] = true
-			}
-		}
-	}
-	columns := slices.Concat(steerColumns, s.termNames(), slices.Sorted(maps.Keys(user)))
-	if f.columns != nil {
-		for _, name := range f.columns {
-			if !slices.Contains(columns, name) {
-				return usagef("--columns: unknown column %q%s", name, spec.Suggest(name, columns))
-			}
-		}
-		columns = f.columns
-	}
 	if err := s.writeWeights(f.weights, all); err != nil {
 		return err
 	}
-	if f.log != "" {
-		if err := s.writeLog(f.log, columns, all); err != nil {
+	if f.log != nil {
+		for i := range all {
+			o := &all[i]
+			whole := map[string]any{"seed": o.Seed, "set": o.Set, "class": o.Class}
+			if o.Rewards != nil {
+				k := best(*o, *s.conf.Lambda, s.conf.Method)
+				whole["winner"], whole["final_reward"] = k, o.Rewards[k]
+			}
+			f.log.Put(i, runlog.Whole, whole)
+			for k := range o.Log {
+				f.log.Put(i, k, s.row(o, k))
+			}
+		}
+		if err := f.log.Close(); err != nil {
 			return err
 		}
 	}
@@ -359,11 +363,14 @@ func (s *steering) writeTrace(name string, all []outcome) error {
 // row is one line of the log.
 func (s *steering) row(o *outcome, i int) map[string]any {
 	c := &o.Log[i]
-	row := map[string]any{"seed": o.Seed, "set": o.Set, "class": o.Class, "check": i, "step": c.Step, "t": finite(c.T), "sigma": finite(c.Sigma), "progress": c.Progress, "lambda": c.Lambda,
-		"nfe": c.NFE, "ess": c.ESS[0], "roots": c.Roots[0], "resampled": c.Resampled[0], "log_z": finite(c.LogZ[0]), "log_z_var": finite(c.Variance[0]), "diversity": finite(c.Diversity[0])}
+	row := map[string]any{"check": i, "step": c.Step, "t": c.T, "sigma": c.Sigma, "progress": c.Progress, "lambda": c.Lambda,
+		"nfe": c.NFE, "ess": c.ESS[0], "roots": c.Roots[0], "resampled": c.Resampled[0], "log_z": c.LogZ[0], "log_z_var": c.Variance[0], "diversity": c.Diversity[0]}
+	if !math.IsNaN(c.CFG) {
+		row["cfg_scale"] = c.CFG
+	}
 	if c.Rewards != nil {
 		mean, std := moments(c.Rewards)
-		row["reward_mean"], row["reward_std"], row["reward_max"], row["reward_weighted"] = finite(mean), finite(std), finite(slices.Max(c.Rewards)), finite(weightedMean(c.Rewards, c.Before))
+		row["reward_mean"], row["reward_std"], row["reward_max"], row["reward_weighted"] = mean, std, slices.Max(c.Rewards), weightedMean(c.Rewards, c.Before)
 	}
 	for k, name := range s.termNames() {
 		sum := 0.0
@@ -371,50 +378,13 @@ func (s *steering) row(o *outcome, i int) map[string]any {
 			sum += t[k] / float64(len(c.Terms))
 		}
 		if c.Terms != nil {
-			row[name] = finite(sum)
+			row[name] = sum
 		}
 	}
 	for name, v := range c.Columns {
-		mean, _ := moments(v)
-		row[name] = finite(mean)
+		row[name], _ = moments(v)
 	}
 	return row
-}
-
-func (s *steering) writeLog(name string, columns []string, all []outcome) error {
-	return output.Write(name, func(w io.Writer) error {
-		jsonl := strings.EqualFold(filepath.Ext(name), ".jsonl")
-		c, e := csv.NewWriter(w), json.NewEncoder(w)
-		if !jsonl {
-			if err := c.Write(columns); err != nil {
-				return err
-			}
-		}
-		for i := range all {
-			for k := range all[i].Log {
-				row := s.row(&all[i], k)
-				kept := map[string]any{}
-				cells := make([]string, len(columns))
-				for j, name := range columns {
-					v, ok := row[name]
-					if ok {
-						kept[name], cells[j] = v, cell(v)
-					}
-				}
-				err := error(nil)
-				if jsonl {
-					err = e.Encode(kept)
-				} else {
-					err = c.Write(cells)
-				}
-				if err != nil {
-					return err
-				}
-			}
-		}
-		c.Flush()
-		return c.Error()
-	})
 }
 
 // plot draws one picture of the run.
