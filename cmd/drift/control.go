@@ -3,6 +3,7 @@ package main
 import (
 	"strings"
 
+	"drift/cmd/drift/internal/job"
 	"drift/guidance"
 	"drift/internal/refuse"
 	"drift/internal/script"
@@ -12,7 +13,7 @@ import (
 
 // openControl reads the script of --control.
 func openControl(name string, print func(string)) (*script.Control, error) {
-	text, err := readSmall(name)
+	text, err := job.ReadSmall(name)
 	if err != nil {
 		return nil, err
 	}
