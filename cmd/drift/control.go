@@ -27,7 +27,7 @@ func openControl(name string, print func(string)) (*script.Control, error) {
 
 // guideLive is guide with the scale of the first cfg guider in the caller's hands: live is what it is now. Without one
 // there is nothing to set, and live is nil.
-func guideLive(d, second models.Denoiser, specs []string) (out models.Denoiser, live *float64, err error) {
+func guideLive(d, second models.Denoiser, specs []string, grid schedules.Grid, say tell) (out models.Denoiser, live *float64, err error) {
 	for i, text := range specs {
 		g, err := guidance.Parse(text)
 		if err != nil {
@@ -37,7 +37,7 @@ func guideLive(d, second models.Denoiser, specs []string) (out models.Denoiser, 
 		if !ok {
 			continue
 		}
-		if out, err = guide(d, second, specs[:i]); err != nil {
+		if out, err = guide(d, second, specs[:i], grid, say); err != nil {
 			return nil, nil, err
 		}
 		scale, set := c.Scale, c.W
@@ -48,9 +48,9 @@ func guideLive(d, second models.Denoiser, specs []string) (out models.Denoiser, 
 			}
 			return *live
 		}
-		out, err = guide(c.Guide(out), second, specs[i+1:])
+		out, err = guide(c.Guide(out), second, specs[i+1:], grid, say)
 		return out, live, err
 	}
-	out, err = guide(d, second, specs)
+	out, err = guide(d, second, specs, grid, say)
 	return out, nil, err
 }

@@ -147,7 +147,7 @@ func (s *steering) resolve(ctx context.Context) error {
 		}
 		specs := s.desc.Guiders
 		s.plan.Wrap = func(d models.Denoiser) (out models.Denoiser, err error) {
-			out, s.live, err = guideLive(d, second, specs)
+			out, s.live, err = guideLive(d, second, specs, s.plan.Grid, nil)
 			return out, err
 		}
 	}
