@@ -76,7 +76,7 @@ func (c Posterior) LogProb(ctx context.Context, x *tensor.Dense, at []schedules.
 type Classifier struct {
 	W       float64
 	Scale   Scale         // in place of W; nil = W
-	Of      ClassGradient // nil = the exact posterior of an analytic target; other models are refused
+	Of      ClassGradient // nil = the model's own: the exact posterior of an analytic target, a classifier that comes with it; others are refused
 	Uncond  bool
 	MaxNorm float64 // largest norm of a row's gradient; 0 = no limit
 	Span    Span
@@ -97,6 +97,8 @@ func (g Classifier) Guide(d models.Denoiser) models.Denoiser {
 	if c.g.Of == nil {
 		if m, ok := models.As[*analytic.Mixture](d); ok {
 			c.g.Of = Posterior{m}
+		} else if own, ok := models.As[ClassGradient](d); ok {
+			c.g.Of = own
 		}
 	}
 	return c
@@ -119,7 +121,7 @@ func (g *classifier) Predict(ctx context.Context, q *models.Query, p *models.Pre
 		return g.Denoiser.Predict(ctx, q, p)
 	}
 	if g.g.Of == nil {
-		return fmt.Errorf("guidance: classifier: there is no classifier, and the model is no analytic target with an exact one")
+		return fmt.Errorf("guidance: classifier: there is no classifier, and the model brings none")
 	}
 	g.classes = g.classes[:0]
 	for i, w := range g.scales {
@@ -181,6 +183,9 @@ func limit(v []float64, rows int, most float64) {
 
 // shift adds w_i g to the score that the prediction stands for.
 func (l *link) shift(q *models.Query, p *models.Pred, g, w []float64, most float64) error {
+	if flow, ok := l.Process().(schedules.Field); ok {
+		return l.tilt(flow, q, p, g, w, most)
+	}
 	gau, err := l.gaussian()
 	if err != nil {
 		return err
@@ -209,6 +214,26 @@ func (l *link) shift(q *models.Query, p *models.Pred, g, w []float64, most float
 		}
 		for j := i * n; j < (i+1)*n; j++ {
 			out[j] += float64(s * co * g[j])
+		}
+	}
+	p.Parts = nil
+	return nil
+}
+
+// tilt is shift on a process that is not Gaussian.
+func (l *link) tilt(flow schedules.Field, q *models.Query, p *models.Pred, g, w []float64, most float64) error {
+	if p.Kind != schedules.X0 {
+		return fmt.Errorf("guidance: %s: a score cannot be added to %v on the path %s", l.name, p.Kind, flow.Name())
+	}
+	limit(g, len(q.At), most)
+	x, out := models.Data(q.X), models.Data(p.Out)
+	n := len(out) / len(q.At)
+	for i, s := range w {
+		if s == 0 {
+			continue
+		}
+		if err := flow.Tilt(out[i*n:(i+1)*n], x[i*n:(i+1)*n], g[i*n:(i+1)*n], s, q.At[i]); err != nil {
+			return fmt.Errorf("guidance: %s: %s: %w", l.name, where(q, i), err)
 		}
 	}
 	p.Parts = nil

@@ -82,6 +82,7 @@ type adaptiveRun struct {
 	phase []float64
 	fresh []float64 // 1: q holds the prediction at x
 	q     []float64 // the first-stage prediction, of the axis's kind
+	probs []float64 // the same as the model gave it, on a schedules.Field
 	x0    []float64 // the last one that a step was made with, as data; made at y
 	was   []float64 // the node where that was, three numbers
 	prev  []float64 // of the stepper
@@ -132,9 +133,9 @@ func (r *run) ends() (end schedules.Node, clean bool, err error) {
 		}
 	}
 	usual := false
-	if p, ok := r.gau.(schedules.Ranger); ok {
+	if p, ok := r.path.(schedules.Ranger); ok {
 		_, data := p.Range()
-		if n := r.gau.At(data); n.Sigma > 0 {
+		if n := r.path.At(data); n.Sigma > 0 {
 			usual = true
 			if n.Ratio() < end.Ratio() {
 				end = n
@@ -142,7 +143,7 @@ func (r *run) ends() (end schedules.Node, clean bool, err error) {
 		}
 	}
 	if !usual && end == start {
-		return fail("the grid goes from sigma/alpha %g onto 0, and %s does not say where its noise ends: give the grid a last noisy node", start.Ratio(), r.gau.Name())
+		return fail("the grid goes from sigma/alpha %g onto 0, and %s does not say where its noise ends: give the grid a last noisy node", start.Ratio(), r.path.Name())
 	}
 	return end, true, nil
 }
@@ -210,13 +211,18 @@ func newAdaptive(base *run, s stepper, joint, worst bool) (*adaptiveRun, error) 
 
 // widths names the vectors of the run with their width per row.
 func (r *adaptiveRun) widths() map[string]int {
-	return map[string]int{"at": 1, "ctl": control, "phase": 1, "fresh": 1, "q": r.dim, "x0": r.dim, "was": 3, "prev": r.dim}
+	w := map[string]int{"at": 1, "ctl": control, "phase": 1, "fresh": 1, "q": r.dim, "x0": r.dim, "was": 3, "prev": r.dim}
+	if r.flow != nil {
+		w["probs"] = r.dim
+	}
+	return w
 }
 
 // bind takes the vectors out of the map and makes the buffers of a step.
 func (r *adaptiveRun) bind() {
 	v := r.vecs
 	r.at, r.ctl, r.phase, r.fresh, r.q, r.x0, r.was, r.prev = v["at"], v["ctl"], v["phase"], v["fresh"], v["q"], v["x0"], v["was"], v["prev"]
+	r.probs = v["probs"]
 	r.from, r.goal, r.where = make([]schedules.Node, r.rows), make([]schedules.Node, r.rows), make([]schedules.Node, r.rows)
 	r.next, r.errs, r.added = make([]float64, r.rows), make([]float64, r.rows), make([]float64, r.rows)
 	r.prop, r.pack = make([]float64, len(r.x)), make([]float64, len(r.x))
@@ -394,8 +400,7 @@ func (r *adaptiveRun) commit(rows []int) error {
 			return err
 		}
 	}
-	space := r.p.space()
-	_, flat := space.(Euclid)
+	_, flat := r.space.(Euclid)
 	for _, k := range rows {
 		x, n := r.row(r.x, k), r.from[k]
 		copy(r.row(r.y, k), x)
@@ -422,7 +427,7 @@ func (r *adaptiveRun) commit(rows []int) error {
 			}
 		}
 		if !flat {
-			space.Project(x)
+			r.space.Project(x)
 		}
 	}
 	r.nums["steps"]++
@@ -434,6 +439,10 @@ func (r *adaptiveRun) commit(rows []int) error {
 
 // data writes the first-stage prediction of row k as data into dst.
 func (r *adaptiveRun) data(k int, dst []float64) error {
+	if r.flow != nil {
+		copy(dst, r.row(r.probs, k))
+		return nil
+	}
 	cx, co, err := schedules.Convert(r.gau, r.ax.kind, schedules.X0, r.node(k))
 	if err != nil {
 		return err
@@ -507,6 +516,9 @@ func (r *adaptiveRun) call(ctx context.Context, rows []int, u []float64, stage i
 	q := r.query
 	q.At, q.Cond, q.Rows = nil, r.cond, r.names
 	for j, k := range rows {
+		if r.flow != nil && stage > 0 {
+			r.space.Project(r.row(u, k))
+		}
 		copy(r.pack[j*r.dim:], r.row(u, k))
 		q.At = append(q.At, r.where[k])
 	}
@@ -521,6 +533,15 @@ func (r *adaptiveRun) call(ctx context.Context, rows []int, u []float64, stage i
 	}
 	got := models.Data(r.pred.Out)
 	for j, k := range rows {
+		if p := got[j*r.dim : (j+1)*r.dim]; r.flow != nil {
+			if stage == 0 {
+				copy(r.row(r.probs, k), p)
+			}
+			if err := r.flowing(r.row(out, k), r.row(u, k), p, r.pred.Kind, r.ax.kind, r.where[k]); err != nil {
+				return err
+			}
+			continue
+		}
 		cx, co, err := schedules.Convert(r.gau, r.pred.Kind, r.ax.kind, r.where[k])
 		if err != nil {
 			return err
@@ -680,7 +701,7 @@ func readNorm(o *spec.Options) (joint bool) { return o.Choice("norm", "image", "
 
 func (m RK45) axis(r *run) (axis, error) {
 	start := r.grid[r.p.First]
-	v := m.Variable.on(schedules.Grid{start})
+	v := m.Variable.over(r, schedules.Grid{start})
 	if v == BySigma && start.Alpha == 0 {
 		return axis{}, errors.New("sigma is infinite at a node without signal (alpha = 0): use variable=time, or start later (--t-start)")
 	}
@@ -833,6 +854,8 @@ func (RK45) taken(r *adaptiveRun, k int) bool {
 	copy(r.row(r.q, k), r.row(r.k[len(dormandPrince.C)-1], k))
 	return true
 }
+
+func (m RK45) byField() bool { return m.Variable != BySigma }
 
 func (RK45) settable() []string { return []string{"rtol", "atol"} }
 

@@ -57,7 +57,7 @@ func (c Churn) start(ctx context.Context, r *run, s schedules.Node, kind schedul
 }
 
 // Euler is the first-order method, x_t = alpha_t x0 + sigma_t eps: DDIM with eta = 0, Euler on d xb/d sb = eps, Euler on
-// a flow's velocity, and DPM-Solver-1, which are all the same. With Churn it is k-diffusion's sample_euler.
+// a flow's velocity, and DPM-Solver-1, which are all the same. On a schedules.Field it is Euler's rule in time. With Churn it is k-diffusion's sample_euler.
 type Euler struct{ Churn Churn }
 
 func init() {
@@ -70,6 +70,9 @@ func init() {
 }
 
 func (m Euler) step(ctx context.Context, r *run, s, t schedules.Node) error {
+	if r.flow != nil {
+		return r.firstOrder(ctx, t)
+	}
 	_, _, x0, err := m.Churn.start(ctx, r, s, schedules.X0)
 	if err != nil {
 		return err
@@ -78,6 +81,8 @@ func (m Euler) step(ctx context.Context, r *run, s, t schedules.Node) error {
 }
 
 func (Euler) renoises() bool { return true }
+
+func (m Euler) byField() bool { return m.Churn.Churn == 0 }
 
 // finishFirst writes alpha_t x0 + c eps into y, eps being the noise to put back.
 func (r *run) finishFirst(t schedules.Node, x0 []float64, c float64) error {
@@ -94,8 +99,16 @@ func (r *run) finishFirst(t schedules.Node, x0 []float64, c float64) error {
 }
 
 // firstOrder writes x_t = alpha_t x0 + sigma_t eps, the step that is exact for a constant prediction and finite at both
-// ends (alpha_s = 0 and sigma_t = 0).
+// ends (alpha_s = 0 and sigma_t = 0); on a schedules.Field x_t = x_s + (t - s) dx/dt.
 func (r *run) firstOrder(ctx context.Context, t schedules.Node) error {
+	if r.flow != nil {
+		u, err := r.predict(ctx, schedules.Velocity)
+		if err != nil {
+			return err
+		}
+		lin(r.y, term{1, r.x}, term{t.T - r.grid[r.i].T, u})
+		return nil
+	}
 	x0, err := r.predict(ctx, schedules.X0)
 	if err != nil {
 		return err

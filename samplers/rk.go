@@ -80,6 +80,16 @@ func init() {
 // asksAtEnd tells whether a stage asks the model at the end of the step.
 func (t *Tableau) asksAtEnd() bool { return t.C[len(t.C)-1] == 1 }
 
+// over is on for a run: on a schedules.Field there is nothing but time.
+func (v Variable) over(r *run, g schedules.Grid) Variable {
+	if r.flow != nil {
+		return ByTime
+	}
+	return v.on(g)
+}
+
+func (m RK) byField() bool { return m.Variable != BySigma }
+
 func (m RK) tableau() *Tableau {
 	if m.Tableau == nil {
 		return Midpoint
@@ -88,7 +98,7 @@ func (m RK) tableau() *Tableau {
 }
 
 func (m RK) step(ctx context.Context, r *run, s, t schedules.Node) error {
-	v := m.Variable.on(r.grid)
+	v := m.Variable.over(r, r.grid)
 	if v == BySigma && s.Alpha == 0 {
 		return errNoiseForm
 	}
@@ -146,9 +156,9 @@ func (v Variable) field(r *run, s, t schedules.Node) (f field, from, to float64)
 // node returns the node at value v of the variable.
 func (f field) node(v float64) schedules.Node {
 	if f.kind == schedules.Velocity {
-		return f.r.gau.At(v)
+		return f.r.path.At(v)
 	}
-	return f.r.gau.AtRatio(v)
+	return f.r.path.AtRatio(v)
 }
 
 // out is what multiplies x at n to give the integrated state, into its inverse.
@@ -211,10 +221,10 @@ func init() {
 }
 
 func (m Heun) step(ctx context.Context, r *run, s, t schedules.Node) error {
-	if Auto.on(r.grid) == ByTime && m.Churn.Churn == 0 && t.Sigma > 0 {
+	if Auto.over(r, r.grid) == ByTime && m.Churn.Churn == 0 && t.Sigma > 0 {
 		return RK{HeunRK, ByTime}.step(ctx, r, s, t)
 	}
-	if s.Alpha == 0 || t.Sigma == 0 && m.Churn.Churn == 0 {
+	if r.flow != nil || s.Alpha == 0 || t.Sigma == 0 && m.Churn.Churn == 0 {
 		return r.firstOrder(ctx, t)
 	}
 	x, n, e, err := m.Churn.start(ctx, r, s, schedules.Eps)
@@ -238,6 +248,8 @@ func (m Heun) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	lin(r.y, term{t.Alpha / n.Alpha, x}, term{d / 2, e}, term{d / 2, e1})
 	return nil
 }
+
+func (m Heun) byField() bool { return m.Churn.Churn == 0 }
 
 // Begin implements Sampler.
 func (m Heun) Begin(ctx context.Context, p *Problem) (Run, error) { return begin(ctx, p, m) }

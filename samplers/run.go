@@ -15,7 +15,7 @@ import (
 	"drift/schedules"
 )
 
-// method is a solver on a Gaussian process: it makes one step of a run, from node s to node t, by writing r.y.
+// method is a solver: it makes one step of a run, from node s to node t, by writing r.y.
 type method interface {
 	Sampler
 	// label names the solver in errors and saved runs.
@@ -28,15 +28,22 @@ type method interface {
 // (models.Pred.Renoise: CFG++, clipping without re-derived noise).
 type renoiser interface{ renoises() bool }
 
-// run is what all solvers on a Gaussian process share. Everything that belongs to rows lives in its buffers, so that
+// byField is a method that needs nothing of the process but its velocity at (x, t), and so runs on a schedules.Field as
+// well as on a Gaussian process.
+type byField interface{ byField() bool }
+
+// run is what all solvers share. Everything that belongs to rows lives in its buffers, so that
 // Select, Save and Resume work for every solver alike.
 type run struct {
 	p      *Problem
 	m      method
 	den    models.Denoiser
-	gau    schedules.Gaussian // nil on a bridge
-	bridge *schedules.Bridge
+	path   schedules.Path     // of the model, and ...
+	gau    schedules.Gaussian // ... the same if it is Gaussian, or ...
+	bridge *schedules.Bridge  // ... if it is a bridge, or ...
+	flow   schedules.Field    // ... if it is a field on another space
 	grid   schedules.Grid
+	space  Space
 	last   int // node to stop at
 	i      int // node where x lives
 	rows   int
@@ -96,7 +103,6 @@ func begin(_ context.Context, p *Problem, m method) (Run, error) {
 	if p.Start != nil {
 		copy(r.x, models.Data(p.Start))
 	} else {
-		space := p.space()
 		for k := range r.rows {
 			x := r.x[k*r.dim : (k+1)*r.dim]
 			if r.bridge != nil && p.Space == nil {
@@ -105,7 +111,7 @@ func begin(_ context.Context, p *Problem, m method) (Run, error) {
 				}
 				continue
 			}
-			space.Prior(x, r.grid[r.i], k, p.Rows[k], r.noise)
+			r.space.Prior(x, r.grid[r.i], k, p.Rows[k], r.noise)
 		}
 	}
 	return r, nil
@@ -122,11 +128,45 @@ func (r *run) source(x []float64, k int) error {
 	return src.Source(x, z)
 }
 
-func (p *Problem) space() Space {
-	if p.Space == nil {
-		return Euclid{}
+// on puts the process into r, if m can run on it.
+func (r *run) on(p schedules.Process, m method) error {
+	if gau, ok := p.(schedules.Gaussian); ok {
+		r.path, r.gau = gau, gau
+		return nil
 	}
-	return p.Space
+	if b := bridgeOf(p); b != nil {
+		if _, able := m.(bridger); able {
+			r.path, r.bridge = b, b
+			return nil
+		}
+	}
+	flow, ok := p.(schedules.Field)
+	var s any = m
+	if own, is := m.(ownSteps); is {
+		s = own.stepper
+	}
+	if f, free := s.(byField); !ok || !free || !f.byField() {
+		return fmt.Errorf("needs a Gaussian process, the model's is %s", p.Name())
+	}
+	r.path, r.flow = flow, flow
+	return nil
+}
+
+// onSimplex tells what is wrong with a problem on a simplex.
+func onSimplex(p *Problem, flow schedules.Field, last int) error {
+	shape := tensor.Shape(p.Shape)
+	if p.Start != nil {
+		shape = p.Start.Shape()
+	}
+	if k := flow.Categories(); len(shape) == 0 || shape[len(shape)-1] != k {
+		return fmt.Errorf("the path %s is one of %d categories, and the rows have shape %v", flow.Name(), k, shape)
+	}
+	for i := p.First; i < last; i++ {
+		if p.Grid[i+1].Ratio() > p.Grid[i].Ratio() {
+			return fmt.Errorf("the grid rises at node %d, and the path %s has no forward noise", i+1, flow.Name())
+		}
+	}
+	return nil
 }
 
 func newRun(p *Problem, m method) (*run, error) {
@@ -137,9 +177,9 @@ func newRun(p *Problem, m method) (*run, error) {
 	if !ok {
 		return fail("needs a model that denoises, have %T", p.Model)
 	}
-	gau, ok := den.Process().(schedules.Gaussian)
-	if _, able := m.(bridger); !ok && !(bridgeOf(den.Process()) != nil && able) {
-		return fail("needs a Gaussian process, the model's is %s", den.Process().Name())
+	r := &run{}
+	if err := r.on(den.Process(), m); err != nil {
+		return fail("%w", err)
 	}
 	if len(p.Grid) < 2 {
 		return fail("needs a grid of at least one step, have %d nodes", len(p.Grid))
@@ -166,6 +206,18 @@ func newRun(p *Problem, m method) (*run, error) {
 	} else if len(p.Shape) == 0 || tensor.Shape(p.Shape).TotalSize() <= 0 {
 		return fail("the shape of a row is not known")
 	}
+	space := p.Space
+	if r.flow == nil && space == nil {
+		space = Euclid{}
+	}
+	if r.flow != nil {
+		if err := onSimplex(p, r.flow, last); err != nil {
+			return fail("%w", err)
+		}
+		if space == nil {
+			space = Simplex{r.flow.Categories()}
+		}
+	}
 	if _, ok := models.As[models.VJP](den); m.Needs().VJP && !ok {
 		return fail("needs a model with gradients")
 	}
@@ -177,8 +229,8 @@ func newRun(p *Problem, m method) (*run, error) {
 	if noise == nil {
 		noise = Streams{}
 	}
-	r := &run{p: p, m: m, den: den, gau: gau, bridge: bridgeOf(den.Process()), grid: p.Grid, last: last, i: p.First, rows: len(p.Rows),
-		vecs: map[string][]float64{}, nums: map[string]float64{}, opts: map[string]float64{}, noise: noise}
+	r.p, r.m, r.den, r.space, r.grid, r.last, r.i, r.rows, r.noise = p, m, den, space, p.Grid, last, p.First, len(p.Rows), noise
+	r.vecs, r.nums, r.opts = map[string][]float64{}, map[string]float64{}, map[string]float64{}
 	r.query = models.Query{Cond: p.Cond, Rows: slices.Clone(p.Rows), Meter: meter}
 	return r, nil
 }
@@ -219,14 +271,19 @@ func (r *run) Next(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("samplers: %s: step %d at sigma/alpha %.4g: %w", r.m.label(), r.i, s.Ratio(), err)
 	}
-	space := r.p.space()
-	if _, flat := space.(Euclid); !flat {
-		for k := range r.rows {
-			space.Project(r.y[k*r.dim : (k+1)*r.dim])
-		}
-	}
+	r.project(r.y)
 	r.advance()
 	return false, nil
+}
+
+// project puts the rows of x back onto the space.
+func (r *run) project(x []float64) {
+	if _, flat := r.space.(Euclid); flat {
+		return
+	}
+	for k := range r.rows {
+		r.space.Project(x[k*r.dim : (k+1)*r.dim])
+	}
 }
 
 // corrects tells whether the method corrects its states one step late, and so has work to do on a repeated node.
@@ -330,6 +387,9 @@ func (r *run) evaluate(ctx context.Context) error {
 
 // predictAt asks the model at (u, n), the stage-th call of this step (stage > 0).
 func (r *run) predictAt(ctx context.Context, n schedules.Node, stage int, kind schedules.Kind) ([]float64, error) {
+	if r.flow != nil {
+		r.project(r.u)
+	}
 	if err := r.ask(ctx, &r.stage, r.uT, r.u, n, stage); err != nil {
 		return nil, err
 	}
@@ -374,6 +434,10 @@ func (r *run) askWith(ctx context.Context, a *answer, xT *tensor.Dense, x []floa
 // step, unless it is kept.
 func (r *run) convert(kind schedules.Kind) ([]float64, error) {
 	a := r.recent
+	if r.flow != nil {
+		v := r.temp()
+		return v, r.flowing(v, a.x, models.Data(a.pred.Out), a.pred.Kind, kind, a.at)
+	}
 	cx, co, err := schedules.Convert(r.gau, a.pred.Kind, kind, a.at)
 	if err != nil {
 		return nil, err
@@ -381,6 +445,18 @@ func (r *run) convert(kind schedules.Kind) ([]float64, error) {
 	v := r.temp()
 	lin(v, term{cx, a.x}, term{co, models.Data(a.pred.Out)})
 	return v, nil
+}
+
+// flowing writes a prediction at (x, n) on a schedules.Field as the given kind.
+func (r *run) flowing(dst, x, out []float64, from, to schedules.Kind, n schedules.Node) error {
+	switch {
+	case from == to:
+		copy(dst, out)
+		return nil
+	case from == schedules.X0 && to == schedules.Velocity:
+		return r.flow.Velocity(dst, x, out, n)
+	}
+	return fmt.Errorf("on the path %s there is no %v to be had from %v", r.flow.Name(), to, from)
 }
 
 // renoise returns the noise to put back at the end of a first-order step: the model's own eps, unless a guider asked

@@ -129,7 +129,7 @@ type Problem struct {
 	Last  int            // run to node Last; 0 = to the end of the grid
 	Cond  *models.Cond
 	Noise Noise // nil = Streams{}
-	Space Space // nil = Euclid{}
+	Space Space // nil = Simplex on a schedules.Field, else Euclid{}
 	Codec Codec // nil = the state is the image
 	Meter *models.Meter
 
@@ -178,7 +178,8 @@ func (s *State) X0(dst *tensor.Dense) (*tensor.Dense, error) {
 	return dst, nil
 }
 
-// Space owns the prior and the projection of the state. Euclid is the default.
+// Space owns the prior and the projection of the state. Euclid is the default of Gaussian processes, Simplex that of a
+// schedules.Field.
 type Space interface {
 	// Prior draws a row at node n.
 	Prior(dst []float64, n schedules.Node, slot int, row models.Row, noise Noise)

@@ -22,10 +22,10 @@ type Ranger interface {
 }
 
 // FromRatios returns the grid with the given values of sigma/alpha, noise to data. They may repeat and rise.
-func FromRatios(p Gaussian, sb []float64) (Grid, error) { return prefixed(fromRatios(p, sb)) }
+func FromRatios(p Path, sb []float64) (Grid, error) { return prefixed(fromRatios(p, sb)) }
 
 // FromTimes returns the grid with the given times of p, noise to data. They may repeat and rise.
-func FromTimes(p Gaussian, t []float64) (Grid, error) { return prefixed(fromTimes(p, t)) }
+func FromTimes(p Path, t []float64) (Grid, error) { return prefixed(fromTimes(p, t)) }
 
 // prefixed adds the name of the package to an error; inside the package errors go without it.
 func prefixed[T any](v T, err error) (T, error) {
@@ -36,7 +36,7 @@ func prefixed[T any](v T, err error) (T, error) {
 	return v, nil
 }
 
-func fromRatios(p Gaussian, sb []float64) (Grid, error) {
+func fromRatios(p Path, sb []float64) (Grid, error) {
 	g := make(Grid, len(sb))
 	for i, v := range sb {
 		if math.IsNaN(v) || v < 0 {
@@ -47,7 +47,7 @@ func fromRatios(p Gaussian, sb []float64) (Grid, error) {
 	return g, g.check()
 }
 
-func fromTimes(p Gaussian, t []float64) (Grid, error) {
+func fromTimes(p Path, t []float64) (Grid, error) {
 	g := make(Grid, len(t))
 	for i, v := range t {
 		n, err := nodeAt(p, v)
@@ -60,7 +60,7 @@ func fromTimes(p Gaussian, t []float64) (Grid, error) {
 }
 
 // nodeAt is p.At with a refusal of times that p does not have.
-func nodeAt(p Gaussian, t float64) (Node, error) {
+func nodeAt(p Path, t float64) (Node, error) {
 	noise, data := p.Ends()
 	lo, hi := min(noise, data), max(noise, data)
 	switch p.(type) {
@@ -68,6 +68,8 @@ func nodeAt(p Gaussian, t float64) (Node, error) {
 		hi = math.Inf(1)
 	case GeometricVE:
 		lo, hi = math.Inf(-1), math.Inf(1)
+	case Dirichlet: // as far as anyone likes
+		hi = math.MaxFloat64
 	}
 	n := p.At(t)
 	if !(t >= lo && t <= hi) || n.T != t || !n.valid() {
@@ -105,7 +107,7 @@ func (g Grid) Steps() int { return len(g) - 1 }
 
 // span is what the constructors of grids share: n steps between two ends of a process.
 type span struct {
-	p           Gaussian
+	p           Path
 	n           int
 	noise, last Node // the first node and the last noisy one
 	zero        bool // the grid goes on from last to the clean end
@@ -113,7 +115,7 @@ type span struct {
 	endGiven    bool // the caller named the data end
 }
 
-func newSpan(p Gaussian, n int, e Ends, habit func(endGiven bool) (final string)) (span, error) {
+func newSpan(p Path, n int, e Ends, habit func(endGiven bool) (final string)) (span, error) {
 	s := span{p: p, n: n, startGiven: e.TStart != nil || e.SigmaMax != nil, endGiven: e.TEnd != nil || e.SigmaMin != nil}
 	noise, data := usualRange(p)
 	var err error
@@ -131,6 +133,12 @@ func newSpan(p Gaussian, n int, e Ends, habit func(endGiven bool) (final string)
 		return s, fmt.Errorf("final %q; want zero or min", final)
 	}
 	s.zero = final == "zero"
+	if s.zero && p.AtRatio(0).Sigma > 0 { // a path that stops short of clean data
+		if e.Final == "zero" {
+			return s, fmt.Errorf("final zero: %s has no clean end", p.Name())
+		}
+		s.zero = false
+	}
 	if s.zero && !s.endGiven && !(s.noise.Ratio() > s.last.Ratio()) {
 		s.last = p.AtRatio(0) // a start below the usual last noisy node
 	}
@@ -149,7 +157,7 @@ func usualRange(p Process) (noise, data float64) {
 }
 
 // endNode is the node at time t, or at ratio sb, or at the process's own time.
-func endNode(p Gaussian, t, sb *float64, own float64) (Node, error) {
+func endNode(p Path, t, sb *float64, own float64) (Node, error) {
 	switch {
 	case t != nil && sb != nil:
 		return Node{}, errors.New("give a time or a sigma, not both")

@@ -12,11 +12,11 @@ import (
 
 // NewGrid returns the grid of n steps (n+1 nodes) that a named schedule makes for process p. name is a name or alias
 // from Schedules with its options, as in "karras:rho=5" or "flow:shift=3". Errors name the schedule and the option.
-func NewGrid(p Gaussian, name string, n int, e Ends) (Grid, error) {
+func NewGrid(p Path, name string, n int, e Ends) (Grid, error) {
 	return prefixed(newGrid(p, name, n, e))
 }
 
-func newGrid(p Gaussian, name string, n int, e Ends) (Grid, error) {
+func newGrid(p Path, name string, n int, e Ends) (Grid, error) {
 	in, err := spec.Parse(name)
 	if err != nil {
 		return nil, err
@@ -104,9 +104,10 @@ func uniformTime(s span, _ *spec.Options) (Grid, error) {
 // quadratic: (time from the clean end)^(1/power) linear.
 func quadratic(s span, o *spec.Options) (Grid, error) {
 	q := 1 / o.FloatIn("power", 2, 0.01, 1000)
-	_, clean := s.p.Ends()
+	noise, clean := s.p.Ends()
+	way := math.Copysign(1, noise-clean) // of a process's time from data to noise
 	return s.times(func(u, hi, lo float64) float64 {
-		return clean + math.Pow(mix(u, math.Pow(hi-clean, q), math.Pow(lo-clean, q)), 1/q)
+		return clean + way*math.Pow(mix(u, math.Pow(way*(hi-clean), q), math.Pow(max(way*(lo-clean), 0), q)), 1/q)
 	})
 }
 

@@ -17,17 +17,13 @@ type Process interface {
 
 // Gaussian is a Process of the form x_t = alpha(t) x0 + sigma(t) eps. It is what the ODE and SDE solvers ask for.
 type Gaussian interface {
-	Process
-	// At returns the node at the process's own time t.
-	At(t float64) Node
-	// AtRatio returns the node whose sigma/alpha is sb, the inverse of At. sb = 0 is the clean end, +Inf the end
-	// without signal (where the process has one).
-	AtRatio(sb float64) Node
+	// AtRatio(0) is the clean end, AtRatio(+Inf) the end without signal (where the process has one).
+	Path
 	// Rates returns d alpha/dt and d sigma/dt at t.
 	Rates(t float64) (dAlpha, dSigma float64)
 }
 
-// Node is one time of a Gaussian process with its two coefficients.
+// Node is one time of a process with its two coefficients.
 type Node struct{ T, Alpha, Sigma float64 }
 
 // Ratio returns sb = sigma/alpha, in [0, +Inf].

@@ -172,7 +172,7 @@ func DefaultGrid(p Process) string {
 		if p.betas.ZeroSNR {
 			return "trailing"
 		}
-	case Trig, Interpolant, *Interpolant:
+	case Trig, Interpolant, *Interpolant, Dirichlet, SimplexLinear:
 		return "time"
 	}
 	return "karras"

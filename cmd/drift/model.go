@@ -225,11 +225,14 @@ func (a *app) verifyJSON(name string) (string, error) {
 	_, typed := o.Get("type")
 	switch {
 	case typed && class == "":
-		m, err := analytic.Open(name)
+		m, err := analytic.OpenTarget(name)
 		if err != nil {
 			return "", err
 		}
-		return fmt.Sprintf("analytic target in %d dimensions, process %s", m.Dim(), m.Process().Name()), nil
+		if s, ok := m.(*analytic.Sequences); ok {
+			return fmt.Sprintf("analytic target on sequences of shape %v, process %s", s.Info().Shape, m.Process().Name()), nil
+		}
+		return fmt.Sprintf("analytic target in %d dimensions, process %s", m.Info().Shape[0], m.Process().Name()), nil
 	case strings.HasSuffix(class, "Scheduler"), strings.Contains(base, "scheduler"):
 		s, err := diffusers.ReadScheduler(name)
 		if err != nil {

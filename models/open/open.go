@@ -97,14 +97,18 @@ func target(path string, opt Options) (*Model, error) {
 	if opt.DType != "" && opt.DType != "f64" {
 		return nil, fmt.Errorf("models: an analytic target computes in f64, not %s", opt.DType)
 	}
-	m, err := analytic.Open(path)
+	m, err := analytic.OpenTarget(path)
 	if err != nil {
 		return nil, err
 	}
 	info := m.Info()
 	info.Name = path
+	solver := "dpmpp-2m"
+	if _, ok := m.Process().(schedules.Field); ok {
+		solver = "euler"
+	}
 	return &Model{Denoiser: models.Metered(m), Info: info, Defaults: Defaults{
-		Sampler: "dpmpp-2m", Schedule: schedules.DefaultGrid(m.Process()), Steps: 20, CFGScale: 1,
+		Sampler: solver, Schedule: schedules.DefaultGrid(m.Process()), Steps: 20, CFGScale: 1,
 	}}, nil
 }
 

@@ -253,7 +253,7 @@ func (v *verifier) json(path string) error {
 			Notes: []string{"read as JSON only: configurations of transformers are not judged"}})
 		return nil
 	case keys["process"]:
-		m, err := analytic.Open(path)
+		m, err := analytic.OpenTarget(path)
 		if err != nil {
 			return err
 		}
