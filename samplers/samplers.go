@@ -166,6 +166,10 @@ func (s *State) X0(dst *tensor.Dense) (*tensor.Dense, error) {
 	if b, ok := s.Process.(schedules.Bridge); ok {
 		return dst, onBridge(b, models.Data(dst), models.Data(s.PredX), s.Pred, schedules.X0, s.PredAt)
 	}
+	if _, ok := s.Process.(schedules.Field); ok && s.Pred.Kind == schedules.X0 {
+		copy(models.Data(dst), models.Data(s.Pred.Out))
+		return dst, nil
+	}
 	gau, ok := s.Process.(schedules.Gaussian)
 	if !ok {
 		return nil, fmt.Errorf("samplers: no data can be had from a prediction on %T", s.Process)
