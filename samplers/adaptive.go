@@ -567,7 +567,7 @@ func (r *adaptiveRun) progress(k int) float64 {
 // State implements Run. N is 0: the number of steps is not known.
 func (r *adaptiveRun) State() *State {
 	s := &r.state
-	*s = State{X: r.xT, At: r.node(0), I: r.steps(), Done: 1, Process: r.gau}
+	*s = State{X: r.xT, At: r.node(0), I: r.steps(), Done: 1, Process: r.path}
 	same := true
 	for k := range r.rows {
 		n := r.node(k)
