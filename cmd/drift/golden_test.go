@@ -151,6 +151,7 @@ func TestGoldenForward(t *testing.T) {
 	}{
 		{"unet2d-plain", 2e-6, 3e-6}, {"unet2d-modern", 2e-6, 5e-6}, {"unet2d-scale-shift", 2e-6, 5e-6}, {"unet2d-resample-resnet", 2e-6, 0}, {"variant-sharded", 2e-6, 0},
 		{"dit", 1e-6, 1e-6}, {"dit-other-size", 1e-6, 0},
+		{"unet2dcond-sd1", 2e-6, 1e-5}, {"unet2dcond-sdxl", 5e-6, 0}, {"sd35", 1e-6, 0}, {"flux", 1e-6, 0}, {"pixart", 1e-6, 0}, {"sana", 1e-6, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := filepath.Join(root, "models", c.name)
@@ -193,6 +194,56 @@ func TestGoldenForward(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestGoldenParts runs autoencoders and text encoders of the fixtures through model run.
+func TestGoldenParts(t *testing.T) {
+	root := os.Getenv("DRIFT_FIXTURES")
+	if root == "" {
+		t.Skip("DRIFT_FIXTURES is not set")
+	}
+	for _, c := range []struct {
+		name, part, result string
+		ask                float64
+	}{
+		{"vae-kl", "encode", "moments", 2e-6}, {"vae-kl", "decode", "decoded", 2e-6}, {"vae-tiny", "encode", "latents", 1e-6}, {"vq", "decode", "decoded", 2e-6},
+		{"clip-text-projection", "", "text_embeds", 1e-6}, {"clip-text-quick", "", "pooler_output", 1e-6}, {"t5-encoder-relu-mask", "", "last_hidden_state", 1e-6},
+	} {
+		dir := filepath.Join(root, "models", c.name)
+		in, out := filepath.Join(dir, "io.npz"), filepath.Join(t.TempDir(), "out.npz")
+		args := []string{"model", "run", dir, "--quiet", "--in", in, "--out", out}
+		if c.part != "" {
+			if code, _, _ := world(nil, args...); code != 2 {
+				t.Errorf("%s without --part: exit code %d, want 2", c.name, code)
+			}
+			args = append(args, "--part", c.part)
+		}
+		if code, _, stderr := world(nil, args...); code != 0 {
+			t.Fatalf("%s: exit code %d: %s", c.name, code, stderr)
+		}
+		got, want := readFloats(t, out, c.result), readFloats(t, in, c.result)
+		var d, n float64
+		for i := range want {
+			d += (got[i] - want[i]) * (got[i] - want[i])
+			n += want[i] * want[i]
+		}
+		if e := math.Sqrt(d / n); !(e <= c.ask) {
+			t.Errorf("%s: %s is off by %.2g, asked for %.2g", c.name, c.result, e, c.ask)
+		}
+	}
+}
+
+func readFloats(t *testing.T, file, name string) []float64 {
+	t.Helper()
+	all, err := npz.ReadAll(file, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := all[name].Float64()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 // TestGoldenImages holds the embedded models to what torch made of them: 20 steps, with guidance and without.

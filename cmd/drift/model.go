@@ -45,6 +45,7 @@ func modelVerb(a *app) *cli.Command {
 					&cli.StringFlag{Name: "in", Usage: "arguments (`IN.npz`)"},
 					&cli.StringFlag{Name: "out", Usage: "result (`OUT.npz`)"},
 					&cli.StringFlag{Name: "vjp", Usage: "also the gradient of sum(out * cotangent) with respect to sample (`COTANGENT`): an array of IN.npz, or a .npz that holds cotangent"},
+					&cli.StringFlag{Name: "part", Usage: "of an autoencoder: encode or decode (`PART`)"},
 				),
 				Action: func(c *cli.Context) error { return a.modelRun(c) },
 			},

@@ -19,6 +19,8 @@ import (
 	"drift/internal/refuse"
 	"drift/models"
 	"drift/models/diffusers"
+	"drift/models/engine"
+	"drift/models/mmdit"
 	"drift/models/native"
 	"drift/schedules"
 )
@@ -26,19 +28,9 @@ import (
 // openNet opens a bare network: a folder with config.json and weights, or a config.json alone, whose weights are then
 // made up.
 func openNet(name, dtype, tier string) (native.Network, error) {
-	t := kernels.Detect()
-	if tier != "" {
-		var err error
-		if t, err = kernels.ParseTier(tier); err != nil {
-			return nil, badUse("tier", err)
-		}
-		if !t.Supported() {
-			return nil, usagef("--tier %s: this machine has %v", t, kernels.Tiers())
-		}
-	}
-	kind, ok := map[string]kernels.DType{"": kernels.F32, "f32": kernels.F32, "bf16": kernels.BF16}[dtype]
-	if !ok {
-		return nil, usagef("--dtype %s: a network computes in f32 or bf16", dtype)
+	t, kind, err := tierAndType(dtype, tier)
+	if err != nil {
+		return nil, err
 	}
 	pool := kernels.NewPool(t, runtime.GOMAXPROCS(0))
 	var cfg diffusers.Config
@@ -63,6 +55,25 @@ func openNet(name, dtype, tier string) (native.Network, error) {
 		return nil, refuse.Errorf(name, "%s", trimPackage(err.Error()))
 	}
 	return net, nil
+}
+
+// tierAndType reads --tier and --dtype.
+func tierAndType(dtype, tier string) (kernels.Tier, kernels.DType, error) {
+	t := kernels.Detect()
+	if tier != "" {
+		var err error
+		if t, err = kernels.ParseTier(tier); err != nil {
+			return 0, 0, badUse("tier", err)
+		}
+		if !t.Supported() {
+			return 0, 0, usagef("--tier %s: this machine has %v", t, kernels.Tiers())
+		}
+	}
+	kind, ok := map[string]kernels.DType{"": kernels.F32, "f32": kernels.F32, "bf16": kernels.BF16}[dtype]
+	if !ok {
+		return 0, 0, usagef("--dtype %s: a network computes in f32 or bf16", dtype)
+	}
+	return t, kind, nil
 }
 
 // network finds the network that a name stands for (net), or the analytic target (den); done gives it back.
@@ -96,16 +107,34 @@ func (a *app) modelRun(c *cli.Context) error {
 	if sameFile(in, out) {
 		return usagef("%s is the input: it would be overwritten", out)
 	}
+	args, err := npz.ReadAll(in)
+	if err != nil {
+		return err
+	}
+	if part, err := a.openPart(name, c.String("dtype"), c.String("tier"), c.String("part")); err != nil {
+		return err
+	} else if part != nil { // an autoencoder or a text encoder
+		defer part.Close()
+		results, err := part.Run(c.Context, in, args)
+		if err != nil {
+			return err
+		}
+		if err := npz.Write(out, results...); err != nil {
+			return err
+		}
+		a.say("drift: %s", out)
+		return nil
+	}
+	if c.IsSet("part") {
+		return usagef("--part is for autoencoders")
+	}
 	net, den, done, err := a.network(c.Context, name, c.String("dtype"), c.String("tier"))
 	if err != nil {
 		return err
 	}
 	defer done()
-	args, err := npz.ReadAll(in)
-	if err != nil {
-		return err
-	}
 	pass := &pass{file: in, args: args}
+	pass.unpack(net)
 	pass.readCommon()
 	if c.IsSet("vjp") {
 		pass.readCotangent(c.String("vjp"))
@@ -141,7 +170,52 @@ type pass struct {
 	times     []float64
 	classes   []int
 	cotangent []float64
+	grid      [2]int // of Flux's tokens, 0 without
 	err       error
+}
+
+// unpack turns Flux's tokens into latents.
+func (p *pass) unpack(net native.Network) {
+	ids, tokens := p.args["img_ids"], p.args["hidden_states"]
+	if net == nil || ids == nil || tokens == nil || len(tokens.Shape) != 3 {
+		return
+	}
+	x, err := tokens.Float64()
+	if err != nil {
+		p.fail("%v", err)
+		return
+	}
+	at, err := ids.Float64()
+	if err != nil {
+		p.fail("%v", err)
+		return
+	}
+	h, w, err := mmdit.Grid(at)
+	if err != nil || tokens.Shape[1] != h*w || tokens.Shape[2]%4 != 0 {
+		p.fail("img_ids and hidden_states of shape %v do not fit: %v", tokens.Shape, err)
+		return
+	}
+	n, c := tokens.Shape[0], tokens.Shape[2]/4
+	p.grid = [2]int{h, w}
+	p.args["hidden_states"] = &npz.Array{Name: "hidden_states", Shape: []int{n, c, 2 * h, 2 * w}, Data: mmdit.Unpack(x, n, h, w, c)}
+}
+
+// inputs are the arrays besides images, times and labels.
+func (p *pass) inputs() map[string]engine.Array {
+	out := map[string]engine.Array{}
+	for name, a := range p.args {
+		switch name {
+		case "sample", "hidden_states", "timestep", "class_labels", "img_ids", "txt_ids", "cotangent", "out", "out_onnxruntime", "vjp":
+			continue
+		}
+		v, err := a.Float64()
+		if err != nil {
+			p.fail("%s: %v", name, err)
+			continue
+		}
+		out[name] = engine.Array{Shape: a.Shape, Data: single(v)}
+	}
+	return out
 }
 
 func (p *pass) fail(format string, args ...any) {
@@ -230,7 +304,7 @@ func (p *pass) network(ctx context.Context, net native.Network) ([]npz.Array, er
 	if len(s) != 4 || s[1] != in {
 		return nil, refuse.Errorf(p.file, "sample has shape %v, the network takes (batch, %d, height, width)", s, in)
 	}
-	b := &native.Batch{H: s[2], W: s[3], T: p.times, Class: p.classes, Save: p.cotangent != nil}
+	b := &native.Batch{H: s[2], W: s[3], T: p.times, Class: p.classes, Inputs: p.inputs(), Save: p.cotangent != nil}
 	if p.classes == nil && net.Classes() > 0 {
 		return nil, refuse.Errorf(p.file, "wants class_labels, 0 to %d", net.Classes()-1)
 	}
@@ -243,6 +317,10 @@ func (p *pass) network(ctx context.Context, net native.Network) ([]npz.Array, er
 		return nil, err
 	}
 	results := []npz.Array{{Name: "out", Shape: shape, Data: single(out)}}
+	if p.grid != [2]int{} {
+		h, w := p.grid[0], p.grid[1]
+		results[0] = npz.Array{Name: "out", Shape: []int{s[0], h * w, 4 * channels}, Data: single(mmdit.Pack(out, s[0], h, w, channels))}
+	}
 	if p.cotangent != nil {
 		grad := make([]float64, len(p.x))
 		if err := net.VJP(ctx, grad, p.cotangent); err != nil {
@@ -339,7 +417,7 @@ func (a *app) modelBench(c *cli.Context) error {
 		x[i] = float32(i%17)/8 - 1
 	}
 	out := make([]float32, batch*channels*h*w)
-	b := &native.Batch{H: h, W: w, T: slices.Repeat([]float64{1}, batch)}
+	b := &native.Batch{H: h, W: w, T: slices.Repeat([]float64{1}, batch), Inputs: net.Example(batch)}
 	if net.Classes() > 0 {
 		b.Class = make([]int, batch)
 	}

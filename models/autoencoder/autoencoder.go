@@ -71,8 +71,8 @@ func New(cfg diffusers.Config, w diffusers.Weights, opt engine.Options) (*Autoen
 		opt.Pool = kernels.NewPool(kernels.Detect(), opt.Threads)
 	}
 	var err error
-	if a.Encoder, err = engine.New(&enc, w, batch(1, h, width), opt); err == nil {
-		a.Decoder, err = engine.New(&dec, w, batch(1, h/a.factor, width/a.factor), opt)
+	if a.Encoder, err = engine.New(&enc, w, opt); err == nil {
+		a.Decoder, err = engine.New(&dec, w, opt)
 	}
 	if err != nil {
 		if own {
@@ -211,6 +211,14 @@ func (c *coder) Output(h, w int) (int, int, error) {
 		return 0, 0, engine.BadInput("pictures of %dx%d: the size must be a multiple of %d", h, w, c.down)
 	}
 	return h / c.down, w / c.down, nil
+}
+
+// Usual implements engine.Network.
+func (c *coder) Usual() (h, w int, inputs map[string][]int) {
+	if c.up > 0 {
+		return c.h / c.up, c.w / c.up, nil
+	}
+	return c.h, c.w, nil
 }
 
 // Check implements engine.Network.

@@ -349,9 +349,9 @@ func TestRefusedConfigs(t *testing.T) {
 
 // lacking is a set of weights without one tensor, with another misshapen and
 // with a stranger.
-type lacking struct{ *Formula }
+type lacking struct{ *diffusers.Formula }
 
-func (l lacking) Names() []string { return append(slices.Clone(l.names), "stranger.weight") }
+func (l lacking) Names() []string { return append(slices.Clone(l.Formula.Names()), "stranger.weight") }
 
 func (l lacking) Shape(name string) ([]int, bool) {
 	switch name {
@@ -450,7 +450,7 @@ func small() (*Net, error) {
 		NumAttentionHeads: 2, AttentionHeadDim: 8, InChannels: 1, NumLayers: 2, AttentionBias: true, SampleSize: 8, PatchSize: 2,
 		ActivationFn: "gelu-approximate", NumEmbedsAdaNorm: 10, NormType: "ada_norm_zero", NormEps: 1e-5,
 	}
-	weights, err := NewFormula(cfg) // a checkpoint in earnest
+	weights, err := diffusers.NewFormula(&cfg) // a checkpoint in earnest
 	if err != nil {
 		return nil, err
 	}

@@ -94,9 +94,9 @@ func newNet(t testing.TB, cfg diffusers.DiTConfig, w diffusers.Weights, opt Opti
 	return n
 }
 
-func formula(t testing.TB, cfg diffusers.DiTConfig) *Formula {
+func formula(t testing.TB, cfg diffusers.DiTConfig) *diffusers.Formula {
 	t.Helper()
-	f, err := NewFormula(cfg)
+	f, err := diffusers.NewFormula(&cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func formulaNet(t testing.TB, cfg diffusers.DiTConfig, opt Options) *Net {
 
 // images is a batch of different images.
 func images(n *Net, count, size int) (x []float64, b *Batch) {
-	for _, u := range formulaValues("hidden_states", count*n.tree.cfg.InChannels*size*size, math.Sqrt(3), 0) {
+	for _, u := range diffusers.FormulaValues("hidden_states", count*n.tree.cfg.InChannels*size*size, math.Sqrt(3), 0) {
 		x = append(x, float64(u))
 	}
 	b = &Batch{H: size, W: size}

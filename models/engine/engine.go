@@ -60,6 +60,9 @@ type Network interface {
 	// Output gives the size of the output images for input images of h by w,
 	// or why the network does not take those.
 	Output(h, w int) (oh, ow int, err error)
+	// Usual gives the size of the images that the network was made for, and the
+	// shape of every input that it needs, of one image.
+	Usual() (h, w int, inputs map[string][]int)
 	// Check looks at everything but the images.
 	Check(b *Batch) error
 	// Key names what the plan depends on besides the images' size and the hooks.
@@ -89,12 +92,12 @@ func (e *InputError) Error() string { return e.Reason }
 // BadInput makes an InputError.
 func BadInput(format string, args ...any) error { return &InputError{fmt.Sprintf(format, args...)} }
 
-// New packs the weights of a network: first is a batch of the usual size,
-// whose plan says which layers there are. Tensors that are missing or of a
-// wrong shape are listed in the error.
+// New packs the weights of a network: the plan for images of the usual size
+// says which layers there are. Tensors that are missing or of a wrong shape are
+// listed in the error.
 //
 // w must stay usable: the first VJP reads the weights again.
-func New(n Network, w diffusers.Weights, first *Batch, opt Options) (*Net, error) {
+func New(n Network, w diffusers.Weights, opt Options) (*Net, error) {
 	cfg := n.Config()
 	if err := CheckTensors(cfg, w); err != nil {
 		return nil, err
@@ -106,11 +109,30 @@ func New(n Network, w diffusers.Weights, first *Batch, opt Options) (*Net, error
 	}
 	net.eng = graph.NewEngine(net.pool, opt.DType, w)
 	net.eng.Weights = net.params
-	if _, err := net.plan(first); err != nil {
+	if _, err := net.plan(net.Example(1)); err != nil {
 		net.Close()
 		return nil, err
 	}
 	return net, nil
+}
+
+// Example is a batch of n images of the usual size, with made-up inputs.
+func (n *Net) Example(images int) *Batch {
+	h, w, inputs := n.Usual()
+	b := &Batch{H: h, W: w, T: make([]float64, images), Inputs: map[string]Array{}}
+	for i := range b.T {
+		b.T[i] = 1
+	}
+	for name, shape := range inputs {
+		a := Array{Shape: append([]int{images}, shape...)}
+		count := images
+		for _, d := range shape {
+			count *= d
+		}
+		a.Data = diffusers.FormulaValues(name, count, 1, 0)
+		b.Inputs[name] = a
+	}
+	return b
 }
 
 // CheckTensors tells which tensors of a configuration the weights do not have
@@ -166,11 +188,14 @@ func (n *Net) plan(b *Batch) (*graph.Plan, error) {
 	return p, nil
 }
 
-// MACs gives the multiply-adds of a Forward of one image like those of b.
-func (n *Net) MACs(b *Batch) (int, error) {
-	if _, _, err := n.Output(b.H, b.W); err != nil {
+// MACs gives the multiply-adds of a Forward of one image of h by w, with the
+// usual inputs.
+func (n *Net) MACs(h, w int) (int, error) {
+	if _, _, err := n.Output(h, w); err != nil {
 		return 0, err
 	}
+	b := n.Example(1)
+	b.H, b.W = h, w
 	p, err := n.plan(b)
 	if err != nil {
 		return 0, err

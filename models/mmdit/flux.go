@@ -19,7 +19,16 @@ type flux struct{ *diffusers.FluxConfig }
 
 // NewFlux checks the configuration and packs the weights.
 func NewFlux(cfg *diffusers.FluxConfig, w diffusers.Weights, opt engine.Options) (*engine.Net, error) {
-	return engine.New(flux{cfg}, w, first(128, 128, cfg.JointAttentionDim), opt)
+	return engine.New(flux{cfg}, w, opt)
+}
+
+// Usual implements engine.Network.
+func (f flux) Usual() (h, w int, inputs map[string][]int) {
+	inputs = usual(f.JointAttentionDim, f.PooledProjectionDim)
+	if f.GuidanceEmbeds {
+		inputs[Guidance] = nil
+	}
+	return 128, 128, inputs
 }
 
 // Config implements engine.Network.

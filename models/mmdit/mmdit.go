@@ -106,12 +106,17 @@ type sd3 struct{ *diffusers.SD3Config }
 
 // NewSD3 checks the configuration and packs the weights.
 func NewSD3(cfg *diffusers.SD3Config, w diffusers.Weights, opt engine.Options) (*engine.Net, error) {
-	side := min(cfg.SampleSize, cfg.PosEmbedMaxSize*cfg.PatchSize) / cfg.PatchSize * cfg.PatchSize
-	return engine.New(sd3{cfg}, w, first(side, side, cfg.JointAttentionDim), opt)
+	return engine.New(sd3{cfg}, w, opt)
 }
 
-func first(h, w, context int) *engine.Batch {
-	return &engine.Batch{H: h, W: w, T: []float64{0}, Inputs: map[string]engine.Array{Context: {Shape: []int{1, 77, context}}}}
+// Usual implements engine.Network.
+func (s sd3) Usual() (h, w int, inputs map[string][]int) {
+	side := min(s.SampleSize, s.PosEmbedMaxSize*s.PatchSize) / s.PatchSize * s.PatchSize
+	return side, side, usual(s.JointAttentionDim, s.PooledProjectionDim)
+}
+
+func usual(context, pooled int) map[string][]int {
+	return map[string][]int{Context: {77, context}, Pooled: {pooled}}
 }
 
 // Config implements engine.Network.

@@ -1,6 +1,7 @@
 package mmdit_test
 
 import (
+	"slices"
 	"testing"
 
 	"drift/models/diffusers"
@@ -23,41 +24,23 @@ func TestSD3(t *testing.T) {
 	})
 }
 
-// unpack turns tokens of two by two pixels (the four of a channel side by
-// side) into latents, and checks that the fixture's positions are those of the
-// network.
+// unpack turns a fixture's tokens into the latents that the network takes.
 func unpack(t *testing.T, io map[string]enginetest.Array) {
 	t.Helper()
-	ids := io["img_ids"]
-	n := ids.Shape[0]
-	h, w := int(ids.Data[(n-1)*3+1])+1, int(ids.Data[(n-1)*3+2])+1
-	for i := range n {
-		if ids.Data[i*3] != 0 || int(ids.Data[i*3+1]) != i/w || int(ids.Data[i*3+2]) != i%w {
-			t.Fatalf("token %d has position %v", i, ids.Data[i*3:i*3+3])
-		}
-	}
-	for _, v := range io["txt_ids"].Data {
-		if v != 0 {
-			t.Fatal("a text token has another position than 0")
-		}
+	h, w, err := mmdit.Grid(io["img_ids"].Data)
+	if err != nil {
+		t.Fatal(err)
 	}
 	delete(io, "img_ids")
 	delete(io, "txt_ids")
 	for _, name := range []string{"hidden_states", "out"} {
 		a := io[name]
-		c := a.Shape[2] / 4
-		out := make([]float64, len(a.Data))
-		for i := range a.Shape[0] {
-			for y := range 2 * h {
-				for x := range 2 * w {
-					for k := range c {
-						token := ((i*h+y/2)*w + x/2) * 4 * c
-						out[((i*c+k)*2*h+y)*2*w+x] = a.Data[token+(k*2+y%2)*2+x%2]
-					}
-				}
-			}
+		n, c := a.Shape[0], a.Shape[2]/4
+		latents := mmdit.Unpack(a.Data, n, h, w, c)
+		if !slices.Equal(mmdit.Pack(latents, n, h, w, c), a.Data) {
+			t.Fatal("packing does not undo unpacking")
 		}
-		io[name] = enginetest.Array{Shape: []int{a.Shape[0], c, 2 * h, 2 * w}, Data: out}
+		io[name] = enginetest.Array{Shape: []int{n, c, 2 * h, 2 * w}, Data: latents}
 	}
 }
 

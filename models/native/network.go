@@ -6,11 +6,16 @@ import (
 	"fmt"
 	"time"
 
+	"drift/internal/graph"
 	"drift/internal/kernels"
 	"drift/models"
 	"drift/models/diffusers"
 	"drift/models/dit"
+	"drift/models/engine"
+	"drift/models/mmdit"
+	"drift/models/pixart"
 	"drift/models/unet2d"
+	"drift/models/unetcond"
 )
 
 // Network is a network of the engine, whatever its class. Images are (N, C, H, W).
@@ -21,6 +26,8 @@ type Network interface {
 	NoClass() int           // the label of "no class", models.NoClass where the class has none by itself
 	Parameters() int
 	MACs(h, w int) (int, error) // multiply-adds of a Forward of one image
+	// Example makes up the inputs besides images, times and labels that n images need; nil for none.
+	Example(n int) map[string]engine.Array
 	Memory() Memory
 	Tier() kernels.Tier
 	DType() kernels.DType
@@ -38,6 +45,8 @@ type Batch struct {
 	H, W  int       // size of the images
 	T     []float64 // one time per image
 	Class []int     // one label per image for a network with classes
+	// Inputs are what else the network takes, by the reference's argument names (see Network.Example).
+	Inputs map[string]engine.Array
 
 	IdentityAttention, SkipLayers []string // see models.Hooks
 
@@ -72,47 +81,66 @@ type Options struct {
 // Runs tells whether the engine runs networks of this class, and else which.
 func Runs(cfg diffusers.Config) error {
 	switch cfg.(type) {
-	case *diffusers.UNet2DConfig, *diffusers.DiTConfig:
+	case *diffusers.UNet2DConfig, *diffusers.DiTConfig, *diffusers.UNet2DConditionConfig, *diffusers.SD3Config, *diffusers.FluxConfig,
+		*diffusers.PixArtConfig, *diffusers.SanaConfig:
 		return nil
 	}
-	return fmt.Errorf("a %s, which this engine does not run; it runs UNet2DModel and DiTTransformer2DModel", cfg.ClassName())
+	return fmt.Errorf("a %s, which is no denoiser of this engine; it runs UNet2DModel, UNet2DConditionModel, DiT, SD3, Flux, PixArt and Sana transformers", cfg.ClassName())
 }
 
 // New makes the network of a configuration. Without weights they are made up from the tensors' names, at full size.
 func New(cfg diffusers.Config, w diffusers.Weights, opt Options) (Network, error) {
-	var err error
+	if err := Runs(cfg); err != nil {
+		return nil, fmt.Errorf("native: %w", err)
+	}
+	if w == nil {
+		f, err := diffusers.NewFormula(cfg)
+		if err != nil {
+			return nil, err
+		}
+		w = f
+	}
+	eo := engine.Options{Pool: opt.Pool, DType: opt.DType}
 	switch c := cfg.(type) {
 	case *diffusers.UNet2DConfig:
-		if w == nil {
-			if w, err = unet2d.NewFormula(*c); err != nil {
-				return nil, err
-			}
-		}
-		n, err := unet2d.New(*c, w, unet2d.Options{Pool: opt.Pool, DType: opt.DType})
-		if err != nil {
-			return nil, err
-		}
-		return unet2dNet{n}, nil
+		return wrap(unet2d.New(*c, w, unet2d.Options{Pool: opt.Pool, DType: opt.DType}))(func(n *unet2d.Net) Network { return unet2dNet{n} })
 	case *diffusers.DiTConfig:
-		if w == nil {
-			if w, err = dit.NewFormula(*c); err != nil {
-				return nil, err
-			}
+		return wrap(dit.New(*c, w, dit.Options{Pool: opt.Pool, DType: opt.DType}))(func(n *dit.Net) Network { return ditNet{n} })
+	case *diffusers.UNet2DConditionConfig:
+		classes := 0
+		if c.ClassEmbedType == "" || c.ClassEmbedType == "timestep" {
+			classes = c.NumClassEmbeds
 		}
-		n, err := dit.New(*c, w, dit.Options{Pool: opt.Pool, DType: opt.DType})
+		return wrap(unetcond.New(c, w, eo))(func(n *engine.Net) Network { return engineNet{n, classes} })
+	case *diffusers.SD3Config:
+		return wrap(mmdit.NewSD3(c, w, eo))(newEngineNet)
+	case *diffusers.FluxConfig:
+		return wrap(mmdit.NewFlux(c, w, eo))(newEngineNet)
+	case *diffusers.PixArtConfig:
+		return wrap(pixart.NewPixArt(c, w, eo))(newEngineNet)
+	default:
+		return wrap(pixart.NewSana(c.(*diffusers.SanaConfig), w, eo))(newEngineNet)
+	}
+}
+
+// wrap makes a Network of a net unless there was an error.
+func wrap[N any](n N, err error) func(func(N) Network) (Network, error) {
+	return func(f func(N) Network) (Network, error) {
 		if err != nil {
 			return nil, err
 		}
-		return ditNet{n}, nil
+		return f(n), nil
 	}
-	return nil, fmt.Errorf("native: %w", Runs(cfg))
 }
 
 // BadInput tells whether a Forward failed because its arguments do not fit the network, and why they do not.
 func BadInput(err error) (reason string, ok bool) {
 	var u *unet2d.InputError
 	var d *dit.InputError
+	var e *engine.InputError
 	switch {
+	case errors.As(err, &e):
+		return e.Reason, true
 	case errors.As(err, &u):
 		return u.Reason, true
 	case errors.As(err, &d):
@@ -145,6 +173,8 @@ func (n unet2dNet) Forward32(ctx context.Context, dst, x []float32, b *Batch) er
 	return n.Net.Forward32(ctx, dst, x, n.batch(b))
 }
 
+func (unet2dNet) Example(int) map[string]engine.Array { return nil }
+
 func (unet2dNet) batch(b *Batch) *unet2d.Batch {
 	out := &unet2d.Batch{H: b.H, W: b.W, T: b.T, Class: b.Class, IdentityAttention: b.IdentityAttention, SkipLayers: b.SkipLayers, Save: b.Save}
 	if b.Trace != nil {
@@ -171,12 +201,53 @@ func (n ditNet) Forward32(ctx context.Context, dst, x []float32, b *Batch) error
 	return n.Net.Forward32(ctx, dst, x, n.batch(b))
 }
 
+func (ditNet) Example(int) map[string]engine.Array { return nil }
+
 func (ditNet) batch(b *Batch) *dit.Batch {
 	out := &dit.Batch{H: b.H, W: b.W, T: b.T, Class: b.Class, IdentityAttention: b.IdentityAttention, SkipLayers: b.SkipLayers, Save: b.Save}
 	if b.Trace != nil {
 		out.Trace = func(l dit.Layer) {
 			b.Trace(Layer{Name: l.Name, Kind: l.Kind, N: l.N, H: l.Tokens, W: 1, C: l.C, MACs: l.MACs, Duration: l.Duration})
 		}
+	}
+	return out
+}
+
+// engineNet is a network that package engine runs.
+type engineNet struct {
+	*engine.Net
+	classes int
+}
+
+func newEngineNet(n *engine.Net) Network { return engineNet{n, 0} }
+
+func (n engineNet) SampleSize() (h, w int) {
+	h, w, _ = n.Usual()
+	return h, w
+}
+
+func (n engineNet) Classes() int { return n.classes }
+
+func (engineNet) NoClass() int { return models.NoClass }
+
+func (n engineNet) Memory() Memory {
+	return Memory{Weights: 4 * n.Parameters(), Activations: n.Activations()}
+}
+
+func (n engineNet) Example(images int) map[string]engine.Array { return n.Net.Example(images).Inputs }
+
+func (n engineNet) Forward(ctx context.Context, dst, x []float64, b *Batch) error {
+	return n.Net.Forward(ctx, dst, x, n.batch(b))
+}
+
+func (n engineNet) Forward32(ctx context.Context, dst, x []float32, b *Batch) error {
+	return n.Net.Forward32(ctx, dst, x, n.batch(b))
+}
+
+func (engineNet) batch(b *Batch) *engine.Batch {
+	out := &engine.Batch{H: b.H, W: b.W, T: b.T, Class: b.Class, Inputs: b.Inputs, IdentityAttention: b.IdentityAttention, SkipLayers: b.SkipLayers, Save: b.Save}
+	if b.Trace != nil {
+		out.Trace = func(l graph.Step) { b.Trace(Layer(l)) }
 	}
 	return out
 }

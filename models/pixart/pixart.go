@@ -100,10 +100,6 @@ func masked(b *engine.Batch) bool {
 
 func key(b *engine.Batch) string { return fmt.Sprint(tokens(b), masked(b)) }
 
-func first(side, channels int) *engine.Batch {
-	return &engine.Batch{H: side, W: side, T: []float64{0}, Inputs: map[string]engine.Array{Context: {Shape: []int{1, 77, channels}}}}
-}
-
 func patched(h, w, p int) (int, int, error) {
 	if h%p != 0 || w%p != 0 || h < p || w < p {
 		return 0, 0, engine.BadInput("images of %dx%d: the size must be a multiple of the patches' %d", h, w, p)
@@ -153,8 +149,21 @@ func NewPixArt(cfg *diffusers.PixArtConfig, w diffusers.Weights, opt engine.Opti
 	if cfg.CaptionChannels == 0 {
 		return nil, fmt.Errorf("pixart: config caption_channels = null is not supported: the text is projected")
 	}
-	return engine.New(pixart{cfg}, w, first(cfg.SampleSize/cfg.PatchSize*cfg.PatchSize, cfg.CaptionChannels), opt)
+	return engine.New(pixart{cfg}, w, opt)
 }
+
+// Usual implements engine.Network.
+func (n pixart) Usual() (h, w int, inputs map[string][]int) {
+	inputs = map[string][]int{Context: {usualTokens, n.CaptionChannels}}
+	if n.Additional() {
+		inputs[Resolution], inputs[AspectRatio] = []int{2}, []int{1}
+	}
+	side := n.SampleSize / n.PatchSize * n.PatchSize
+	return side, side, inputs
+}
+
+// usualTokens is the number of tokens of a text.
+const usualTokens = 120
 
 // Config implements engine.Network.
 func (n pixart) Config() diffusers.Config { return n.PixArtConfig }
@@ -277,7 +286,13 @@ type sana struct{ *diffusers.SanaConfig }
 
 // NewSana checks the configuration and packs the weights.
 func NewSana(cfg *diffusers.SanaConfig, w diffusers.Weights, opt engine.Options) (*engine.Net, error) {
-	return engine.New(sana{cfg}, w, first(cfg.SampleSize/cfg.PatchSize*cfg.PatchSize, cfg.CaptionChannels), opt)
+	return engine.New(sana{cfg}, w, opt)
+}
+
+// Usual implements engine.Network.
+func (n sana) Usual() (h, w int, inputs map[string][]int) {
+	side := n.SampleSize / n.PatchSize * n.PatchSize
+	return side, side, map[string][]int{Context: {usualTokens, n.CaptionChannels}}
 }
 
 // Config implements engine.Network.

@@ -32,9 +32,13 @@ func ncsnpp() diffusers.UNet2DConfig {
 	return c
 }
 
+func formulaOf(cfg diffusers.UNet2DConfig) (*diffusers.Formula, error) {
+	return diffusers.NewFormula(&cfg)
+}
+
 func formulaNet(t testing.TB, cfg diffusers.UNet2DConfig, opt Options) *Net {
 	t.Helper()
-	f, err := NewFormula(cfg)
+	f, err := diffusers.NewFormula(&cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,9 +47,7 @@ func formulaNet(t testing.TB, cfg diffusers.UNet2DConfig, opt Options) *Net {
 
 // images is a batch of n different images of h by w.
 func images(n *Net, count, h, w int) (x []float64, b *Batch) {
-	v := make([]float32, count*n.tree.cfg.InChannels*h*w)
-	formulaValues(v, "sample", math.Sqrt(3), 0)
-	for _, u := range v {
+	for _, u := range diffusers.FormulaValues("sample", count*n.tree.cfg.InChannels*h*w, math.Sqrt(3), 0) {
 		x = append(x, float64(u))
 	}
 	b = &Batch{H: h, W: w}
@@ -318,7 +320,7 @@ func (e edited) Float32(name string) ([]float32, error) {
 }
 
 func TestHooks(t *testing.T) {
-	f, err := NewFormula(tiny())
+	f, err := formulaOf(tiny())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -372,7 +374,7 @@ func TestHooks(t *testing.T) {
 // A learned time embedding whose rows are the sinusoids, and class vectors
 // taken from a table, are the same network.
 func TestEmbeddingsAgree(t *testing.T) {
-	f, err := NewFormula(tiny())
+	f, err := formulaOf(tiny())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -465,7 +467,7 @@ func TestRefusedConfigs(t *testing.T) {
 type panicky struct{ diffusers.Weights }
 
 func TestWrongTensors(t *testing.T) {
-	f, err := NewFormula(tiny())
+	f, err := formulaOf(tiny())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -576,7 +578,7 @@ func small() (*Net, error) {
 		MidBlockScaleFactor: 1, DownsamplePadding: 1, DownsampleType: "conv", UpsampleType: "conv", ActFn: "silu",
 		AttentionHeadDim: 8, NormNumGroups: 4, NormEps: 1e-5, ResnetTimeScaleShift: "default", AddAttention: true,
 	}
-	weights, err := NewFormula(cfg) // a checkpoint in earnest
+	weights, err := diffusers.NewFormula(&cfg) // a checkpoint in earnest
 	if err != nil {
 		return nil, err
 	}

@@ -196,7 +196,7 @@ func TestSinusoid(t *testing.T) {
 }
 
 func TestFormula(t *testing.T) {
-	f, err := NewFormula(ddpmCIFAR10())
+	f, err := formulaOf(ddpmCIFAR10())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +219,7 @@ func TestFormula(t *testing.T) {
 
 // cifar is the formula network of google/ddpm-cifar10-32's shape.
 func cifar(t testing.TB, opt Options) *Net {
-	f, err := NewFormula(ddpmCIFAR10())
+	f, err := formulaOf(ddpmCIFAR10())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,11 +43,7 @@ func New(cfg *diffusers.UNet2DConditionConfig, w diffusers.Weights, opt engine.O
 	if u.temb == 0 {
 		u.temb = 4 * cfg.BlockOutChannels[0]
 	}
-	h, width := u.usual()
-	first := &engine.Batch{H: h, W: width, T: []float64{0}, Inputs: map[string]engine.Array{
-		Context: {Shape: []int{1, 77, cfg.CrossAttentionDim[0]}},
-	}}
-	return engine.New(u, w, first, opt)
+	return engine.New(u, w, opt)
 }
 
 // usual is the size of the images that the network was made for.
@@ -57,6 +53,32 @@ func (u *unet) usual() (h, w int) {
 	}
 	return u.SampleSize.H, u.SampleSize.W
 }
+
+// Usual implements engine.Network.
+func (u *unet) Usual() (h, w int, inputs map[string][]int) {
+	inputs = map[string][]int{}
+	if u.attends() {
+		inputs[Context] = []int{77, u.CrossAttentionDim[0]}
+	}
+	if u.TimeCondProjDim > 0 {
+		inputs[TimeCond] = []int{u.TimeCondProjDim}
+	}
+	if u.AdditionEmbedType == "text_time" {
+		inputs[AddedText] = []int{u.ProjectionClassEmbeddingsDim - timeIDs*u.AdditionTimeEmbedDim}
+		inputs[AddedTimes] = []int{timeIDs}
+	}
+	switch u.ClassEmbedType {
+	case "identity":
+		inputs[ClassInput] = []int{u.temb}
+	case "projection", "simple_projection":
+		inputs[ClassInput] = []int{u.ProjectionClassEmbeddingsDim}
+	}
+	h, w = u.usual()
+	return h, w, inputs
+}
+
+// timeIDs is the number of SDXL's sizes and crops.
+const timeIDs = 6
 
 // Config implements engine.Network.
 func (u *unet) Config() diffusers.Config { return u.UNet2DConditionConfig }
@@ -89,7 +111,7 @@ func (u *unet) Check(b *engine.Batch) error {
 	}
 	_, masked := b.Inputs[ContextMask]
 	_, timed := b.Inputs[TimeCond]
-	text, ids := 0, 6
+	text, ids := 0, timeIDs
 	if u.AdditionEmbedType == "text_time" {
 		if a, ok := b.Inputs[AddedTimes]; ok && len(a.Shape) == 2 {
 			ids = a.Shape[1]
@@ -280,8 +302,6 @@ func (n *builder) embedding(timed bool) {
 	if timed {
 		cond := g.Feed(TimeCond, 1, 1, n.TimeCondProjDim)
 		time = g.Linear(l.ExactLinear("time_embedding.cond_proj", cond.C, time.C), graph.From(cond), graph.Epilogue{Residual: time})
-	} else if n.TimeCondProjDim > 0 {
-		l.ExactLinear("time_embedding.cond_proj", n.TimeCondProjDim, time.C)
 	}
 	var more graph.Value
 	switch {
