@@ -285,6 +285,10 @@ func (r *adaptiveRun) Next(ctx context.Context) (bool, error) {
 	if err != nil {
 		copy(r.ctl, ctl)
 		at := r.State().At
+		var nan *NotFinite
+		if errors.As(err, &nan) {
+			return false, err
+		}
 		return false, fmt.Errorf("samplers: %s: step %d at sigma/alpha %.4g: %w", r.s.label(), r.steps(), at.Ratio(), err)
 	}
 	return false, nil
@@ -300,7 +304,7 @@ func (r *adaptiveRun) attempt(ctx context.Context, rows []int) error {
 	for _, k := range rows {
 		for _, v := range r.row(r.q, k) {
 			if v-v != 0 {
-				return fmt.Errorf("row %d: the model's answer is not finite", k)
+				return &NotFinite{Step: r.steps(), At: r.node(k), Row: k, Answer: true}
 			}
 		}
 		if r.phase[k] == stepping {
@@ -349,7 +353,9 @@ func (r *adaptiveRun) aim(k int, again bool) error {
 	h := &r.ctl[k*control]
 	least := 10 * ulp(max(math.Abs(r.at[k]), math.Abs(r.to)))
 	if !(*h >= least) {
-		if again {
+		if e := r.errs[k]; again && e-e != 0 {
+			return &NotFinite{Step: r.steps(), At: r.node(k), Row: k, Answer: true}
+		} else if again {
 			return fmt.Errorf("row %d: no step is short enough for the tolerances (the last was %.3g)", k, *h)
 		}
 		*h = least

@@ -562,13 +562,13 @@ func TestAdaptiveRefusals(t *testing.T) {
 	}
 	p = problem(t, bad{d, 0}, 6, 2)
 	for _, s := range []string{"rk45", "dpm-adaptive"} {
-		if _, _, err := sample(t, s, p); err == nil || !strings.Contains(err.Error(), "row 1: the model's answer is not finite") {
+		if _, _, err := sample(t, s, p); !answeredNaN(err, 1) {
 			t.Errorf("%s with an answer that is not finite: %v", s, err)
 		}
 	}
 	p = problem(t, rough{d}, 6, 2)
 	for _, s := range []string{"rk45", "dpm-adaptive", "dpm-adaptive:controller=dpm-solver"} {
-		if _, _, err := sample(t, s, p); err == nil || !strings.Contains(err.Error(), "short enough") {
+		if _, _, err := sample(t, s, p); !answeredNaN(err, 0) {
 			t.Errorf("%s with stages that are not finite: %v", s, err)
 		}
 	}
@@ -715,4 +715,10 @@ func ExampleRK45() {
 	}
 	fmt.Printf("x = %.5f after %d steps and %g evaluations\n", models.Data(res.X)[0], res.Stats.Steps, res.Stats.NFE)
 	// Output: x = -0.73467 after 20 steps and 176 evaluations
+}
+
+// answeredNaN tells whether an error says that the model's answer for a row is not finite.
+func answeredNaN(err error, row int) bool {
+	var n *samplers.NotFinite
+	return errors.As(err, &n) && n.Answer && n.Row == row && strings.Contains(err.Error(), fmt.Sprintf("at step 0, sigma/alpha 80 (t=80), row %d", row))
 }

@@ -242,12 +242,16 @@ type Result struct {
 
 // NotFinite says that the state stopped being finite.
 type NotFinite struct {
-	Step int
-	At   schedules.Node
-	Row  int
+	Step   int
+	At     schedules.Node
+	Row    int
+	Answer bool // not the state itself but what the model answered at it
 }
 
 func (e *NotFinite) Error() string {
+	if e.Answer {
+		return fmt.Sprintf("samplers: the model's answer is not finite at step %d, sigma/alpha %.6g (t=%.6g), row %d", e.Step, e.At.Ratio(), e.At.T, e.Row)
+	}
 	return fmt.Sprintf("samplers: the state is not finite after step %d at sigma/alpha %.6g (t=%.6g), row %d", e.Step, e.At.Ratio(), e.At.T, e.Row)
 }
 

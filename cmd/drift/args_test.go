@@ -79,7 +79,7 @@ func TestNotFiniteKeepsWhatIsFinished(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, _, stderr := world(nil, "sample", "--model", "t.json", "--init", "init.npz", "--steps", "5", "--sampler", "ddim:eta=1", "--batch", "2", "--out", "x.npz")
-	if code != exitNotFinite || !strings.Contains(stderr, "not finite after step") || !strings.Contains(stderr, "2 finished images are kept") {
+	if code != exitNotFinite || !strings.Contains(stderr, "not finite after step") || !strings.Contains(stderr, "the image of seed 2") || !strings.Contains(stderr, "2 finished images are kept") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 	parts, err := filepath.Glob("x.npz.part/*.npz")

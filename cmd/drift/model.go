@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,7 +37,7 @@ func modelVerb(a *app) *cli.Command {
 			},
 			{
 				Name: "verify", Usage: "read all of a file or folder with every check", UsageText: "X",
-				Description: "X is an embedded model, a folder, or a .safetensors, .npy, .npz or .json file (target, network or scheduler configuration). Exit code 3 when it is refused.",
+				Description: "X is an embedded model, a folder, a repository in the cache, or a .safetensors, .npy, .npz or .json file (target, network or scheduler configuration). Exit code 3 when it is refused.",
 				Action:      func(c *cli.Context) error { return a.modelVerify(c) },
 			},
 			{
@@ -153,6 +155,11 @@ func (a *app) printVerified(name, what string) {
 // verify reads a file or folder and says what it is.
 func (a *app) verify(ctx context.Context, name string) (string, error) {
 	info, err := os.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) && strings.Count(name, "/") == 1 {
+		if r, e := diffusers.OpenRepository(name, diffusers.Options{CacheDir: a.hub()}); e == nil {
+			return a.verifyFolder(ctx, r.Dir)
+		}
+	}
 	if err != nil {
 		return "", err
 	}
@@ -162,7 +169,7 @@ func (a *app) verify(ctx context.Context, name string) (string, error) {
 	switch strings.ToLower(filepath.Ext(name)) {
 	case ".safetensors":
 		r, err := safetensors.Open(name)
-		return verifyTensors(r, err)
+		return a.verifyTensors(r, err)
 	case ".npz":
 		return verifyArrays(name)
 	case ".npy":
@@ -177,17 +184,33 @@ func (a *app) verify(ctx context.Context, name string) (string, error) {
 	return "", usagef("model verify %s: want a folder, .safetensors, .npz, .npy or .json", name)
 }
 
-func verifyTensors(r *safetensors.Reader, err error) (string, error) {
+// verifyTensors reads every value. Those that are not finite are legal in the file, and the end of every network.
+func (a *app) verifyTensors(r *safetensors.Reader, err error) (string, error) {
 	if err != nil {
 		return "", err
 	}
 	defer r.Close()
-	values := 0
+	values, wrong, where := 0, 0, ""
 	for _, t := range r.Tensors() {
-		if _, err := r.Bytes(t.Name); err != nil {
+		values += t.Len()
+		v, err := r.Float32(t.Name)
+		var refused *refuse.Error
+		if errors.As(err, &refused) { // 64-bit values, or a type without numbers
+			_, err = r.Bytes(t.Name)
+		}
+		if err != nil {
 			return "", err
 		}
-		values += t.Len()
+		for _, x := range v {
+			if x-x != 0 {
+				if wrong++; where == "" {
+					where = t.Name
+				}
+			}
+		}
+	}
+	if wrong > 0 {
+		a.warn("%s: %d values are not finite, the first in tensor %s", r.Path(), wrong, oneLine(where))
 	}
 	return fmt.Sprintf("safetensors, %d tensors, %d values in %d files", len(r.Tensors()), values, len(r.Files())), nil
 }
@@ -213,7 +236,7 @@ func (a *app) verifyJSON(name string) (string, error) {
 	base := strings.ToLower(filepath.Base(name))
 	if strings.HasSuffix(base, ".safetensors.index.json") {
 		r, err := safetensors.OpenIndex(name)
-		return verifyTensors(r, err)
+		return a.verifyTensors(r, err)
 	}
 	o, err := strictjson.ReadFile(name, 32<<20, strictjson.Limits{})
 	if err != nil {

@@ -1045,8 +1045,12 @@ func (s *sampling) costOf(ctx context.Context, smp samplers.Sampler, g schedules
 
 // count finds the evaluations per image, where they can be known before the run.
 func (s *sampling) count(ctx context.Context, _ *manifest.Run) error {
-	if s.plan.Sampler.Needs().OwnGrid {
-		return nil
+	if s.plan.Sampler.Needs().OwnGrid { // it decides on its way; whether it can begin is known now
+		problem, err := s.plan.Problem(s.items[:1])
+		if err == nil {
+			_, err = s.plan.Sampler.Begin(ctx, problem)
+		}
+		return badUse("sampler", err)
 	}
 	cost, err := s.costOf(ctx, s.plan.Sampler, s.plan.Grid)
 	if err != nil { // what a blank model cannot show, the run itself will

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"image"
@@ -34,10 +36,13 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("NO_COLOR", "1")
-			return nil
+			zoo, err := filepath.Abs("../../models/zoo/data")
+			e.Setenv("ZOO", zoo)
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"rc": rc, "npzeq": npzEqual, "npzshape": npzShape, "npznear": npzNear, "samepixels": samePixels, "interrupt": interrupt, "goon": goOn, "pngsize": pngSize,
+			"nanweight": nanWeight,
 		},
 	})
 }
@@ -149,6 +154,23 @@ func pngSize(ts *testscript.TestScript, _ bool, args []string) {
 	if got := fmt.Sprintf("%dx%d", b.Dx(), b.Dy()); got != args[1] {
 		ts.Fatalf("%s, want %s", got, args[1])
 	}
+}
+
+// nanweight FILE TENSOR: makes the first value of a float16 tensor of a safetensors file not a number.
+func nanWeight(ts *testscript.TestScript, _ bool, args []string) {
+	b := []byte(ts.ReadFile(args[0]))
+	at := 8 + binary.LittleEndian.Uint64(b)
+	var header map[string]struct {
+		DType       string
+		DataOffsets [2]uint64 `json:"data_offsets"`
+	}
+	ts.Check(json.Unmarshal(b[8:at], &header))
+	t, ok := header[args[1]]
+	if !ok || t.DType != "F16" {
+		ts.Fatalf("no float16 tensor %s", args[1])
+	}
+	binary.LittleEndian.PutUint16(b[at+t.DataOffsets[0]:], 0x7e00)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o666))
 }
 
 // interrupt SIGNAL GLOB N COMMAND...: sends the signal once N files match the pattern; the command must not be done

@@ -150,6 +150,10 @@ func (p *Plan) one(ctx context.Context, stop <-chan struct{}, b Batch, h Hooks) 
 			}
 		}
 	}
+	var nan *samplers.NotFinite
+	if errors.As(err, &nan) && nan.Row < len(b.Items) {
+		return res.Stats, fmt.Errorf("%w, the image of seed %d", err, b.Items[nan.Row].Seed)
+	}
 	if err != nil {
 		return res.Stats, err
 	}
