@@ -3,6 +3,8 @@ package kernels
 import (
 	"fmt"
 	"unsafe"
+
+	"drift/internal/half"
 )
 
 // Pad is the number of zero rows and columns around an image.
@@ -103,13 +105,15 @@ type Epilogue struct {
 func (e *Epilogue) after() bool { return e.Act != Identity || e.Scale != 0 && e.Scale != 1 }
 
 // Conv is a convolution layer with packed weights. It is immutable and may be
-// run by many pools at once.
+// run by many pools at once. Its weight is kept once: as it is packed for the
+// method, in the layer's data type.
 type Conv struct {
 	spec   ConvSpec
 	tier   Tier
 	dtype  DType
 	ops    *ops
 	w      []float32 // [panel][k][nr]
+	w16    []uint16  // the same of a widened type
 	bias   []float32 // padded to whole panels
 	pieces []piece
 	blocks []kblock
@@ -170,7 +174,11 @@ func newConvOn(o *ops, tier Tier, dtype DType, spec ConvSpec, weight, bias []flo
 		c.wino = newWinograd(o, m, spec, weight, dtype == BF16)
 		return c
 	}
-	c.w = alignedFloats(c.panels * o.nr * c.k)
+	if dtype.widened() {
+		c.w16 = make([]uint16, c.panels*o.nr*c.k)
+	} else {
+		c.w = alignedFloats(c.panels * o.nr * c.k)
+	}
 	c.pack(weight)
 	return c
 }
@@ -179,8 +187,17 @@ func newConvOn(o *ops, tier Tier, dtype DType, spec ConvSpec, weight, bias []flo
 func (c *Conv) pack(weight []float32) {
 	o, s := c.ops, &c.spec
 	taps := s.KH * s.KW
+	var wide []float32
+	if c.w16 != nil {
+		wide = make([]float32, c.k*o.nr)
+	}
 	for j0 := 0; j0 < s.Cout; j0 += o.nr {
-		panel := c.w[j0*c.k : (j0+o.nr)*c.k]
+		panel := wide
+		if c.w16 == nil {
+			panel = c.w[j0*c.k : (j0+o.nr)*c.k]
+		} else if s.Cout-j0 < o.nr {
+			clear(wide)
+		}
 		switch {
 		case o.pairs > 0:
 			for lane := range min(o.nr, s.Cout-j0) {
@@ -206,8 +223,15 @@ func (c *Conv) pack(weight []float32) {
 				}
 			}
 		}
-		if c.dtype == BF16 {
+		switch c.dtype {
+		case BF16:
 			o.roundBF16(panel)
+		case F32OnBF16:
+			o.toBF16(c.w16[j0*c.k:(j0+o.nr)*c.k], panel)
+		case F32OnF16:
+			for i, v := range panel {
+				c.w16[j0*c.k+i] = half.ToFloat16(v)
+			}
 		}
 	}
 }
@@ -266,6 +290,7 @@ type convPlan struct {
 	perWorker   int
 	rowN        int // rows of a block
 	tmp, amx    int // float32 per worker for rows before rounding and for tiles
+	wide        int // float32 per worker for a part of a panel, widened
 	stride, dil int
 }
 
@@ -305,7 +330,7 @@ func (c *Conv) plan(workers, n, h, w int, pad Pad, in *Input, rowBias bool) conv
 	p.bh, p.bw = (p.th-1)*s.Stride+spanH, (p.tw-1)*s.Stride+spanW
 	blocks := p.n * p.yb * p.xb
 
-	p.direct = in.plain() && s.Pad == (Pad{}) && c.dtype == F32
+	p.direct = in.plain() && s.Pad == (Pad{}) && c.dtype != BF16
 	padded := hp * wp * c.slots
 	fill := p.bh * p.bw * p.yb * p.xb * c.slots
 	p.local = !p.direct && blocks >= 4*workers && fill*2 <= padded*3
@@ -328,11 +353,14 @@ func (c *Conv) plan(workers, n, h, w int, pad Pad, in *Input, rowBias bool) conv
 		p.tmp = roundUp(p.pitch*s.Cin, 16)
 		p.amx = roundUp(amxWork(p.th, p.tw), 16)
 	}
+	if c.w16 != nil {
+		p.wide = roundUp(min(c.ops.kc, c.k)*c.ops.nr, 16)
+	}
 	return p
 }
 
 func (p *convPlan) total(c *Conv, workers int) int {
-	perWorker := roundUp(p.perWorker, 16) + p.tmp + p.amx + roundUp(p.rowN*c.ops.nr, 16) + roundUp(c.panels*c.ops.nr, 16)
+	perWorker := roundUp(p.perWorker, 16) + p.tmp + p.amx + p.wide + roundUp(p.rowN*c.ops.nr, 16) + roundUp(c.panels*c.ops.nr, 16)
 	return alignSlack + roundUp(p.shared, 16) + workers*perWorker +
 		roundUp(2*roundUp(p.rowN, c.ops.mr), 16) + roundUp(4*len(c.pieces), 16)
 }
@@ -442,6 +470,7 @@ type convJob struct {
 	local   []float32
 	tmp     []float32
 	amx     []float32
+	wide    []float32
 	tail    []float32
 	biases  []float32
 	rows    []int64
@@ -454,7 +483,7 @@ func (j *convJob) setup(p *Pool, scratch []float32) {
 	cv := carve(scratch)
 	j.shared = cv.take(pl.shared)
 	j.local = cv.take(p.workers * roundUp(pl.perWorker, 16))
-	j.tmp, j.amx = cv.take(p.workers*pl.tmp), cv.take(p.workers*pl.amx)
+	j.tmp, j.amx, j.wide = cv.take(p.workers*pl.tmp), cv.take(p.workers*pl.amx), cv.take(p.workers*pl.wide)
 	j.tail = cv.take(p.workers * roundUp(pl.rowN*c.ops.nr, 16))
 	j.biases = cv.take(p.workers * roundUp(c.panels*c.ops.nr, 16))
 	nRows := roundUp(pl.rowN, c.ops.mr)
@@ -531,6 +560,12 @@ func (j *convJob) do(worker, item int) {
 		o: c.ops, m: th * tw, base: base, rows: &j.rows[0], segs: j.segs, blocks: c.blocks,
 		w: c.w, k: c.k, cols: s.Cout, dst: j.dst[out:], tail: j.tail[worker*size : (worker+1)*size],
 	}
+	if c.w16 != nil {
+		t.w16, t.wide, t.widen = c.w16, j.wide[worker*pl.wide:(worker+1)*pl.wide], c.ops.widenF16
+		if c.dtype == F32OnBF16 {
+			t.widen = c.ops.widenBF16
+		}
+	}
 	if c.ops.pairs > 0 {
 		px := c.slots * slotBytes * pl.stride
 		t.amx = amxLayout{th: th, tw: tw, row: pl.pitch * px, pix: px, work: j.amx[worker*pl.amx : (worker+1)*pl.amx]}
@@ -573,6 +608,11 @@ type tilePass struct {
 	res    []float32
 	acc    bool // dst holds the start of the sums
 	amx    amxLayout
+
+	// Weights in 16 bits instead of w, widened into wide by widen.
+	w16   []uint16
+	wide  []float32
+	widen func(dst []float32, src []uint16)
 }
 
 func (t *tilePass) run(first, last int) {
@@ -595,7 +635,16 @@ func (t *tilePass) run(first, last int) {
 			g.acc = 1
 		}
 		for bi, b := range t.blocks {
-			g.b = unsafe.Pointer(&t.w[(pn*t.k+b.k0)*nr])
+			if t.w16 == nil {
+				g.b = unsafe.Pointer(&t.w[(pn*t.k+b.k0)*nr])
+			} else {
+				to := t.k
+				if bi+1 < len(t.blocks) {
+					to = t.blocks[bi+1].k0
+				}
+				t.widen(t.wide, t.w16[(pn*t.k+b.k0)*nr:(pn*t.k+to)*nr])
+				g.b = ptr(t.wide)
+			}
 			g.segs = (*segment)(unsafe.Pointer(&t.segs[2*b.first]))
 			g.nseg = int64(b.n)
 			g.res = nil

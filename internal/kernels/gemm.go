@@ -103,7 +103,7 @@ func opsOf(t Tier) *ops {
 
 // layerOps is opsOf for a layer's matrix kernels.
 func layerOps(t Tier, d DType, cout int) *ops {
-	if t >= AVX2 && cout <= 8 && (d == F32 || t < AVX512BF16) {
+	if t >= AVX2 && cout <= 8 && (d != BF16 || t < AVX512BF16) {
 		return fewOps()
 	}
 	if d == BF16 && t >= AVX512BF16 {

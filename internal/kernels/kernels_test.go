@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"drift/internal/half"
 )
 
 func rng(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 17)) }
@@ -260,17 +262,29 @@ func TestConv(t *testing.T) {
 		defer pools[tier][0].Close()
 		defer pools[tier][1].Close()
 	}
-	for _, dt := range []DType{F32, BF16} {
+	for _, dt := range []DType{F32, BF16, F32OnF16, F32OnBF16} {
 		r := rng(5)
 		count := 44
-		if dt == BF16 {
+		if dt != F32 {
 			count = 24
 		}
 		for i, c := range convCases(r, count) {
 			in, weight, bias, ep, _ := c.build(r)
+			switch dt {
+			case F32OnBF16:
+				roundRowGo(weight)
+			case F32OnF16:
+				for i, v := range weight {
+					weight[i] = half.Float16(half.ToFloat16(v))
+				}
+			}
 			want := refConv(c.spec, &in, c.n, c.h, c.w, weight, bias, ep, dt == BF16)
 			for _, tier := range Tiers() {
-				for _, how := range methods(c.spec) {
+				how := methods(c.spec)
+				if dt.widened() {
+					how = how[:1]
+				}
+				for _, how := range how {
 					t.Run(fmt.Sprintf("%v/%v/%d/%d", tier, dt, i, how), func(t *testing.T) {
 						layer := newConv(tier, dt, c.spec.normal(), weight, bias, how)
 						c.check(t, layer, pools[tier], in, ep, want, dt)

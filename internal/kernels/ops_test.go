@@ -838,7 +838,7 @@ func TestTierNames(t *testing.T) {
 	if _, err := ParseTier("sse"); err == nil {
 		t.Error("sse is no tier")
 	}
-	for _, d := range []DType{F32, BF16} {
+	for _, d := range []DType{F32, BF16, F32OnF16, F32OnBF16} {
 		if got, err := ParseDType(d.String()); err != nil || got != d {
 			t.Errorf("%v: %v, %v", d, got, err)
 		}

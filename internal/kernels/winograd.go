@@ -34,7 +34,7 @@ const (
 // F(4x4) in float32 on rounded inputs lies between the two.
 func methodOf(tier Tier, dtype DType, s ConvSpec) method {
 	if s.KH != 3 || s.KW != 3 || s.Stride != 1 || s.Dilation != 1 || s.Cin%8 != 0 || s.Cout%8 != 0 ||
-		s.Cin < 16 || s.Cout < 16 || dtype == BF16 && tier == AMX {
+		s.Cin < 16 || s.Cout < 16 || dtype == BF16 && tier == AMX || dtype.widened() {
 		return direct
 	}
 	px, weights := s.H*s.W, s.Cin*s.Cout
