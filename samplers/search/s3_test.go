@@ -98,7 +98,7 @@ func TestToy(t *testing.T) {
 // proposed runs, ends with the announced count of evaluations, and passes through a file.
 func TestSpaces(t *testing.T) {
 	ctx := context.Background()
-	for process, ends := range map[string][2]float64{`{"type":"flow"}`: {1, 0}, `{"type":"vp-linear"}`: {1, 0.001}, `{"type":"edm"}`: {80, 0}, `{"type":"vp-discrete"}`: {999, 0}} {
+	for process, ends := range map[string][2]float64{`{"type":"flow"}`: {1, 0}, `{"type":"vp-linear"}`: {1, 0.001}, `{"type":"edm"}`: {80, 0}, `{"type":"vp-discrete"}`: {999, 0}, `{"type": "vp-discrete"}`: {999, -1}} { // time -1 is clean
 		d := target(t, mix, process, "velocity")
 		if strings.Contains(process, "discrete") {
 			d = target(t, mix, process, "eps")
@@ -118,7 +118,7 @@ func TestSpaces(t *testing.T) {
 			space := search.Space{Process: p, From: a, To: b, Steps: steps}
 			for name, run := range map[string]func(*search.Log, search.Budget) error{
 				"s3": func(l *search.Log, b search.Budget) error {
-					return search.S3{Space: space, Objective: dist.Score, Seed: 3, Random: 4, Stage: 6}.Run(ctx, l, b)
+					return search.S3{Space: space, Objective: dist.Score, Seed: 3, Random: 30, Stage: 6}.Run(ctx, l, b)
 				},
 				"plain": func(l *search.Log, b search.Budget) error {
 					return search.S3{Space: space, Objective: dist.Score, Seed: 3, NoLearn: true, Random: 4, Stage: 6}.Run(ctx, l, b)
@@ -128,7 +128,7 @@ func TestSpaces(t *testing.T) {
 				},
 			} {
 				var l search.Log
-				if err := run(&l, search.Budget{Evaluations: 50}); err != nil {
+				if err := run(&l, search.Budget{Evaluations: 80}); err != nil {
 					t.Fatalf("%s on %s, %d steps: %v", name, process, steps, err)
 				}
 				for _, r := range l.Records {

@@ -37,14 +37,17 @@ func (s Space) check() (Space, error) {
 	return s, nil
 }
 
-// span is the range of lambda in which nodes may lie.
+// span is the range of lambda in which nodes may lie: from 7 units below lambda 0 to 7 above it at ends where lambda is
+// infinite, but not beyond the noise that the process has.
 func (s Space) span() (lo, hi float64) {
 	lo, hi = s.From.Lambda(), s.To.Lambda()
+	reach := func(l float64) float64 { return s.Process.At(s.Process.AtRatio(math.Exp(-l)).T).Lambda() }
+	const far = 7
 	if math.IsInf(lo, -1) {
-		lo = -7
+		lo = max(-far, reach(-far))
 	}
 	if math.IsInf(hi, 1) {
-		hi = 7
+		hi = min(far, reach(far))
 	}
 	return lo, hi
 }
