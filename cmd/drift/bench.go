@@ -193,7 +193,11 @@ func (b *benching) finished(r bench.Row) {
 			text = append(text, fmt.Sprintf("%s %.4g", col, s.Number(col)))
 		}
 	}
-	b.say("drift: %s %s (%d steps, %g evaluations): %s", r.Name(), r.At(), r.Steps, r.NFE, strings.Join(text, ", "))
+	cost := fmt.Sprintf("%g evaluations", r.NFE)
+	if r.Steps > 0 {
+		cost = fmt.Sprintf("%d steps, %s", r.Steps, cost)
+	}
+	b.say("drift: %s %s (%s): %s", r.Name(), r.At(), cost, strings.Join(text, ", "))
 }
 
 func (b *benching) listCells(cells []*bench.Cell) {
@@ -202,7 +206,10 @@ func (b *benching) listCells(cells []*bench.Cell) {
 			b.emit(map[string]any{"model": c.Model, "sampler": c.Sampler, "schedule": c.Schedule, "guiders": c.Guiders, "budget": c.Budget, "steps": c.Steps, "nfe": c.NFE, "reason": c.Reason})
 			continue
 		}
-		text := fmt.Sprintf("%d steps, %g evaluations", c.Steps, c.NFE)
+		text := fmt.Sprintf("%g evaluations", c.NFE)
+		if c.Steps > 0 {
+			text = fmt.Sprintf("%d steps, %s", c.Steps, text)
+		}
 		switch {
 		case c.Reason != "":
 			text = c.Reason

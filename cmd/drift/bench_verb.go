@@ -13,7 +13,9 @@ import (
 
 	"drift/cmd/drift/internal/bench"
 	"drift/cmd/drift/internal/job"
+	"drift/internal/pixels"
 	"drift/internal/spec"
+	"drift/metrics"
 	"drift/models"
 	"drift/samplers"
 )
@@ -126,7 +128,10 @@ func (b *benching) resolveVerb() error {
 			return usagef("--sweep %s: neither a flag of %s%s, nor an option of its samplers", axis.Flag, name, spec.Suggest(axis.Flag, v.FlagNames()))
 		}
 	}
-	if name != "sample" || len(b.axes) > 0 || len(b.given()) > 0 {
+	ofSample := slices.ContainsFunc(strings.Split(c.String("metric"), ","), func(m string) bool {
+		return slices.ContainsFunc(artifactColumns, func(col bench.Column) bool { return col.Name == strings.TrimSpace(m) })
+	})
+	if name != "sample" || len(b.axes) > 0 || len(b.given()) > 0 || ofSample {
 		b.verb = &v
 	}
 	if c.IsSet("repeat-baseline") && (b.verb == nil || len(v.Baseline) == 0) {
@@ -266,7 +271,7 @@ func (b *benching) verbMetrics(cells []*bench.Cell) error {
 		}
 		return nil
 	}
-	if len(columns) == 0 {
+	if len(columns) == 0 || b.verb.Name() == "sample" {
 		return b.metrics()
 	}
 	m.Metrics = columns
@@ -292,11 +297,41 @@ func (r *samplingRunner) Close() error { r.sampling.close(); return nil }
 func (r *samplingRunner) Facts() bench.Facts {
 	desc, sets := r.desc, r.desc.Sets
 	desc.Seeds = ""
+	var columns []bench.Column
+	if pixels.Picture(r.info.Shape) {
+		columns = artifactColumns
+	}
 	return bench.Facts{
+		Columns:  columns,
 		Settings: desc, Shape: r.info.Shape, Pictures: len(sets), Rounding: desc.Rounding, Batch: max(1, r.plan.Batch()/len(sets)),
 		Class: func(place, k int) int { return sets[k].Class(place) },
 		Cost:  bench.Cost{NFE: r.cost.NFE * float64(len(sets)), VJPs: r.cost.VJPs * float64(len(sets))},
 	}
+}
+
+// artifactColumns are the score of divergence artifacts of metrics.Magnitude, and whether it is above zero.
+var artifactColumns = []bench.Column{{Name: "artifact", Better: -1}, {Name: "artifact-rate", Better: -1, Share: true}}
+
+// artifacts scores the pictures of a seed before they are rounded. Pixels are standardised by the moments of the
+// training pictures for the embedded models, by mean 0 and deviation 0.5 for others.
+func (r *samplingRunner) artifacts(x []float64) ([]float64, error) {
+	m := metrics.Magnitude{Std: []float64{0.5}}
+	if embedded(r.desc.Model.Path) {
+		m.Mean, m.Std = []float64{-0.4279}, []float64{0.7060}
+	}
+	size := tensor.Shape(r.info.Shape).TotalSize()
+	worst := 0.0
+	for k := 0; k < len(x); k += size {
+		s, err := m.Score(x[k:k+size], r.info.Shape)
+		if err != nil {
+			return nil, err
+		}
+		worst = max(worst, s)
+	}
+	if worst > 0 {
+		return []float64{worst, 1}, nil
+	}
+	return []float64{0, 0}, nil
 }
 
 // Run implements bench.Runner.
@@ -315,6 +350,12 @@ func (r *samplingRunner) Run(ctx context.Context, t bench.Task) error {
 			size := len(x) / len(t.Seeds)
 			for i := range t.Seeds {
 				res := bench.Result{Cost: bench.Cost{NFE: st.NFE * float64(m), VJPs: st.VJPs * float64(m)}, X: x[i*size : (i+1)*size]}
+				if pixels.Picture(r.info.Shape) {
+					var err error
+					if res.Values, err = r.artifacts(res.X); err != nil {
+						return err
+					}
+				}
 				if err := t.Done(res); err != nil {
 					return err
 				}

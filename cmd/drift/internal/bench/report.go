@@ -360,7 +360,7 @@ func (r Report) notes() string {
 	var b strings.Builder
 	last := r.Matrix.Seed + uint64(max(1, r.Matrix.Count)-1)
 	if r.Matrix.Verb != "" {
-		fmt.Fprintf(&b, "%d seeds per cell, %d to %d in every cell. NFE, VJPs and rewards are what a seed cost: evaluations of the model by one row, products with its Jacobian, evaluations of the reward; ± is one standard error over seeds (of a difference: over pairs). A dash: no result, see below.\n\n", r.Matrix.Count, r.Matrix.Seed, last)
+		fmt.Fprintf(&b, "%d seeds per cell, %d to %d in every cell. NFE, VJPs and rewards are what a seed cost: evaluations of the model by one row, products with its Jacobian, evaluations of the reward; ± is one standard error over seeds (of a difference: over pairs), [a, b] a 95 %% interval. A dash: no result, see below.\n\n", r.Matrix.Count, r.Matrix.Seed, last)
 	} else {
 		fmt.Fprintf(&b, "%d samples per cell, seeds %d to %d in every cell. In brackets stand the true count of evaluations per sample where it is not the budget itself, and the number of steps where that is another; ± is one standard error over samples. A dash: no result, see below.\n\n", r.Matrix.Count, r.Matrix.Seed, last)
 	}

@@ -82,6 +82,7 @@ type Score struct {
 	Warnings  []string           `json:"warnings,omitempty"`
 	Jackknife []float64          `json:"jackknife,omitempty"` // the score without block b of the pictures
 	Better    int                `json:"better,omitempty"`    // of columns of a verb: -1 smaller, 1 larger
+	Interval  []float64          `json:"interval,omitempty"`  // 95 %, of shares
 }
 
 // Options of scores; zero values are the defaults of package metrics.

@@ -98,8 +98,10 @@ func (r Report) verbTables(b *strings.Builder) {
 		for _, a := range axes {
 			head(a.Flag)
 		}
-		for _, s := range []string{"NFE", "VJPs", "rewards"} {
-			head(s)
+		head("NFE")
+		cost := r.costs()
+		for _, c := range cost {
+			head(c.name)
 		}
 		for _, col := range r.Columns() {
 			head(fmt.Sprintf("%s (%s is better)", col, map[int]string{-1: "smaller", 1: "larger"}[r.better(col)]))
@@ -117,7 +119,10 @@ func (r Report) verbTables(b *strings.Builder) {
 			for _, a := range axes {
 				fmt.Fprintf(b, " %s |", c.setting(a.Flag))
 			}
-			fmt.Fprintf(b, " %s | %s | %s |", short(c.NFE), short(c.VJPs), short(c.Rewards))
+			fmt.Fprintf(b, " %s |", strconv.FormatFloat(c.NFE, 'f', -1, 64))
+			for _, x := range cost {
+				fmt.Fprintf(b, " %s |", short(x.of(c)))
+			}
 			for _, col := range r.Columns() {
 				fmt.Fprintf(b, " %s |", valueText(c, col))
 				if base == "" {
@@ -138,6 +143,22 @@ func (r Report) verbTables(b *strings.Builder) {
 	}
 }
 
+// cost is a column of what seeds cost besides evaluations.
+type cost struct {
+	name string
+	of   func(ReportCell) float64
+}
+
+// costs are those that some cell has.
+func (r Report) costs() []cost {
+	return slices.DeleteFunc([]cost{
+		{"VJPs", func(c ReportCell) float64 { return c.VJPs }},
+		{"rewards", func(c ReportCell) float64 { return c.Rewards }},
+	}, func(x cost) bool {
+		return !slices.ContainsFunc(r.Cells, func(c ReportCell) bool { return x.of(c) != 0 || x.of(c.base()) != 0 })
+	})
+}
+
 // valueText is a number with its standard error.
 func valueText(c ReportCell, col string) string {
 	s, ok := c.Score(col)
@@ -145,6 +166,9 @@ func valueText(c ReportCell, col string) string {
 		return "-"
 	}
 	text := short(s.Number(col))
+	if len(s.Interval) == 2 {
+		return text + fmt.Sprintf(" [%s, %s]", short(s.Interval[0]), short(s.Interval[1]))
+	}
 	if e := stderrOf(s, col, func(v float64) string { return strconv.FormatFloat(v, 'g', 2, 64) }); e != "" {
 		text += " ± " + e
 	}

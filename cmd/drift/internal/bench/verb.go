@@ -71,7 +71,8 @@ type Facts struct {
 // Column is a number that a seed gives: "reward", "psnr".
 type Column struct {
 	Name   string
-	Better int // -1: smaller is better, 1: larger
+	Better int  // -1: smaller is better, 1: larger
+	Share  bool // 0 or 1 per seed: the mean gets a 95 % interval that is honest at 0 and 1
 }
 
 // Cost is what a seed asked of the networks: evaluations of the model by one row, products with its Jacobian, and

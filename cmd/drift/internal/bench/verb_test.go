@@ -29,7 +29,7 @@ type toy struct {
 func (toy) Close() error { return nil }
 
 func (r toy) Facts() Facts {
-	return Facts{Settings: map[string]float64{"a": r.a, "b": r.b}, Columns: []Column{{"value", 1}, {"odd", -1}}, Shape: []int{1}, Pictures: 2, Cost: Cost{NFE: 3 * r.a}}
+	return Facts{Settings: map[string]float64{"a": r.a, "b": r.b}, Columns: []Column{{Name: "value", Better: 1}, {Name: "odd", Better: -1}}, Shape: []int{1}, Pictures: 2, Cost: Cost{NFE: 3 * r.a}}
 }
 
 func (r toy) Run(_ context.Context, t Task) error {

@@ -12,6 +12,7 @@ import (
 
 	"gorgonia.org/tensor"
 
+	"drift/metrics"
 	"drift/samplers"
 )
 
@@ -189,6 +190,10 @@ func columnScore(col Column, k int, seeds []SeedRow) (Score, bool) {
 	if len(v) > 1 {
 		s.Std = math.Sqrt(sum / (n - 1))
 		s.StdErr = s.Std / math.Sqrt(n)
+		if col.Share {
+			lo, hi := metrics.Wilson(int(math.Round(n*s.Value)), len(v))
+			s.Interval = []float64{lo, hi}
+		}
 		if len(v) == len(seeds) && len(v) <= 1000 { // for differences in pairs of seeds
 			for _, x := range v {
 				s.Jackknife = append(s.Jackknife, (n*s.Value-x)/(n-1))
