@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,9 +17,14 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"drift/cmd/drift/internal/bench"
 	"drift/cmd/drift/internal/job"
 	"drift/cmd/drift/internal/manifest"
 	"drift/internal/atomicfile"
+	"drift/internal/pixels"
+	"drift/metrics"
+	"drift/metrics/features"
+	"drift/models"
 	"drift/samplers"
 	"drift/samplers/search"
 	"drift/schedules"
@@ -51,6 +57,10 @@ func searchVerb(a *app) *cli.Command {
 	evolve := append([]cli.Flag{steps, out, resume, teacher,
 		&cli.DurationFlag{Name: "budget", Usage: "time to spend, such as 10m (`TIME`)"},
 		&cli.IntFlag{Name: "evaluations", Usage: "schedules to try (`N`); 300 without --budget"},
+		&cli.StringFlag{Name: "objective", Value: "distance", Usage: "what to make small: distance from the teacher's end points, or fid of the pictures, of 512 starts unless --count says (`WHAT`)"},
+		&cli.StringFlag{Name: "extractor", Value: "fashion", Usage: "features of --objective fid (`NAME`)"},
+		&cli.StringFlag{Name: "reference", Usage: "what fid compares with: fashion (of embedded models), a folder or .npz (`REF`)"},
+		&cli.IntFlag{Name: "finalists", Value: 1, Usage: "write the `N` best, the others to OUT-2.json, OUT-3.json, ..., to be scored on other seeds by bench"},
 		&cli.IntFlag{Name: "order", Value: 3, Usage: "highest order of a step, 1 to 4 (`P`), default 3"},
 		&cli.Uint64Flag{Name: "search-seed", Usage: "stream of the search's own draws (`N`)"},
 	}, model...)
@@ -61,6 +71,11 @@ func searchVerb(a *app) *cli.Command {
 			}
 			s := &searching{sampling: sampling{app: a, c: c}}
 			defer s.close()
+			defer func() {
+				if s.ex != nil {
+					s.ex.Close()
+				}
+			}()
 			ctx, cancel := context.WithCancel(c.Context)
 			defer cancel()
 			go func() { // the first interrupt ends the search; all evaluations are on disk
@@ -84,7 +99,7 @@ func searchVerb(a *app) *cli.Command {
 	}
 	return &cli.Command{
 		Name: "search", Usage: "find grids and solver schedules for few steps: boss, gits, s3, s4s, compare",
-		Description: "boss and gits write grids for --schedule @FILE; s3 and s4s write solver schedules for --sampler @FILE. Scores are mean squared distances from the end points of a fine trajectory on the same starts.",
+		Description: "boss and gits write grids for --schedule @FILE; s3 and s4s write solver schedules for --sampler @FILE. Scores are mean squared distances from the end points of a fine trajectory on the same starts, or for s3 and s4s the FID of pictures. Every evaluation is logged before the next: however a search was stopped, --resume goes on.",
 		Subcommands: []*cli.Command{
 			verb("boss", "the grid of least Euler error over a fine trajectory (dynamic programme)", "Prints the cost for every number of steps and writes the grid of --steps.", grid,
 				func(s *searching, ctx context.Context) error { return s.grid(ctx, search.Squared, 1) }),
@@ -109,6 +124,7 @@ func searchVerb(a *app) *cli.Command {
 // searching is a search under way.
 type searching struct {
 	sampling
+	ex      features.Extractor // of --objective fid, or nil
 	process schedules.Gaussian
 	fine    schedules.Grid
 }
@@ -292,6 +308,111 @@ func (s *searching) distance(ctx context.Context) (*search.Distance, error) {
 	return d, nil
 }
 
+// objective is what --objective names; it adds to the settings what decides its scores.
+func (s *searching) objective(ctx context.Context, settings map[string]any) (search.Objective, error) {
+	switch name := s.c.String("objective"); name {
+	case "distance":
+		for _, f := range []string{"extractor", "reference"} {
+			if s.c.IsSet(f) {
+				return nil, usagef("--%s is for --objective fid", f)
+			}
+		}
+		d, err := s.distance(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return d.Score, nil
+	case "fid":
+		return s.fid(ctx, settings)
+	default:
+		return nil, usagef("--objective %s: want distance or fid", name)
+	}
+}
+
+// fid scores by the Fréchet distance of the pictures' features from a reference.
+func (s *searching) fid(ctx context.Context, settings map[string]any) (search.Objective, error) {
+	if !pixels.Picture(s.info.Shape) {
+		return nil, usagef("--objective fid: the model gives arrays of shape %v, not pictures", s.info.Shape)
+	}
+	if !s.c.IsSet("count") {
+		first := s.seeds[0]
+		if first > math.MaxUint64-512 {
+			return nil, usagef("--seed %d: 512 starts need streams beyond the last", first)
+		}
+		s.seeds = s.seeds[:0]
+		for k := range uint64(512) {
+			s.seeds = append(s.seeds, first+k)
+		}
+		s.items = job.Items(len(s.desc.Sets), s.seeds, 0)
+		settings["seeds"] = manifest.FormatSeeds(s.seeds)
+	}
+	ex, err := s.openExtractor(s.c.String("extractor"), "", s.c.String("tier"))
+	if err != nil {
+		return nil, err
+	}
+	s.ex = ex
+	var ref bench.Reference
+	switch name := s.c.String("reference"); {
+	case name == "" && embedded(s.desc.Model.Path), name == "fashion":
+		ref, err = fashionReference(ex)
+	case name == "":
+		return nil, usagef("--objective fid needs --reference")
+	default:
+		var set *features.Set
+		if set, err = features.OpenSet(name); err == nil {
+			ref = bench.ReferenceOf(set, ex, true)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	base, err := ref.Moments.Stats(ctx)
+	if err != nil {
+		return nil, err
+	}
+	measure, err := bench.PictureMeasurer(ctx, ex, s.info.Shape)
+	if err != nil {
+		return nil, err
+	}
+	rounding := measure.Rounding(s.model.Defaults.Rounding)
+	id := measure.Identity()
+	settings["objective"], settings["extractor"], settings["resize"], settings["rounding"] = "fid", id.Extractor, id.Resize, rounding
+	settings["reference"], settings["reference_hash"] = ref.Moments.Name, ref.Moments.Digest
+	return func(ctx context.Context, schedule samplers.SolverSchedule) (float64, error) {
+		all := metrics.Moments{ID: id}
+		size := s.plan.Batch()
+		for from := 0; from < len(s.items); from += size {
+			items := s.items[from:min(from+size, len(s.items))]
+			p, err := s.plan.Problem(items)
+			if err != nil {
+				return 0, err
+			}
+			p.Grid = nil
+			res, err := samplers.Sample(ctx, samplers.USF{Schedule: schedule}, p)
+			var blown *samplers.NotFinite
+			if errors.As(err, &blown) {
+				return math.Inf(1), nil
+			}
+			if err != nil {
+				return 0, err
+			}
+			v, _, err := measure.Measure(ctx, models.Data(res.X), len(items), rounding)
+			if err != nil {
+				return 0, err
+			}
+			if err := all.Add(v.Features); err != nil {
+				return 0, err
+			}
+		}
+		st, err := all.Stats()
+		if err != nil {
+			return 0, err
+		}
+		f, err := metrics.FrechetDistance(base, st)
+		return f.Distance, err
+	}, nil
+}
+
 // evolve runs s3 and s4s.
 func (s *searching) evolve(ctx context.Context, method string) error {
 	out, err := s.output()
@@ -310,15 +431,18 @@ func (s *searching) evolve(ctx context.Context, method string) error {
 		return usagef("--steps and --order want 1 or more")
 	}
 	settings := s.origin(method, "steps", space.Steps, "order", space.Order, "teacher", s.c.String("teacher"), "search_seed", s.c.Uint64("search-seed"))
-	key, err := json.Marshal(settings)
-	if err != nil {
-		return err
+	if n := s.c.Int("finalists"); n < 1 || n > 1000 {
+		return usagef("--finalists %d: want 1 to 1000", n)
 	}
 	name := out + ".log.jsonl"
 	if err := s.unfinished(name); err != nil {
 		return err
 	}
-	d, err := s.distance(ctx)
+	objective, err := s.objective(ctx, settings)
+	if err != nil {
+		return err
+	}
+	key, err := json.Marshal(settings)
 	if err != nil {
 		return err
 	}
@@ -341,14 +465,14 @@ func (s *searching) evolve(ctx context.Context, method string) error {
 	}
 	var run interface {
 		Run(context.Context, *search.Log, search.Budget) error
-	} = search.S3{Space: space, Objective: d.Score, Seed: s.c.Uint64("search-seed"), Progress: progress}
+	} = search.S3{Space: space, Objective: objective, Seed: s.c.Uint64("search-seed"), Progress: progress}
 	if method == "s4s" {
-		run = search.S4S{Space: space, Objective: d.Score, Seed: s.c.Uint64("search-seed"), Progress: progress}
+		run = search.S4S{Space: space, Objective: objective, Seed: s.c.Uint64("search-seed"), Progress: progress}
 	}
 	if err := run.Run(ctx, log, limit); err != nil {
 		return err
 	}
-	best := log.Best(1)
+	best := log.Best(s.c.Int("finalists"))
 	if len(best) == 0 || math.IsInf(best[0].Score, 1) {
 		return errors.New("search: no schedule gave a finite result")
 	}
@@ -358,13 +482,25 @@ func (s *searching) evolve(ctx context.Context, method string) error {
 			fixed = r
 		}
 	}
-	settings["evaluations"], settings["score"] = len(log.Records), best[0].Score
-	settings["best_fixed"] = map[string]any{"solver": fixed.Origin, "score": finite(fixed.Score)}
-	text, err := samplers.USF{Schedule: best[0].Schedule, Process: s.process}.File(settings)
-	if err != nil {
-		return err
+	settings["evaluations"], settings["best_fixed"] = len(log.Records), map[string]any{"solver": fixed.Origin, "score": finite(fixed.Score)}
+	for k, r := range best {
+		if math.IsInf(r.Score, 1) {
+			break
+		}
+		file := out
+		if k > 0 {
+			file = fmt.Sprintf("%s-%d%s", strings.TrimSuffix(out, filepath.Ext(out)), k+1, filepath.Ext(out))
+		}
+		settings["score"], settings["rank"] = r.Score, k+1
+		text, err := samplers.USF{Schedule: r.Schedule, Process: s.process}.File(settings)
+		if err != nil {
+			return err
+		}
+		if err := store(file, text); err != nil {
+			return err
+		}
 	}
-	if err := store(out, text); err != nil {
+	if err := plotSearch(out+".png", log.Records, method, s.c.String("objective")); err != nil {
 		return err
 	}
 	if s.json {
@@ -372,7 +508,7 @@ func (s *searching) evolve(ctx context.Context, method string) error {
 	} else {
 		fmt.Fprintf(s.out, "best %.6g (%s) of %d; best fixed solver %.6g (%s)\n", best[0].Score, best[0].Origin, len(log.Records), fixed.Score, fixed.Origin)
 	}
-	s.say("drift: wrote %s, for --sampler @%s; all evaluations are in %s", out, out, name)
+	s.say("drift: wrote %s, for --sampler @%s; all evaluations are in %s and %s.png", out, out, name, out)
 	return nil
 }
 

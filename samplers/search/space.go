@@ -41,7 +41,13 @@ func (s Space) check() (Space, error) {
 // infinite, but not beyond the noise that the process has.
 func (s Space) span() (lo, hi float64) {
 	lo, hi = s.From.Lambda(), s.To.Lambda()
-	reach := func(l float64) float64 { return s.Process.At(s.Process.AtRatio(math.Exp(-l)).T).Lambda() }
+	reach := func(l float64) float64 {
+		r := s.Process.At(s.Process.AtRatio(math.Exp(-l)).T).Lambda()
+		if math.Abs(r-l) < 1e-6 { // rounding
+			return l
+		}
+		return r
+	}
 	const far = 7
 	if math.IsInf(lo, -1) {
 		lo = max(-far, reach(-far))
