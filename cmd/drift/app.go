@@ -207,6 +207,8 @@ func (a *app) verbs() []*cli.Command {
 		sampleVerb(a),
 		steerVerb(a),
 		benchVerb(a),
+		invertVerb(a),
+		likelihoodVerb(a),
 		metricsVerb(a),
 		searchVerb(a),
 		modelVerb(a),

@@ -244,6 +244,7 @@ type sampling struct {
 
 	verb    string // of the description; empty = sample
 	sampler string // default in place of the model's
+	ownGrid bool   // the process's grid in place of the one that the model's scheduler asks for
 	bare    bool   // without the guiders that the model's scheduler asks for
 	rewards int    // reward evaluations in all, for --dry-run
 }

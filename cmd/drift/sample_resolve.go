@@ -784,6 +784,8 @@ const modelSchedule = "model"
 func (s *sampling) defaultSchedule(p schedules.Gaussian) string {
 	d := s.model.Defaults
 	switch {
+	case s.ownGrid: // not the model's, which may end far from the data
+		return schedules.DefaultGrid(p)
 	case d.Schedule != "":
 		return d.Schedule
 	case d.Grid != nil:

@@ -482,24 +482,32 @@ func (r *run) solve(ctx context.Context, j int) error {
 	if tol == 0 {
 		tol = 1e-12
 	}
-	gap := 0.0
-	for range most {
+	gap, there := make([]float64, r.rows), 0 // a row that is there moves no more, whatever stands beside it
+	done := make([]bool, r.rows)
+	for i := 0; i < most && there < r.rows; i++ {
 		if err := r.slope(ctx, y, to, j, 0, f, nil); err != nil {
 			return err
 		}
-		gap = 0
-		size := 0.0
-		for k, v := range f {
-			next := end[k] - float64(h*v)
-			gap, size = max(gap, math.Abs(next-y[k])), max(size, math.Abs(next))
-			y[k] = next
-		}
-		if gap <= tol*max(1, size) {
-			break
+		for row := range r.rows {
+			if done[row] {
+				continue
+			}
+			gap[row] = 0
+			size := 1.0
+			for k := row * r.width; k < (row+1)*r.width; k++ {
+				next := end[k] - float64(h*f[k])
+				gap[row], size = max(gap[row], math.Abs(next-y[k])), max(size, math.Abs(next))
+				y[k] = next
+			}
+			if done[row] = gap[row] <= tol*size; done[row] {
+				there++
+			}
 		}
 	}
-	if !(gap < 1e-3*(1+norm(y))) {
-		return fmt.Errorf("the fixed point was not found in %d iterations (last change %.3g): take more steps", most, gap)
+	for row, g := range gap {
+		if !(g < 1e-3*(1+norm(y[row*r.width:(row+1)*r.width]))) {
+			return fmt.Errorf("the fixed point of row %d was not found in %d iterations (last change %.3g): take more steps", row, most, g)
+		}
 	}
 	for k, v := range y {
 		x[k] = b * v
