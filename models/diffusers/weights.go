@@ -49,8 +49,8 @@ type boundTensor struct {
 // NewCheckpoint matches the tensors of a file, or of the shards of an index,
 // with those of a configuration. Attention weights named query, key, value and
 // proj_attn stand for to_q, to_k, to_v and to_out.0, in matrices or 1x1
-// convolutions. All tensors that are missing, unexpected, of another shape or
-// not floating-point are listed in one refusal. The checkpoint keeps r.
+// convolutions. Tensors that are missing, unexpected, of another shape or not
+// floating-point are counted and named in one refusal. The checkpoint keeps r.
 func NewCheckpoint(c Config, r *safetensors.Reader) (*Checkpoint, error) {
 	w := &Checkpoint{reader: r, bound: map[string]boundTensor{}}
 	used := map[string]bool{}
@@ -105,7 +105,11 @@ func NewCheckpoint(c Config, r *safetensors.Reader) (*Checkpoint, error) {
 		var parts []string
 		for _, kind := range []string{"missing", "unexpected", "of another shape", "of a type that is not read", "given twice with different values"} {
 			if list := faults[kind]; len(list) > 0 {
-				parts = append(parts, fmt.Sprintf("%d %s: %s", len(list), kind, strings.Join(list, ", ")))
+				names := strings.Join(list[:min(len(list), maxNamed)], ", ")
+				if len(list) > maxNamed {
+					names += ", ..."
+				}
+				parts = append(parts, fmt.Sprintf("%d %s: %s", len(list), kind, names))
 			}
 		}
 		return nil, refuse.Errorf(r.Path(), "the tensors are not those of the %s that the configuration describes; %s", c.ClassName(), strings.Join(parts, "; "))
@@ -118,6 +122,9 @@ func NewCheckpoint(c Config, r *safetensors.Reader) (*Checkpoint, error) {
 	}
 	return w, nil
 }
+
+// maxNamed is the most tensors that one refusal names of a kind.
+const maxNamed = 20
 
 // attention matches the weights of an attention layer that is a child of a
 // block itself; those inside transformer blocks never had other names.

@@ -85,7 +85,7 @@ func Runs(cfg diffusers.Config) error {
 		*diffusers.PixArtConfig, *diffusers.SanaConfig:
 		return nil
 	}
-	return fmt.Errorf("a %s, which is no denoiser of this engine; it runs UNet2DModel, UNet2DConditionModel, DiT, SD3, Flux, PixArt and Sana transformers", cfg.ClassName())
+	return fmt.Errorf("a %s, which this engine does not run as a denoiser; it runs UNet2DModel, UNet2DConditionModel, DiT, SD3, Flux, PixArt and Sana transformers", cfg.ClassName())
 }
 
 // New makes the network of a configuration. Without weights they are made up from the tensors' names, at full size.

@@ -358,7 +358,7 @@ func (v *verifier) single(r *diffusers.Repository) error {
 	switch {
 	case err != nil:
 		return err
-	case class == "" && keys["model_type"]:
+	case !judged(class) && keys["model_type"]:
 		v.done[filepath.Clean(config)] = true
 		return v.unjudged(r.Dir, "a model of transformers")
 	case class != "" && !judged(class):
@@ -374,18 +374,23 @@ func judged(class string) bool {
 	return slices.Contains(diffusers.Classes(), class) || class == "Transformer2DModel" || strings.HasPrefix(class, "UNet")
 }
 
-// topLevel returns the keys of a JSON object, and its _class_name if that is a
-// string.
+// topLevel returns the keys of a JSON object, and its _class_name, or the one
+// name in its architectures, if that is a string.
 func topLevel(path string) (keys map[string]bool, class string, err error) {
 	keys = map[string]bool{}
 	_, err = readJSON(path, func(s *strictjson.Scanner) error {
 		return s.Object(func(key string) error {
 			keys[key] = true
-			if key != "_class_name" {
+			if key != "_class_name" && key != "architectures" {
 				return s.Skip()
 			}
 			value, err := s.Value()
-			class, _ = value.(string)
+			if list, ok := value.([]any); ok && len(list) == 1 && class == "" {
+				value = list[0]
+			}
+			if name, ok := value.(string); ok {
+				class = name
+			}
 			return err
 		})
 	})
@@ -430,7 +435,7 @@ func (v *verifier) component(r *diffusers.Repository, c diffusers.Component) err
 		v.done[filepath.Clean(path)] = true
 		v.add(schedulerItem(path, s))
 		return nil
-	case c.Library == "diffusers" && judged(c.Class):
+	case (c.Library == "diffusers" || c.Library == "transformers") && judged(c.Class):
 		return v.network(r, c.Name)
 	}
 	dir := filepath.Join(r.Dir, c.Name)

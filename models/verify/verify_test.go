@@ -91,7 +91,7 @@ func TestFiles(t *testing.T) {
 	write("model.txt", "x")
 	write("scheduler_config.json", `{"_class_name":"EulerDiscreteScheduler","clip_sample":false}`)
 	write("model_index.json", `{"_class_name":"DDPMPipeline","unet":["diffusers","UNet2DModel"]}`)
-	write("clip.json", `{"model_type":"clip_text_model"}`)
+	write("clip.json", `{"model_type":"bert"}`)
 	write("target.json", `{"process":3}`)
 	write("other.json", `{"a":1}`)
 	write("list.json", `[1]`)
@@ -211,9 +211,9 @@ func TestPipeline(t *testing.T) {
 	}
 	for name, text := range map[string]string{
 		"model_index.json": `{"_class_name":"DDPMPipeline","scheduler":["diffusers","DDPMScheduler"],"unet":["diffusers","UNet2DModel"],
-			"text_encoder":["transformers","CLIPTextModel"],"tokenizer":["transformers","CLIPTokenizer"],"safety_checker":[null,null]}`,
+			"text_encoder":["transformers","BertModel"],"tokenizer":["transformers","CLIPTokenizer"],"safety_checker":[null,null]}`,
 		"scheduler/scheduler_config.json": `{"_class_name":"DDPMScheduler"}`,
-		"text_encoder/config.json":        `{"model_type":"clip_text_model"}`,
+		"text_encoder/config.json":        `{"model_type":"bert"}`,
 		"tokenizer/vocab.json":            `{"a":0,"b":1}`,
 		"tokenizer/merges.txt":            "a b",
 	} {
@@ -230,10 +230,10 @@ func TestPipeline(t *testing.T) {
 	for _, x := range report.Items {
 		kinds = append(kinds, x.Kind+" "+x.Class)
 	}
-	if got := strings.Join(kinds, ", "); report.Kind != "pipeline" || got != "pipeline DDPMPipeline, scheduler DDPMScheduler, network UNet2DModel, safetensors CLIPTextModel, JSON " {
+	if got := strings.Join(kinds, ", "); report.Kind != "pipeline" || got != "pipeline DDPMPipeline, scheduler DDPMScheduler, network UNet2DModel, safetensors BertModel, JSON " {
 		t.Errorf("%s: %s", report.Kind, got)
 	}
-	if notes := strings.Join(report.Items[3].Notes, ""); !strings.Contains(notes, "CLIPTextModel is not judged here") {
+	if notes := strings.Join(report.Items[3].Notes, ""); !strings.Contains(notes, "BertModel is not judged here") {
 		t.Error(notes)
 	}
 	if len(report.Skipped) != 1 || filepath.Base(report.Skipped[0]) != "merges.txt" {
@@ -248,7 +248,7 @@ func TestPipeline(t *testing.T) {
 }
 
 func TestUnjudgedClasses(t *testing.T) {
-	for config, want := range map[string]string{`{"_class_name":"AutoencoderTiny"}`: "AutoencoderTiny is not judged", `{"model_type":"t5"}`: "a model of transformers is not judged"} {
+	for config, want := range map[string]string{`{"_class_name":"AutoencoderDC"}`: "AutoencoderDC is not judged", `{"model_type":"t5"}`: "a model of transformers is not judged"} {
 		dir := copyTiny(t)
 		if strings.Contains(config, "model_type") {
 			if err := os.Rename(filepath.Join(dir, "diffusion_pytorch_model.safetensors"), filepath.Join(dir, "model.safetensors")); err != nil {
