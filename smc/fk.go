@@ -33,6 +33,10 @@ import (
 // without step noise is refused, since copies of a particle would stay equal for ever, except with potential None, which
 // weights at the end only.
 //
+// With Ahead ancestors are drawn from softmax(lw + eta), eta the log weight that a proposed successor of the particle would
+// earn (by one DDIM step with eta = 1 and noise of its own), and carry -eta on: an auxiliary particle filter, exact for every
+// eta, at one more evaluation and reward per particle and check (look-ahead modulation of entropic particle filtering).
+//
 // Samplers whose first evaluation of a step is not at the state (churn) pay one more evaluation per check; Lagged
 // avoids it.
 type FK struct {
@@ -60,6 +64,7 @@ type FK struct {
 	From, To int // To 0 = no limit
 
 	Policy   Policy
+	Ahead    bool // look-ahead: ancestors are drawn by the reward of one proposed successor too; see below
 	Weighted bool // leave the weights of the last check on the particles, whatever the policy says
 	SkipDead bool // pass over a check that rules out a whole group; else it is ErrDead
 
@@ -167,6 +172,8 @@ func (f FK) newRun(p *samplers.Problem) (*Run, error) {
 		return fail("lambda = %g is not finite", f.Lambda)
 	case f.Reward == nil && f.Lambda != 0:
 		return fail("no reward")
+	case f.Ahead && (f.Potential == Max || f.Potential == Sum || f.Potential == None):
+		return fail("look-ahead goes with the potentials difference and immediate")
 	case f.Samples < 0 || f.SampleSteps < 0:
 		return fail("%d samples of %d steps at a check: want no negative numbers", f.Samples, f.SampleSteps)
 	case f.Every < 0 || f.From < 0 || f.To < 0:
@@ -331,7 +338,13 @@ func (r *Run) check(ctx context.Context, ended bool) error {
 	if c.Last && r.fk.Weighted {
 		policy.When = Never
 	}
-	if c.Parents, c.Temps, err = pop.resample(policy, st.I-1, c.Progress, c.Last && r.fk.SkipDead); err != nil {
+	var eta []float64
+	if r.fk.Ahead && !c.Last && c.Rewards != nil {
+		if eta, err = r.ahead(ctx, st, &c); err != nil {
+			return fmt.Errorf("smc: step %d at sigma/alpha %.4g: look-ahead: %w", st.I-1, st.At.Ratio(), err)
+		}
+	}
+	if c.Parents, c.Temps, err = pop.ahead(policy, st.I-1, c.Progress, c.Last && r.fk.SkipDead, eta); err != nil {
 		return err
 	}
 	if c.Parents != nil {

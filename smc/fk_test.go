@@ -496,14 +496,141 @@ func TestTiltOptions(t *testing.T) {
 		"tempered ess":   func(f *FK) { f.Policy = Policy{When: Always, Temper: Temper{Rule: TemperESS, Threshold: 1, Phase: 1}} },
 		"tempered base":  func(f *FK) { f.Policy.Temper = Temper{Rule: TemperProgress} },
 		"ssp":            func(f *FK) { f.Policy.Resampler = SSP },
-		"killing":        func(f *FK) { f.Policy.Resampler = Killing },
-		"max rising":     func(f *FK) { f.Potential, f.Checks, f.Schedule = Max, []int{7}, func(u float64) float64 { return u } },
+		"samples":        func(f *FK) { f.Samples, f.Checks = 4, []int{2, 5} },
+		"look-ahead":     func(f *FK) { f.Ahead, f.Policy.When = true, Always },
+		"ahead, tempered": func(f *FK) {
+			f.Ahead, f.Policy = true, Policy{When: Always, Temper: Temper{Rule: TemperESS, Threshold: 1, Phase: 1}}
+		},
+		"killing":    func(f *FK) { f.Policy.Resampler = Killing },
+		"max rising": func(f *FK) { f.Potential, f.Checks, f.Schedule = Max, []int{7}, func(u float64) float64 { return u } },
 	} {
 		t.Run(name, func(t *testing.T) {
 			fk := FK{Base: oracle{m}, Lambda: 1.2, Reward: linear(1)}
 			f(&fk)
 			unbiased(t, fk, m, []float64{1}, false, 1.2, groups, 16, 10)
 		})
+	}
+}
+
+// TestAside: samples of p(x0 | x) tighten the weights where the mean of the data misleads, and draws aside leave the run's own
+// noise alone: at strength 0 nothing changes.
+func TestAside(t *testing.T) {
+	m := targets(t)[0]
+	p := &samplers.Problem{Model: m, Grid: world(8), Rows: Rows(seeds(4), 6), Shape: []int{1}}
+	plain := sample(t, FK{Base: oracle{m}, Reward: quadratic(1), Policy: Policy{When: Never}}, p)
+	for _, f := range []FK{{Samples: 3}, {Ahead: true}} {
+		f.Base, f.Reward, f.Lambda, f.Policy = oracle{m}, quadratic(1), 1e-300, Policy{When: Never}
+		res := sample(t, f, p)
+		if !slices.Equal(models.Data(res.X), models.Data(plain.X)) {
+			t.Errorf("%+v changes the run's own noise", f)
+		}
+	}
+	mem := FK{Base: samplers.DDIM{Eta: 1}, Reward: linear(1), Lambda: 1, Samples: 2}
+	got := sample(t, mem, &samplers.Problem{Model: models.Metered(m), Grid: world(6), Rows: Rows(seeds(1), 2), Shape: []int{1}, Meter: &models.Meter{}})
+	if want := 6 + 5*2.*2 - 2; got.Stats.NFE != want { // the last check but one looks over one step only
+		t.Errorf("%g evaluations, want %g", got.Stats.NFE, want)
+	}
+	ahead := sample(t, FK{Base: samplers.DDIM{Eta: 1}, Reward: linear(1), Lambda: 1, Ahead: true}, &samplers.Problem{Model: models.Metered(m), Grid: world(6), Rows: Rows(seeds(1), 2), Shape: []int{1}, Meter: &models.Meter{}})
+	if want := 6 + 4.; ahead.Stats.NFE != want { // the last successor is the sample
+		t.Errorf("look-ahead: %g evaluations, want %g", ahead.Stats.NFE, want)
+	}
+}
+
+// TestChurned: on a grid that goes up in between, samplers without step noise are steered to the tilt.
+func TestChurned(t *testing.T) {
+	m := targets(t)[0]
+	process := m.Process().(schedules.Gaussian)
+	base, err := schedules.NewGrid(process, "lambda", 80, schedules.Ends{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g := Churned(process, base, 0); len(g) != len(base) {
+		t.Fatal("no churn is another grid")
+	}
+	logZ, mean, _ := tilted(m, 1, []float64{1}, false)
+	for name, s := range map[string]samplers.Sampler{"heun": samplers.Heun{}, "euler": samplers.DDIM{}} {
+		groups := 100
+		res := sample(t, FK{Base: s, Reward: linear(1), Lambda: 1}, &samplers.Problem{Model: m, Grid: Churned(process, base, 0.3), Rows: Rows(seeds(groups), 64), Shape: []int{1}})
+		got := tally{}
+		for _, g := range res.Run.(*Run).Groups() {
+			w, err := Weigh(res.LogWeights[g.From:g.To])
+			if err != nil {
+				t.Fatal(err)
+			}
+			z, x := math.Exp(g.LogZ-logZ), 0.0
+			for i, v := range w.W {
+				x += v * models.Data(res.X)[g.From+i]
+			}
+			got.add("Z", z)
+			got.add("mean", z*x)
+		}
+		for what, want := range map[string]float64{"Z": 1, "mean": mean[0]} {
+			v, sd := got.mean(what)
+			bias := 0.03
+			if name == "euler" { // first order: steps of 1/40 leave some per cent
+				bias = 0.12
+			}
+			if math.Abs(v-want) > bias+4.5*sd/math.Sqrt(float64(groups)) {
+				t.Errorf("%s: %s %.4f, want %.4f (standard error %.3f)", name, what, v, want, sd/math.Sqrt(float64(groups)))
+			}
+			t.Logf("%s: %s %.4f, exact %.4f", name, what, v, want)
+		}
+	}
+	if _, err := (FK{Base: samplers.Heun{}, Reward: linear(1), Lambda: 1}).Begin(context.Background(), &samplers.Problem{Model: m, Grid: base, Rows: Rows(seeds(1), 2), Shape: []int{1}}); err == nil {
+		t.Error("heun without churn is steered")
+	}
+}
+
+// TestFinish: a run ended early gives its estimate as the sample, with a last check on it, and can be saved then.
+func TestFinish(t *testing.T) {
+	ctx := context.Background()
+	m := targets(t)[0]
+	fk := FK{Base: samplers.DDIM{Eta: 1}, Reward: linear(1), Lambda: 1}
+	p := &samplers.Problem{Model: m, Grid: world(10), Rows: Rows(seeds(2), 4), Shape: []int{1}}
+	run, err := fk.Begin(ctx, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 6 {
+		if _, err := run.Next(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := run.(*Run)
+	if err := r.Set("resample", 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run.Next(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if g := r.Groups()[0]; g.Resampled == 0 || g.ESS != 4 {
+		t.Errorf("asked to resample: %+v", g)
+	}
+	if err := r.Finish(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := r.Save(&b); err != nil {
+		t.Fatal(err)
+	}
+	again, err := fk.Resume(ctx, p, &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, run := range []samplers.Run{r, again} {
+		done, err := run.Next(ctx)
+		if !done || err != nil || run.State().Done != 1 {
+			t.Errorf("not done: %v, %v", done, err)
+		}
+		x := models.Data(run.State().X)
+		for i, v := range run.(*Run).Rewards() {
+			if x[i] != v {
+				t.Errorf("sample %d is %g, its reward %g", i, x[i], v)
+			}
+		}
+	}
+	if err := r.Set("resample", 2); err == nil {
+		t.Error("resample = 2")
 	}
 }
 

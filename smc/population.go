@@ -150,15 +150,28 @@ func (p *population) fits(other *population) bool {
 // progress. It updates weights, normalisers and roots, and returns the row that each row goes on from (nil: no group
 // resampled) and the temperature of each group. With deadPass a group without weight is left as it is.
 func (p *population) resample(pol Policy, step int, progress float64, deadPass bool) (parents []int, temps []float64, err error) {
+	return p.ahead(pol, step, progress, deadPass, nil)
+}
+
+// ahead is resample with ancestors drawn from softmax(lw + eta): an auxiliary particle filter, for any eta. What a draw from
+// other weights than lw left out stays on the particles: draw from softmax(d), log Z += logmeanexp(d), lw <- (lw - d)[A].
+func (p *population) ahead(pol Policy, step int, progress float64, deadPass bool, eta []float64) (parents []int, temps []float64, err error) {
 	temps = make([]float64, len(p.Seeds))
 	for g, seed := range p.Seeds {
 		from, to := p.span(g)
 		temps[g] = 1
 		lw, k := p.LW[from:to], to-from
+		d := lw
+		if eta != nil {
+			d = slices.Clone(lw)
+			for i := range d {
+				d[i] += eta[from+i]
+			}
+		}
 		fail := func(err error) ([]int, []float64, error) {
 			return nil, nil, &WeightError{Seed: seed, Step: step + 1, Err: err}
 		}
-		w, err := Weigh(lw)
+		w, err := Weigh(d)
 		if deadPass && errors.Is(err, ErrDead) {
 			continue
 		}
@@ -172,13 +185,13 @@ func (p *population) resample(pol Policy, step int, progress float64, deadPass b
 		if threshold == 0 {
 			threshold = 0.5
 		}
-		if pol.When == Never || slices.Min(lw) == slices.Max(lw) || (pol.When == Adaptive && w.ESS >= threshold*float64(k)) {
+		if pol.When == Never || slices.Min(d) == slices.Max(d) || (pol.When == Adaptive && w.ESS >= threshold*float64(k)) {
 			continue
 		}
-		draw, keep := w, 0.0
+		draw, keep := w, eta != nil
 		if t := pol.Temper.Temperature(w, progress); t != 1 {
 			flat := make([]float64, k)
-			for i, v := range lw {
+			for i, v := range d {
 				flat[i] = v / t
 			}
 			if draw, err = Weigh(flat); err != nil {
@@ -186,7 +199,7 @@ func (p *population) resample(pol Policy, step int, progress float64, deadPass b
 			}
 			temps[g] = t
 			if !pol.Temper.Drop { // what the draw did not use stays on the particles
-				keep, w = 1-1/t, draw
+				keep, w, d = true, draw, flat
 			}
 		}
 		source := pol.uniforms
@@ -206,8 +219,8 @@ func (p *population) resample(pol Policy, step int, progress float64, deadPass b
 			parents[from+j] = from + i
 			p.Roots[from+j] = oldRoots[i]
 			p.LW[from+j] = 0
-			if keep != 0 {
-				p.LW[from+j] = oldLW[i] * keep
+			if keep {
+				p.LW[from+j] = oldLW[i] - d[i]
 			}
 		}
 		p.Times[g]++
