@@ -154,12 +154,19 @@ func (g *classifier) Predict(ctx context.Context, q *models.Query, p *models.Pre
 	return g.shift(q, p, models.Data(g.grad), g.scales, g.g.MaxNorm)
 }
 
+// NotFinite says that something a guider works with stopped being finite.
+type NotFinite struct{ Name, What, Where string }
+
+func (e *NotFinite) Error() string {
+	return fmt.Sprintf("guidance: %s: %s at %s", e.Name, e.What, e.Where)
+}
+
 // finite refuses a row that is not, by name and place.
 func finite(name, what string, q *models.Query, v []float64) error {
 	n := len(v) / len(q.At)
 	for j, x := range v {
 		if x-x != 0 {
-			return fmt.Errorf("guidance: %s: %s is %g at %s", name, what, x, where(q, j/n))
+			return &NotFinite{name, fmt.Sprintf("%s is %g", what, x), where(q, j/n)}
 		}
 	}
 	return nil

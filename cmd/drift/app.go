@@ -211,6 +211,7 @@ func (a *app) verbs() []*cli.Command {
 		likelihoodVerb(a),
 		metricsVerb(a),
 		searchVerb(a),
+		restoreVerb(a),
 		modelVerb(a),
 		listVerb(a),
 		metadataVerb(a),

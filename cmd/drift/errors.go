@@ -9,6 +9,7 @@ import (
 
 	"drift/cmd/drift/internal/job"
 	"drift/cmd/drift/internal/manifest"
+	"drift/guidance"
 	"drift/internal/refuse"
 	"drift/samplers"
 	"drift/smc"
@@ -59,7 +60,7 @@ func badUse(flag string, err error) error {
 
 // trimPackage removes the package that an error begins with: users know flags, not packages.
 func trimPackage(s string) string {
-	for _, p := range []string{"samplers: ", "schedules: ", "models: ", "guidance: ", "analytic: ", "open: ", "kernels: ", "native: ", "unet2d: ", "dit: ", "smc: ", "script: "} {
+	for _, p := range []string{"samplers: ", "schedules: ", "models: ", "guidance: ", "analytic: ", "open: ", "kernels: ", "native: ", "unet2d: ", "dit: ", "smc: ", "script: ", "inverse: "} {
 		s = strings.TrimPrefix(s, p)
 	}
 	return s
@@ -79,6 +80,7 @@ func exitCode(err error) int {
 		u *usage
 		r *refuse.Error
 		n *samplers.NotFinite
+		g *guidance.NotFinite
 		d *manifest.Different
 		w *smc.RewardError
 		x *smc.WeightError
@@ -88,7 +90,7 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.Is(err, job.ErrStopped), errors.Is(err, context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &n), errors.As(err, &w), errors.As(err, &x):
+	case errors.As(err, &n), errors.As(err, &g), errors.As(err, &w), errors.As(err, &x):
 		return exitNotFinite
 	case errors.As(err, &r):
 		return exitRefused

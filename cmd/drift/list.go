@@ -98,6 +98,8 @@ var lists = []struct {
 		}
 		return out
 	}},
+	{"tasks", taskEntries},
+	{"restorers", restorerEntries},
 }
 
 func listVerb(a *app) *cli.Command {

@@ -4,8 +4,12 @@
 package zoo
 
 import (
+	"bytes"
 	"embed"
+	"fmt"
 	"io/fs"
+
+	"drift/internal/npz"
 )
 
 //go:embed data
@@ -25,3 +29,30 @@ func Models() []Entry {
 
 // Folder returns the files of an embedded model in the diffusers layout, or of fashion-classifier.
 func Folder(name string) (fs.FS, error) { return fs.Sub(data, "data/"+name) }
+
+// TestImages returns 100 test pictures of Fashion-MNIST, 28 x 28 bytes each, which no embedded network was trained on.
+func TestImages() ([][]byte, error) {
+	const name = "data/fashion-classifier/real-test-100.npz"
+	raw, err := data.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	a, err := npz.ReadFrom(name, bytes.NewReader(raw), int64(len(raw)))
+	if err != nil {
+		return nil, err
+	}
+	defer a.Close()
+	x, err := a.Array("images")
+	if err != nil {
+		return nil, err
+	}
+	all, ok := x.Data.([]byte)
+	if n := 28 * 28; !ok || len(all)%n != 0 {
+		return nil, fmt.Errorf("zoo: %s: images of type %s and shape %v", name, x.DType, x.Shape)
+	}
+	var out [][]byte
+	for len(all) > 0 {
+		out, all = append(out, all[:28*28]), all[28*28:]
+	}
+	return out, nil
+}
