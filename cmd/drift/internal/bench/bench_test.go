@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"gonum.org/v1/gonum/mat"
 
@@ -597,11 +598,12 @@ func TestZoo(t *testing.T) {
 	if n := strings.Count(text, `<img src="data:image/png;base64,`); n != len(r.Cells) {
 		t.Errorf("%d pictures for %d cells", n, len(r.Cells))
 	}
-	chromium(t, filepath.Join(dir, "report.html"))
+	t.Run("chromium", func(t *testing.T) { chromium(t, filepath.Join(dir, "report.html"), len(r.Cells)) })
 }
 
-// chromium opens the page in a headless browser and lets it sort itself.
-func chromium(t *testing.T, path string) {
+// chromium opens the page from the disk in a headless browser: it sorts itself by the address and by clicks, all its
+// pictures show, nothing goes wrong in its script, and nothing is asked of any other place.
+func chromium(t *testing.T, path string, cells int) {
 	bin := ""
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell"} {
 		if p, err := exec.LookPath(name); err == nil {
@@ -610,14 +612,36 @@ func chromium(t *testing.T, path string) {
 		}
 	}
 	if bin == "" {
-		t.Log("no Chromium here: the page was not opened")
-		return
+		t.Skip("no Chromium here: the page was not opened in a browser")
+	}
+	page, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A copy of the page that tells what it sees, and clicks on the head of fid.
+	probe := `<p id="probe"></p><script>
+window.addEventListener("load",function(){
+ var ok=[].filter.call(document.images,function(i){return i.complete&&i.naturalWidth>0}).length;
+ var asked=performance.getEntriesByType("resource").filter(function(e){return!/^data:/.test(e.name)}).length;
+ var svg=[].filter.call(document.querySelectorAll("svg"),function(s){return s.getBoundingClientRect().width>100}).length;
+ [].forEach.call(document.querySelectorAll("th button"),function(b){if(b.textContent==="fid"){b.click();b.click()}});
+ document.getElementById("probe").textContent="probe "+ok+" "+document.images.length+" "+asked+" "+svg+" "+(window.failed||0);
+});</script></body>`
+	head := `<head><script>window.onerror=function(m){window.failed=m}</script>`
+	copied := strings.Replace(strings.Replace(string(page), "</body>", probe, 1), "<head>", head, 1)
+	clicked := filepath.Join(t.TempDir(), "clicked.html")
+	if err := os.WriteFile(clicked, []byte(copied), 0o666); err != nil {
+		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		hash string
-		down bool
-	}{{"#sort=fid", false}, {"#sort=-fid", true}} {
-		out, err := exec.Command(bin, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "file://"+path+c.hash).Output()
+		address string
+		down    bool
+	}{{path + "#sort=fid", false}, {path + "#sort=-fid", true}, {clicked, true}} {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		cmd := exec.CommandContext(ctx, bin, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+			"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--user-data-dir="+t.TempDir(), "--dump-dom", "file://"+c.address)
+		out, err := cmd.Output()
+		cancel()
 		if err != nil {
 			t.Fatalf("%s: %v", bin, err)
 		}
@@ -635,8 +659,14 @@ func chromium(t *testing.T, path string) {
 		if c.down {
 			slices.Reverse(v)
 		}
-		if len(v) != 4 || !slices.IsSorted(v) {
-			t.Errorf("%s: %v", c.hash, v)
+		if len(v) != cells || !slices.IsSorted(v) {
+			t.Errorf("%s: %v", c.address, v)
+		}
+		if c.address == clicked {
+			want := fmt.Sprintf("probe %d %d 0 2 0", cells, cells) // two plots
+			if got := regexp.MustCompile(`probe [^<]*`).FindString(string(out)); got != want {
+				t.Errorf("the browser sees %q, want %q", got, want)
+			}
 		}
 	}
 }
