@@ -247,4 +247,8 @@ type sampling struct {
 	ownGrid bool   // the process's grid in place of the one that the model's scheduler asks for
 	bare    bool   // without the guiders that the model's scheduler asks for
 	rewards int    // reward evaluations in all, for --dry-run
+
+	standIn string        // sampler that stands for one of the verb's own while the grid is made
+	usual   *usualGrid    // grid where no flag says one
+	before  *manifest.Run // that --resume or --from goes on with, or nil
 }

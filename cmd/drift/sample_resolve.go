@@ -48,6 +48,7 @@ func (s *sampling) resolve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.before = base
 	s.desc = manifest.Run{Format: manifest.Format, Version: release, Verb: cmp.Or(s.verb, "sample")}
 	s.plan = &job.Plan{}
 	for _, step := range []func(context.Context, *manifest.Run) error{
@@ -577,6 +578,9 @@ func guide(d, second models.Denoiser, specs []string, g schedules.Grid, say tell
 // resolveGrid finds the sampler and the nodes.
 func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 	name := s.text("sampler", base, func(r *manifest.Run) string { return r.Sampler }, cmp.Or(s.sampler, s.model.Defaults.Sampler))
+	if s.standIn != "" {
+		name = s.standIn
+	}
 	canonical, implied, err := samplers.Resolve(name)
 	if err != nil {
 		return badUse("sampler", err)
@@ -731,10 +735,16 @@ func (s *sampling) named(ctx context.Context, p schedules.Gaussian, base *manife
 		}
 	}
 	ends, asked := s.ends(base)
+	if s.usual != nil && asked == nil {
+		ends = s.usual.ends(p)
+	}
 	if own && ends.Final == "" {
 		ends.Final = "min"
 	}
 	steps := s.model.Defaults.Steps
+	if s.usual != nil {
+		steps = s.usual.steps
+	}
 	if base != nil && !own {
 		steps = len(base.Grid.T) - 1
 	}
@@ -778,6 +788,20 @@ func (s *sampling) fit(ctx context.Context, smp samplers.Sampler, make func(int)
 	return g, badUse("nfe", err)
 }
 
+// usualGrid is the grid of a verb that has other habits than the model: from and to are shares of the way from clean data
+// to noise.
+type usualGrid struct {
+	schedule string
+	steps    int
+	from, to float64
+}
+
+func (u *usualGrid) ends(p schedules.Process) schedules.Ends {
+	noise, data := p.Ends()
+	from, to := data+u.from*(noise-data), data+u.to*(noise-data)
+	return schedules.Ends{TStart: &from, TEnd: &to, Final: "zero"}
+}
+
 // modelSchedule names the grid that a model's own scheduler configuration asks for.
 const modelSchedule = "model"
 
@@ -786,6 +810,8 @@ func (s *sampling) defaultSchedule(p schedules.Gaussian) string {
 	switch {
 	case s.ownGrid: // not the model's, which may end far from the data
 		return schedules.DefaultGrid(p)
+	case s.usual != nil:
+		return s.usual.schedule
 	case d.Schedule != "":
 		return d.Schedule
 	case d.Grid != nil:

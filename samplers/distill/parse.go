@@ -19,7 +19,7 @@ func Options() []Option {
 		names = append(names, w.Name)
 	}
 	return []Option{
-		{"gamma", "0.3", "strength of the repulsion; 0 = plain score distillation"},
+		{"gamma", "0.5", "strength of the repulsion; 0 = plain score distillation"},
 		{"relative", "true", "gamma as a share of the residual's size, whatever the dimension; false = the published gamma sigma R"},
 		{"off", "0.3", "last fraction of the run without repulsion"},
 		{"decay", "false", "gamma falls linearly to 0 where off begins"},
@@ -31,11 +31,11 @@ func Options() []Option {
 		{"parity", "false", "the published bandwidth, whose repulsion vanishes for two particles"},
 		{"residual", "sds", "what is subtracted from the model's noise: sds (the noise put in) or vsd (the exact prediction for the particles)"},
 		{"weight", "rho", "of the levels: " + strings.Join(names, ", ")},
-		{"spread", "0", "how far levels stray from their order: 0 = annealed, 1 = random, between: a window of that share of the run"},
+		{"levels", "annealed", "order of the noise levels: annealed, random, or a number between 0 and 1, how far they stray from their order as a share of the run"},
 		{"scene", "none", "what images are made from: none (pixels), lowres:FACTOR, fourier:DECAY"},
-		{"optimizer", "adam", "adam or sgd"},
-		{"rate", "0.05", "of the optimizer"},
-		{"final", "1", "share of the rate at the end, along a cosine"},
+		{"optimizer", "sgd", "sgd or adam"},
+		{"rate", "0.2", "of the optimizer; 0.05 for adam"},
+		{"cool", "1", "share of the rate at the end, along a cosine"},
 		{"beta1", "0.9", "of adam"}, {"beta2", "0.99", "of adam"}, {"eps", "1e-8", "of adam"},
 		{"momentum", "0", "of sgd"},
 	}
@@ -44,13 +44,25 @@ func Options() []Option {
 // Read takes the options of RSD from o, as Options lists them. Defaults are those that suit images.
 func Read(o *spec.Options) (RSD, error) {
 	m := RSD{
-		Gamma: o.Float("gamma", 0.3), Relative: o.Bool("relative", true), Off: o.FloatIn("off", 0.3, 0, 1), Decay: o.Bool("decay", false),
+		Gamma: o.Float("gamma", 0.5), Relative: o.Bool("relative", true), Off: o.FloatIn("off", 0.3, 0, 1), Decay: o.Bool("decay", false),
 		Break: o.FloatIn("break", 0, 0, math.MaxFloat64), Noisy: o.Bool("noisy", false),
-		Kernel: Kernel{Global: o.Bool("global", false), Parity: o.Bool("parity", false)}, Spread: o.FloatIn("spread", 0, 0, 1),
+		Kernel: Kernel{Global: o.Bool("global", false), Parity: o.Bool("parity", false)},
 		Optimizer: Optimizer{
-			SGD: o.Choice("optimizer", "adam", "sgd") == "sgd", Rate: o.FloatIn("rate", 0.05, 1e-12, 1e12), Final: o.FloatIn("final", 1, 1e-9, 1),
+			SGD: o.Choice("optimizer", "sgd", "adam") == "sgd", Final: o.FloatIn("cool", 1, 1e-9, 1),
 			Beta1: o.FloatIn("beta1", 0.9, 1e-9, 1), Beta2: o.FloatIn("beta2", 0.99, 1e-9, 1), Eps: o.FloatIn("eps", 1e-8, 1e-300, 1e12), Momentum: o.FloatIn("momentum", 0, 0, 1),
 		},
+	}
+	rate := 0.05
+	if m.SGD {
+		rate = 0.2
+	}
+	m.Rate = o.FloatIn("rate", rate, 1e-12, 1e12)
+	switch o.Text("levels", "annealed") {
+	case "annealed":
+	case "random":
+		m.Spread = 1
+	default:
+		m.Spread = o.FloatIn("levels", 0, 0, 1)
 	}
 	if o.Text("bandwidth", "median") != "median" {
 		m.Kernel.Bandwidth = o.FloatIn("bandwidth", 1, 1e-12, math.MaxFloat64)
