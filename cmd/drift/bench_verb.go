@@ -24,6 +24,7 @@ import (
 func (a *app) benchVerbs() []bench.Verb {
 	return []bench.Verb{
 		{Command: func() *cli.Command { return sampleVerb(a) }, Open: a.openSampling, Count: 1000},
+		{Command: func() *cli.Command { return restoreVerb(a) }, Open: a.openRestoring, Count: 100},
 	}
 }
 
@@ -92,6 +93,9 @@ func (b *benching) resolveVerb() error {
 	c := b.c
 	verbs := b.benchVerbs()
 	name := c.String("verb")
+	if c.IsSet("task") && !c.IsSet("verb") {
+		name = "restore"
+	}
 	var names []string
 	for _, v := range verbs {
 		names = append(names, v.Name())
@@ -164,6 +168,9 @@ func (b *benching) cells(ctx context.Context) ([]*bench.Cell, error) {
 		}
 	}
 	var axes []bench.Axis
+	if text, ok := fixed.Get("methods"); ok { // a list, of which a cell takes one
+		fixed, axes = fixed.Drop("methods"), append(axes, bench.Axis{Flag: "methods", Values: bench.Split(text)})
+	}
 	axis := func(flag string, set bool, values []string) {
 		if set {
 			axes = append(axes, bench.Axis{Flag: flag, Values: values})

@@ -106,6 +106,7 @@ type restoring struct {
 	wrap    job.Wrap
 	picture bool
 	judge   features.Extractor // nil where there is none for these pictures
+	many    bool               // the default input is all there is, as a bench wants it
 }
 
 // restoration is what decides the results of a run, but for the methods: folders can be given more of them.
@@ -375,9 +376,13 @@ func (r *restoring) resolveInputs(context.Context) error {
 		case degraded:
 			return usagef("--degraded needs --input, the measurement")
 		case exact:
-			names = []string{"draw:0"}
+			if names = []string{"draw:0"}; r.many {
+				names = []string{"draw:0-99"}
+			}
 		case slices.Equal(r.info.Shape, []int{1, 28, 28}):
-			names = []string{"test:0"}
+			if names = []string{"test:0"}; r.many {
+				names = []string{"test:0-99"}
+			}
 		default:
 			return usagef("--input is missing: a picture to degrade and restore")
 		}
