@@ -548,7 +548,7 @@ func TestChurned(t *testing.T) {
 		t.Fatal("no churn is another grid")
 	}
 	logZ, mean, _ := tilted(m, 1, []float64{1}, false)
-	for name, s := range map[string]samplers.Sampler{"heun": samplers.Heun{}, "euler": samplers.DDIM{}} {
+	for name, s := range map[string]samplers.Sampler{"heun": samplers.Heun{}, "midpoint": samplers.Midpoint{}} {
 		groups := 100
 		res := sample(t, FK{Base: s, Reward: linear(1), Lambda: 1}, &samplers.Problem{Model: m, Grid: Churned(process, base, 0.3), Rows: Rows(seeds(groups), 64), Shape: []int{1}})
 		got := tally{}
@@ -566,11 +566,7 @@ func TestChurned(t *testing.T) {
 		}
 		for what, want := range map[string]float64{"Z": 1, "mean": mean[0]} {
 			v, sd := got.mean(what)
-			bias := 0.03
-			if name == "euler" { // first order: steps of 1/40 leave some per cent
-				bias = 0.12
-			}
-			if math.Abs(v-want) > bias+4.5*sd/math.Sqrt(float64(groups)) {
+			if math.Abs(v-want) > 0.03+4.5*sd/math.Sqrt(float64(groups)) {
 				t.Errorf("%s: %s %.4f, want %.4f (standard error %.3f)", name, what, v, want, sd/math.Sqrt(float64(groups)))
 			}
 			t.Logf("%s: %s %.4f, exact %.4f", name, what, v, want)
