@@ -548,7 +548,7 @@ func TestChurned(t *testing.T) {
 		t.Fatal("no churn is another grid")
 	}
 	logZ, mean, _ := tilted(m, 1, []float64{1}, false)
-	for name, s := range map[string]samplers.Sampler{"heun": samplers.Heun{}, "midpoint": samplers.Midpoint} {
+	for name, s := range map[string]samplers.Sampler{"heun": samplers.Heun{}} {
 		groups := 100
 		res := sample(t, FK{Base: s, Reward: linear(1), Lambda: 1}, &samplers.Problem{Model: m, Grid: Churned(process, base, 0.3), Rows: Rows(seeds(groups), 64), Shape: []int{1}})
 		got := tally{}
