@@ -262,13 +262,28 @@ func (a *app) verifyJSON(name string) (string, error) {
 		if err != nil {
 			return "", err
 		}
+		a.remark(name, s.FileInfo())
 		return "scheduler configuration of " + s.ClassName, nil
 	}
 	cfg, err := diffusers.ReadConfig(name)
 	if err != nil {
 		return "", err
 	}
+	a.remark(name, cfg.FileInfo())
 	return fmt.Sprintf("network configuration of %s, %d parameters", cfg.ClassName(), diffusers.Parameters(cfg)), nil
+}
+
+// remark says what is legal in a configuration but worth knowing.
+func (a *app) remark(name string, i *diffusers.Info) {
+	for _, w := range i.Warnings {
+		a.warn("%s: %s", name, oneLine(w))
+	}
+	if len(i.Renamed) > 0 {
+		a.say("drift: %s: read as: %s", name, oneLine(strings.Join(i.Renamed, ", ")))
+	}
+	if len(i.Ignored) > 0 {
+		a.say("drift: %s: keys of other classes: %s", name, oneLine(strings.Join(i.Ignored, ", ")))
+	}
 }
 
 // verifyFolder reads every file of a model folder, and opens it as a model where it is one.

@@ -207,6 +207,10 @@ func folder(name string, opt Options) (m *Model, err error) {
 	if len(p.sched.Ignored) > 0 {
 		p.notes = append(p.notes, p.sched.ClassName+" does not know the keys "+strings.Join(p.sched.Ignored, ", "))
 	}
+	if len(p.sched.Renamed) > 0 {
+		p.notes = append(p.notes, "read as: "+strings.Join(p.sched.Renamed, ", "))
+	}
+	p.notes = append(p.notes, p.sched.Warnings...)
 	if text, err := os.ReadFile(filepath.Join(r.Dir, "labels.json")); err == nil {
 		if err := json.Unmarshal(text, &p.labels); err != nil {
 			return nil, refuse.Errorf(filepath.Join(r.Dir, "labels.json"), "%v", err)
