@@ -136,6 +136,9 @@ func span(o *spec.Options) Span {
 
 func readSpan(o *spec.Options) (Span, error) {
 	s := Span{From: o.FloatIn("from", 0, 0, 1), To: o.FloatIn("to", 2, 0, 2)}
+	if s.From > s.To {
+		return s, fmt.Errorf("option from=%g: beyond to=%g", s.From, s.To)
+	}
 	if s.To == 0 {
 		s = never
 	}

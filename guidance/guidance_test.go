@@ -236,7 +236,7 @@ func maxGap(a, b []float64) float64 {
 }
 
 func TestParse(t *testing.T) {
-	for in, want := range map[string]string{"cgf:w=2": "did you mean cfg", "cfg:scale=2": "unknown option", "cfg:w=x": "finite number", "clip:range=0": "from", "": "empty",
+	for in, want := range map[string]string{"cgf:w=2": "did you mean cfg", "cfg:scale=2": "unknown option", "cfg:from=0.9,to=0.1": "beyond to=0.1", "cfg:w=x": "finite number", "clip:range=0": "from", "": "empty",
 		"cfg:interval=3-1": "want lo-hi", "cfg:interval=3": "want lo-hi", "apg:interval=inf-inf": "want lo-hi", "cfg:w=nan": "finite number", "cfg:w=1+": "unexpected token", "cfg:w=now()": "unknown name now",
 		"cfg:w=sigma>1": "expected float64", "cfg++:lambda=1.5": "from 0 to 1", "threshold:max=0.5": "from 1", "energy:through=net": "one of x0, model", "apg:space=rgb": "one of x0, raw"} {
 		if _, err := guidance.Parse(in); err == nil || !strings.Contains(err.Error(), want) {

@@ -475,6 +475,9 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 		specs = cfgSpec(s.model.Defaults.CFGScale)
 	}
 	specs = slices.Concat(specs, own)
+	if s.c.IsSet("guide-model") && !slices.ContainsFunc(specs, needsSecond) {
+		return &hint{usagef("--guide-model %s: no guider here works with a second network", s.c.String("guide-model")), "add --guider auto:w=2"}
+	}
 	if len(specs) == 0 {
 		return nil
 	}
@@ -495,6 +498,13 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 		s.warn("classifier-free guidance does nothing without a class")
 	}
 	return nil
+}
+
+// needsSecond tells whether a guider works with a second network.
+func needsSecond(text string) bool {
+	g, err := guidance.Parse(text)
+	_, ok := g.(guidance.Needer)
+	return err == nil && ok
 }
 
 // cfgSpec is the guider of --cfg-scale; 1 is off.

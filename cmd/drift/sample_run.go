@@ -159,6 +159,9 @@ func (s *sampling) summary(stats samplers.Stats, made int, wall time.Duration) {
 	if nfe == 0 { // the sampler decided on its way
 		nfe, steps = math.Round(10*stats.NFE)/10, stats.Steps
 	}
+	if made == 1 {
+		what = strings.TrimSuffix(what, "s")
+	}
 	s.say("drift: %d %s by %s, %d steps (%g evaluations each) in %v: %s", made, what, s.desc.Sampler, steps, nfe, wall.Round(time.Millisecond), s.path)
 }
 
@@ -237,7 +240,11 @@ func (s *sampling) hooks(target output.Target, observers []observer, todo, store
 				where += fmt.Sprintf("/%d", st.N)
 			}
 			if todo > len(b.Items) {
-				where += fmt.Sprintf(", %d/%d images", stored+b.Index, stored+todo)
+				n := stored + b.Index
+				if st.Done >= 1 {
+					n += len(b.Items)
+				}
+				where += fmt.Sprintf(", %d/%d images", n, stored+todo)
 			}
 			s.bar.Set(done, where)
 			if s.json {

@@ -26,6 +26,10 @@ func Create(path string) (*File, error) {
 		if errors.Is(err, fs.ErrExist) && i < 10_000 {
 			continue
 		}
+		var p *fs.PathError
+		if errors.As(err, &p) { // the name that the user knows
+			return nil, &fs.PathError{Op: "create", Path: path, Err: p.Err}
+		}
 		if err != nil {
 			return nil, err
 		}
