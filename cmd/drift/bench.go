@@ -56,6 +56,7 @@ func benchVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "reference", Usage: "set to compare with: fashion (the embedded statistics), exact (of analytic targets), or a folder or .npz (`REF`)"},
 			&cli.StringFlag{Name: "extractor", Value: "fashion", Usage: "what turns pictures into features: " + strings.Join(features.Names(), ", ") + " (`NAME`)"},
 			&cli.StringFlag{Name: "out", Value: "bench", Usage: "`DIR` of the results (bench)"},
+			&cli.StringFlag{Name: "limit", Usage: "what all come to with many steps, such as euler@200 or ddim/time@200: its score is taken off the others, and the rest compared with that of the best fixed solver (`S@N`)"},
 			&cli.StringFlag{Name: "compare", Usage: "compare with `OLD/results.json`"},
 			&cli.IntFlag{Name: "samples", Value: 24, Usage: "pictures per cell shown in the report (24) (`N`)"},
 			&cli.IntFlag{Name: "batch", Usage: "pictures at a time, `B`; never changes a result"},
@@ -288,6 +289,7 @@ func (b *benching) resolve(ctx context.Context) error {
 		}
 		m.Rounding = string(r)
 	}
+	m.Limit = c.String("limit")
 	m.Schedules = []string{""}
 	if c.IsSet("schedules") {
 		m.Schedules = bench.Split(c.String("schedules"))

@@ -38,7 +38,7 @@ func verbNames(verbs []bench.Verb) string {
 
 // benchOwn are bench's own flags: what they say goes to a verb's line by the axes.
 var benchOwn = []string{"verb", "model", "samplers", "sampler", "schedules", "schedule", "guiders", "guider", "cfg-scale", "sweep", "repeat-baseline", "guide-model", "nfe", "steps",
-	"metric", "metrics", "count", "seed", "seeds", "reference", "extractor", "out", "compare", "samples", "batch", "dtype", "tier", "rounding", "dry-run"}
+	"metric", "metrics", "count", "seed", "seeds", "reference", "extractor", "out", "compare", "samples", "batch", "dtype", "tier", "rounding", "dry-run", "limit"}
 
 // passed are the flags of verbs that bench hands on, as text.
 func passed(verbs []bench.Verb) []cli.Flag {
@@ -137,6 +137,9 @@ func (b *benching) resolveVerb() error {
 	})
 	if name != "sample" || len(b.axes) > 0 || len(b.given()) > 0 || ofSample {
 		b.verb = &v
+	}
+	if c.IsSet("limit") && b.verb != nil {
+		return usagef("--limit is for samplers on their own: leave the flags of a verb out")
 	}
 	if c.IsSet("repeat-baseline") && (b.verb == nil || len(v.Baseline) == 0) {
 		return usagef("--repeat-baseline: %s has no baselines", name)

@@ -57,8 +57,8 @@ func searchVerb(a *app) *cli.Command {
 	evolve := append([]cli.Flag{steps, out, resume, teacher,
 		&cli.DurationFlag{Name: "budget", Usage: "time to spend, such as 10m (`TIME`)"},
 		&cli.IntFlag{Name: "evaluations", Usage: "schedules to try (`N`); 300 without --budget"},
-		&cli.StringFlag{Name: "objective", Value: "distance", Usage: "what to make small: distance from the teacher's end points, or fid of the pictures, of 512 starts unless --count says (`WHAT`)"},
-		&cli.StringFlag{Name: "extractor", Value: "fashion", Usage: "features of --objective fid (`NAME`)"},
+		&cli.StringFlag{Name: "objective", Value: "distance", Usage: "what to make small: distance from the teacher's end points, features = distance in features of the pictures, or fid of the pictures, of 512 starts unless --count says (`WHAT`)"},
+		&cli.StringFlag{Name: "extractor", Value: "fashion", Usage: "features of --objective features and fid (`NAME`)"},
 		&cli.StringFlag{Name: "reference", Usage: "what fid compares with: fashion (of embedded models), a folder or .npz (`REF`)"},
 		&cli.IntFlag{Name: "finalists", Value: 1, Usage: "write the `N` best, the others to OUT-2.json, OUT-3.json, ..., to be scored on other seeds by bench"},
 		&cli.IntFlag{Name: "order", Value: 3, Usage: "highest order of a step, 1 to 4 (`P`), default 3"},
@@ -99,7 +99,7 @@ func searchVerb(a *app) *cli.Command {
 	}
 	return &cli.Command{
 		Name: "search", Usage: "find grids and solver schedules for few steps: boss, gits, s3, s4s, compare",
-		Description: "boss and gits write grids for --schedule @FILE; s3 and s4s write solver schedules for --sampler @FILE. Scores are mean squared distances from the end points of a fine trajectory on the same starts, or for s3 and s4s the FID of pictures. Every evaluation is logged before the next: however a search was stopped, --resume goes on.",
+		Description: "boss and gits write grids for --schedule @FILE; s3 and s4s write solver schedules for --sampler @FILE. Scores are mean squared distances from the end points of a fine trajectory on the same starts, or for s3 and s4s distances in features, or the FID of pictures. Every evaluation is logged before the next: however a search was stopped, --resume goes on.",
 		Subcommands: []*cli.Command{
 			verb("boss", "the grid of least Euler error over a fine trajectory (dynamic programme)", "Prints the cost for every number of steps and writes the grid of --steps.", grid,
 				func(s *searching, ctx context.Context) error { return s.grid(ctx, search.Squared, 1) }),
@@ -314,7 +314,7 @@ func (s *searching) objective(ctx context.Context, settings map[string]any) (sea
 	case "distance":
 		for _, f := range []string{"extractor", "reference"} {
 			if s.c.IsSet(f) {
-				return nil, usagef("--%s is for --objective fid", f)
+				return nil, usagef("--%s is for other objectives", f)
 			}
 		}
 		d, err := s.distance(ctx)
@@ -324,16 +324,101 @@ func (s *searching) objective(ctx context.Context, settings map[string]any) (sea
 		return d.Score, nil
 	case "fid":
 		return s.fid(ctx, settings)
+	case "features":
+		return s.features(ctx, settings)
 	default:
-		return nil, usagef("--objective %s: want distance or fid", name)
+		return nil, usagef("--objective %s: want distance, features or fid", name)
 	}
+}
+
+// measurer opens what measures pictures.
+func (s *searching) measurer(ctx context.Context, settings map[string]any) (bench.Measurer, error) {
+	if !pixels.Picture(s.info.Shape) {
+		return nil, usagef("--objective %s: the model gives arrays of shape %v, not pictures", s.c.String("objective"), s.info.Shape)
+	}
+	ex, err := s.openExtractor(s.c.String("extractor"), "", s.c.String("tier"))
+	if err != nil {
+		return nil, err
+	}
+	s.ex = ex
+	m, err := bench.PictureMeasurer(ctx, ex, s.info.Shape)
+	if err != nil {
+		return nil, err
+	}
+	id := m.Identity()
+	settings["objective"], settings["extractor"], settings["resize"], settings["rounding"] = s.c.String("objective"), id.Extractor, id.Resize, m.Rounding(s.model.Defaults.Rounding)
+	return m, nil
+}
+
+// pictures runs a solver over the starts, a batch at a time; false says that it blew up. A nil grid is the solver's own.
+func (s *searching) pictures(ctx context.Context, m bench.Measurer, solver samplers.Sampler, g schedules.Grid, take func(metrics.Matrix) error) (bool, error) {
+	size := s.plan.Batch()
+	for from := 0; from < len(s.items); from += size {
+		items := s.items[from:min(from+size, len(s.items))]
+		p, err := s.plan.Problem(items)
+		if err != nil {
+			return false, err
+		}
+		p.Grid = g
+		res, err := samplers.Sample(ctx, solver, p)
+		var blown *samplers.NotFinite
+		if errors.As(err, &blown) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		v, _, err := m.Measure(ctx, models.Data(res.X), len(items), m.Rounding(s.model.Defaults.Rounding))
+		if err != nil {
+			return false, err
+		}
+		if err := take(v.Features); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// features scores by the mean squared distance, over pictures, of their features from those of the teacher's pictures
+// on the same starts.
+func (s *searching) features(ctx context.Context, settings map[string]any) (search.Objective, error) {
+	if s.c.IsSet("reference") {
+		return nil, usagef("--reference is for --objective fid")
+	}
+	m, err := s.measurer(ctx, settings)
+	if err != nil {
+		return nil, err
+	}
+	teacher, err := samplers.Parse(s.c.String("teacher"))
+	if err != nil {
+		return nil, badUse("teacher", err)
+	}
+	var want []float64
+	ok, err := s.pictures(ctx, m, teacher, s.fine, func(f metrics.Matrix) error { want = append(want, f.X...); return nil })
+	if err == nil && !ok {
+		err = fmt.Errorf("the teacher %s blew up", s.c.String("teacher"))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, schedule samplers.SolverSchedule) (float64, error) {
+		sum, at := 0.0, 0
+		ok, err := s.pictures(ctx, m, samplers.USF{Schedule: schedule}, nil, func(f metrics.Matrix) error {
+			for _, v := range f.X {
+				sum += (v - want[at]) * (v - want[at])
+				at++
+			}
+			return nil
+		})
+		if err != nil || !ok {
+			return math.Inf(1), err
+		}
+		return sum / float64(len(s.items)), nil
+	}, nil
 }
 
 // fid scores by the Fréchet distance of the pictures' features from a reference.
 func (s *searching) fid(ctx context.Context, settings map[string]any) (search.Objective, error) {
-	if !pixels.Picture(s.info.Shape) {
-		return nil, usagef("--objective fid: the model gives arrays of shape %v, not pictures", s.info.Shape)
-	}
 	if !s.c.IsSet("count") {
 		first := s.seeds[0]
 		if first > math.MaxUint64-512 {
@@ -346,21 +431,20 @@ func (s *searching) fid(ctx context.Context, settings map[string]any) (search.Ob
 		s.items = job.Items(len(s.desc.Sets), s.seeds, 0)
 		settings["seeds"] = manifest.FormatSeeds(s.seeds)
 	}
-	ex, err := s.openExtractor(s.c.String("extractor"), "", s.c.String("tier"))
+	m, err := s.measurer(ctx, settings)
 	if err != nil {
 		return nil, err
 	}
-	s.ex = ex
 	var ref bench.Reference
 	switch name := s.c.String("reference"); {
 	case name == "" && embedded(s.desc.Model.Path), name == "fashion":
-		ref, err = fashionReference(ex)
+		ref, err = fashionReference(s.ex)
 	case name == "":
 		return nil, usagef("--objective fid needs --reference")
 	default:
 		var set *features.Set
 		if set, err = features.OpenSet(name); err == nil {
-			ref = bench.ReferenceOf(set, ex, true)
+			ref = bench.ReferenceOf(set, s.ex, true)
 		}
 	}
 	if err != nil {
@@ -370,39 +454,12 @@ func (s *searching) fid(ctx context.Context, settings map[string]any) (search.Ob
 	if err != nil {
 		return nil, err
 	}
-	measure, err := bench.PictureMeasurer(ctx, ex, s.info.Shape)
-	if err != nil {
-		return nil, err
-	}
-	rounding := measure.Rounding(s.model.Defaults.Rounding)
-	id := measure.Identity()
-	settings["objective"], settings["extractor"], settings["resize"], settings["rounding"] = "fid", id.Extractor, id.Resize, rounding
 	settings["reference"], settings["reference_hash"] = ref.Moments.Name, ref.Moments.Digest
 	return func(ctx context.Context, schedule samplers.SolverSchedule) (float64, error) {
-		all := metrics.Moments{ID: id}
-		size := s.plan.Batch()
-		for from := 0; from < len(s.items); from += size {
-			items := s.items[from:min(from+size, len(s.items))]
-			p, err := s.plan.Problem(items)
-			if err != nil {
-				return 0, err
-			}
-			p.Grid = nil
-			res, err := samplers.Sample(ctx, samplers.USF{Schedule: schedule}, p)
-			var blown *samplers.NotFinite
-			if errors.As(err, &blown) {
-				return math.Inf(1), nil
-			}
-			if err != nil {
-				return 0, err
-			}
-			v, _, err := measure.Measure(ctx, models.Data(res.X), len(items), rounding)
-			if err != nil {
-				return 0, err
-			}
-			if err := all.Add(v.Features); err != nil {
-				return 0, err
-			}
+		all := metrics.Moments{ID: m.Identity()}
+		ok, err := s.pictures(ctx, m, samplers.USF{Schedule: schedule}, nil, func(f metrics.Matrix) error { return all.Add(f) })
+		if err != nil || !ok {
+			return math.Inf(1), err
 		}
 		st, err := all.Stats()
 		if err != nil {

@@ -38,7 +38,7 @@ func page(w io.Writer, r Report, rows []Row) error {
 		Count    int
 		Version  string
 	}{Settings: r.settings(), Columns: r.Columns(), Notes: r.notes(), Count: r.Matrix.Count, Version: r.Version}
-	rows = slices.DeleteFunc(slices.Clone(rows), func(x Row) bool { return x.Cell.Baseline != "" })
+	rows = slices.DeleteFunc(slices.Clone(rows), func(x Row) bool { return x.Cell.Baseline != "" || x.Cell.Limit })
 	if r.Matrix.Baseline != "" {
 		data.Columns = nil
 		for _, col := range r.Columns() {

@@ -34,6 +34,7 @@ type Matrix struct {
 	Seed      uint64   `json:"seed"`
 	Rounding  string   `json:"rounding,omitempty"` // "" = the model's
 	Guide     string   `json:"guide_model,omitempty"`
+	Limit     string   `json:"limit,omitempty"` // "sampler/schedule@steps": what all come to with many steps
 
 	Verb     string `json:"verb,omitempty"` // "" = sample, by the axes above; else those below, see VerbCells
 	Fixed    Args   `json:"fixed,omitempty"`
@@ -54,6 +55,7 @@ type Cell struct {
 	Run      manifest.Run
 	Reason   string // why the cell cannot run, or failed; empty = fine
 	Note     string // what a reader should know
+	Limit    bool   // the cell of Matrix.Limit
 
 	// Of cells of a verb.
 	VJPs, Rewards float64 // per seed
@@ -202,6 +204,13 @@ func (m *Matrix) Cells(ctx context.Context, version string, subjects []*Subject)
 	seen := map[string]bool{}
 	for _, s := range subjects {
 		for _, g := range m.Guiders {
+			if m.Limit != "" {
+				c, err := m.limit(ctx, version, s, g)
+				if err != nil {
+					return nil, err
+				}
+				out = append(out, c)
+			}
 			for _, sampler := range m.Samplers {
 				for _, schedule := range m.Schedules {
 					for _, n := range append(slices.Clone(m.NFE), m.Steps...) {
@@ -226,6 +235,27 @@ func (m *Matrix) Cells(ctx context.Context, version string, subjects []*Subject)
 		}
 	}
 	return out, nil
+}
+
+// limit makes the cell of m.Limit.
+func (m *Matrix) limit(ctx context.Context, version string, s *Subject, guiders string) (*Cell, error) {
+	name, count, ok := strings.Cut(m.Limit, "@")
+	steps, err := strconv.Atoi(count)
+	if !ok || err != nil || steps < 1 {
+		return nil, fmt.Errorf("bench: limit %q: want sampler@steps or sampler/schedule@steps", m.Limit)
+	}
+	sampler, schedule, _ := strings.Cut(name, "/")
+	own := *m
+	own.NFE, own.Steps = nil, []int{steps}
+	c, err := own.cell(ctx, version, s, guiders, sampler, schedule, steps)
+	if err != nil {
+		return nil, err
+	}
+	if c == nil || c.Reason != "" {
+		return nil, fmt.Errorf("bench: limit %q on %s: %s", m.Limit, s.Name, or(c.Reason, "has another number of steps"))
+	}
+	c.Limit = true
+	return c, nil
 }
 
 // cell resolves one combination; nil where the nodes of a file make a cell at another budget.
