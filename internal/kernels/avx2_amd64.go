@@ -74,7 +74,7 @@ func addAVX2(dst, a, b *float32, n int, scale float32)
 func scaleAVX2(dst *float32, n int, s float32)
 
 //go:noescape
-func mulAddAVX2(dst, x, y, gate *float32, n int)
+func mulAddRowsAVX2(dst, x, y, gate *float32, ldDst, ldX, ldY, ldGate, rows, c int)
 
 //go:noescape
 func depthwiseAVX2(dst, src, w, bias *float32, taps *tapAt, n, c int)
@@ -240,7 +240,7 @@ var avx2Ops = ops{
 	transpose8:  transpose8AVX2,
 	add:         addSIMD,
 	scale:       scaleSIMD,
-	mulAdd:      mulAddSIMD,
+	mulAddRows:  mulAddRowsSIMD,
 	moments:     momentsSIMD,
 	sumSq:       sumSqSIMD,
 	normRow:     normRowSIMD,
@@ -248,6 +248,7 @@ var avx2Ops = ops{
 	winoWeights: winoWeightsSIMD,
 	roundBF16:   roundBF16SIMD,
 	toBF16:      toBF16SIMD,
+	toBF16Rows:  toBF16RowsSIMD,
 	winoOut:     winoOutSIMD,
 	dgemm:       dgemmAVX2,
 	widenBF16:   widenBF16SIMD,
@@ -376,21 +377,24 @@ func scaleSIMD(dst []float32, s float32) {
 	scaleGo(dst[n:], s)
 }
 
-func mulAddSIMD(dst, x, y, g []float32) {
-	n := len(dst) &^ 7
-	if n > 0 {
-		_, _ = y[n-1], g[n-1]
-		var first *float32
-		if x != nil {
-			first = &x[:n][0]
-		}
-		mulAddAVX2(&dst[0], first, &y[0], &g[0], n)
+func mulAddRowsSIMD(dst, x, y, g *float32, ldDst, ldX, ldY, ldG, rows, c int) {
+	c8 := c &^ 7
+	if c8 > 0 && rows > 0 {
+		mulAddRowsAVX2(dst, x, y, g, ldDst, ldX, ldY, ldG, rows, c8)
 	}
-	if n < len(dst) {
+	if c8 < c {
+		at := func(p *float32) *float32 { return (*float32)(unsafe.Add(unsafe.Pointer(p), c8*4)) }
 		if x != nil {
-			x = x[n:]
+			x = at(x)
 		}
-		mulAddGo(dst[n:], x, y[n:], g[n:])
+		mulAddRowsGo(at(dst), x, at(y), at(g), ldDst, ldX, ldY, ldG, rows, c-c8)
+	}
+}
+
+func toBF16RowsSIMD(dst *uint16, src *float32, ldDst, ldSrc, rows, c int) {
+	for i := range rows {
+		d := unsafe.Slice((*uint16)(unsafe.Add(unsafe.Pointer(dst), i*ldDst)), c)
+		toBF16SIMD(d, f32At(unsafe.Add(unsafe.Pointer(src), i*ldSrc), c))
 	}
 }
 

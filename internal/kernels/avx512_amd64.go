@@ -2,6 +2,8 @@
 
 package kernels
 
+import "unsafe"
+
 //go:noescape
 func gemmAVX512_1(args *gemmArgs)
 
@@ -139,68 +141,70 @@ func fmaPeakAVX512(n int)
 func fmaPeakBF16(n int)
 
 //go:noescape
-func actSiLUAVX512(dst, src *float32, n int)
+func rowsSiLUAVX512(dst, src *float32, dstStride, srcStride, n, c int)
 
 //go:noescape
-func actGELUAVX512(dst, src *float32, n int)
+func rowsGELUAVX512(dst, src *float32, dstStride, srcStride, n, c int)
 
 //go:noescape
-func actGELUTanhAVX512(dst, src *float32, n int)
+func rowsGELUTanhAVX512(dst, src *float32, dstStride, srcStride, n, c int)
 
 //go:noescape
-func actQuickGELUAVX512(dst, src *float32, n int)
+func rowsQuickGELUAVX512(dst, src *float32, dstStride, srcStride, n, c int)
 
 //go:noescape
 func affineSiLUAVX512(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)
 
 //go:noescape
-func rowsSiLUAVX512(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)
-
-//go:noescape
 func softmaxRowsAVX512(x *float32, pitch, rows, n int, scale float32, top, sum *float32)
 
 //go:noescape
-func toBF16BF16(dst *uint16, src *float32, n int)
+func toBF16RowsBF16(dst *uint16, src *float32, ldDst, ldSrc, rows, c int)
 
 func affineRows512(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation) {
 	switch {
 	case n < 1 || c < 1:
-	case act != SiLU:
-		affineRowsSIMD(dst, src, dstStride, srcStride, n, c, scale, shift, act)
-	case scale != nil:
+	case scale != nil && act == SiLU:
 		affineSiLUAVX512(dst, src, dstStride, srcStride, n, c, scale, shift)
+	case scale == nil && act == SiLU:
+		rowsSiLUAVX512(dst, src, dstStride, srcStride, n, c)
+	case scale == nil && act == GELU:
+		rowsGELUAVX512(dst, src, dstStride, srcStride, n, c)
+	case scale == nil && act == GELUTanh:
+		rowsGELUTanhAVX512(dst, src, dstStride, srcStride, n, c)
+	case scale == nil && act == QuickGELU:
+		rowsQuickGELUAVX512(dst, src, dstStride, srcStride, n, c)
 	default:
-		rowsSiLUAVX512(dst, src, dstStride, srcStride, n, c, nil, nil)
+		affineRowsSIMD(dst, src, dstStride, srcStride, n, c, scale, shift, act)
 	}
 }
 
 func act512(dst, src []float32, act Activation) {
-	n := len(src)
-	if n == 0 {
-		return
-	}
-	_ = dst[n-1]
-	switch act {
-	case SiLU:
-		actSiLUAVX512(&dst[0], &src[0], n)
-	case GELU:
-		actGELUAVX512(&dst[0], &src[0], n)
-	case GELUTanh:
-		actGELUTanhAVX512(&dst[0], &src[0], n)
-	case QuickGELU:
-		actQuickGELUAVX512(&dst[0], &src[0], n)
-	default:
+	switch n := len(src); {
+	case n == 0:
+	case act == Identity || act == ReLU:
 		actSIMD(dst, src, act)
+	default:
+		_ = dst[n-1]
+		affineRows512(&dst[0], &src[0], 0, 0, 1, n, nil, nil, act)
 	}
 }
 
 func toBF16On512(dst []uint16, src []float32) {
-	n := len(src) &^ 31
-	if n > 0 {
-		_ = dst[n-1]
-		toBF16BF16(&dst[0], &src[0], n)
+	if len(src) > 0 {
+		_ = dst[len(src)-1]
+		toBF16RowsOn512(&dst[0], &src[0], 0, 0, 1, len(src))
 	}
-	toBF16SIMD(dst[n:], src[n:])
+}
+
+func toBF16RowsOn512(dst *uint16, src *float32, ldDst, ldSrc, rows, c int) {
+	n := c &^ 31
+	if n > 0 && rows > 0 {
+		toBF16RowsBF16(dst, src, ldDst, ldSrc, rows, n)
+	}
+	if n < c {
+		toBF16RowsSIMD((*uint16)(unsafe.Add(unsafe.Pointer(dst), 2*n)), (*float32)(unsafe.Add(unsafe.Pointer(src), 4*n)), ldDst, ldSrc, rows, c-n)
+	}
 }
 
 // avx512Ops has the matrix kernels and the expensive functions of AVX-512.
@@ -215,7 +219,7 @@ var avx512Ops = func() ops {
 // avx512BF16Ops multiplies pairs of bfloat16.
 var avx512BF16Ops = func() ops {
 	o := avx512Ops
-	o.tier, o.pairs, o.toBF16 = AVX512BF16, 2, toBF16On512
+	o.tier, o.pairs, o.toBF16, o.toBF16Rows = AVX512BF16, 2, toBF16On512, toBF16RowsOn512
 	return o
 }()
 

@@ -2631,34 +2631,54 @@ loop:
 	VZEROUPPER
 	RET
 
-// func mulAddAVX2(dst, x, y, gate *float32, n int)
-TEXT ·mulAddAVX2(SB), NOSPLIT, $0-40
+// func mulAddRowsAVX2(dst, x, y, gate *float32, ldDst, ldX, ldY, ldGate, rows, c int)
+TEXT ·mulAddRowsAVX2(SB), NOSPLIT, $0-80
 	MOVQ dst+0(FP), DI
 	MOVQ x+8(FP), SI
 	MOVQ y+16(FP), DX
 	MOVQ gate+24(FP), BX
-	MOVQ n+32(FP), CX
-	XORQ AX, AX
+	MOVQ ldDst+32(FP), R8
+	MOVQ ldX+40(FP), R9
+	MOVQ ldY+48(FP), R10
+	MOVQ ldGate+56(FP), R11
+	MOVQ rows+64(FP), R12
+	MOVQ c+72(FP), CX
 	SHLQ $2, CX
 	TESTQ SI, SI
 	JEQ plain
-loop:
+row:
+	XORQ AX, AX
+row_loop:
 	VMOVUPS (DX)(AX*1), Y0
 	VMULPS (BX)(AX*1), Y0, Y0
 	VADDPS (SI)(AX*1), Y0, Y0
 	VMOVUPS Y0, (DI)(AX*1)
 	ADDQ $32, AX
 	CMPQ AX, CX
-	JLT loop
+	JLT row_loop
+	ADDQ R8, DI
+	ADDQ R9, SI
+	ADDQ R10, DX
+	ADDQ R11, BX
+	SUBQ $1, R12
+	JNE row
 	VZEROUPPER
 	RET
 plain:
+	XORQ AX, AX
+plain_loop:
 	VMOVUPS (DX)(AX*1), Y0
 	VMULPS (BX)(AX*1), Y0, Y0
 	VMOVUPS Y0, (DI)(AX*1)
 	ADDQ $32, AX
 	CMPQ AX, CX
-	JLT plain
+	JLT plain_loop
+	ADDQ R8, DI
+	ADDQ R9, SI
+	ADDQ R10, DX
+	ADDQ R11, BX
+	SUBQ $1, R12
+	JNE plain
 	VZEROUPPER
 	RET
 

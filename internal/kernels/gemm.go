@@ -67,8 +67,9 @@ type ops struct {
 	add func(dst, a, b []float32, scale float32)
 	// scale is dst *= s.
 	scale func(dst []float32, s float32)
-	// mulAdd is dst = x + y*g, or y*g where x is nil.
-	mulAdd func(dst, x, y, g []float32)
+	// mulAddRows writes rows of c values: dst = x + y*g, or y*g where x is nil.
+	// Row lengths are in bytes.
+	mulAddRows func(dst, x, y, g *float32, ldDst, ldX, ldY, ldG, rows, c int)
 	// moments gives the mean of x and the sum of squared distances from it.
 	moments func(x []float32) (mean, m2 float32)
 	// sumSq gives the sum of squares.
@@ -81,9 +82,11 @@ type ops struct {
 	// winoWeights transforms 3 by 3 kernels for n columns, a multiple of 4:
 	// src has 9 rows of n taps, value k goes to dst + k*step bytes.
 	winoWeights func(m int, dst *float32, step int, src *float32, n int, g *float64)
-	// roundBF16 rounds in place, toBF16 to half the width.
-	roundBF16 func(x []float32)
-	toBF16    func(dst []uint16, src []float32)
+	// roundBF16 rounds in place, toBF16 to half the width; toBF16Rows rounds
+	// rows of c values, row lengths in bytes.
+	roundBF16  func(x []float32)
+	toBF16     func(dst []uint16, src []float32)
+	toBF16Rows func(dst *uint16, src *float32, ldDst, ldSrc, rows, c int)
 	// widenBF16 and widenF16 widen 16-bit values, a multiple of 8 of them.
 	widenBF16, widenF16 func(dst []float32, src []uint16)
 	// pairRows is dst[i] = bf16(x[i]) | bf16(y[i])<<16, a multiple of 8.
@@ -92,6 +95,20 @@ type ops struct {
 	depthwise func(dst, src, w, bias *float32, taps *tapAt, n, c int)
 	// dgemm adds the product of an mr-by-k and a k-by-nr float64 tile.
 	dgemm func(c *float64, ldc int, a *float64, lda int, b *float64, k int)
+}
+
+// mulAdd is mulAddRows for one row.
+func (o *ops) mulAdd(dst, x, y, g []float32) {
+	n := len(dst)
+	if n == 0 {
+		return
+	}
+	_, _ = y[n-1], g[n-1]
+	var first *float32
+	if x != nil {
+		first = &x[:n][0]
+	}
+	o.mulAddRows(&dst[0], first, &y[0], &g[0], 0, 0, 0, 0, 1, n)
 }
 
 func opsOf(t Tier) *ops {

@@ -24,7 +24,7 @@ var portableOps = ops{
 	transpose8:  transpose8Go,
 	add:         addGo,
 	scale:       scaleGo,
-	mulAdd:      mulAddGo,
+	mulAddRows:  mulAddRowsGo,
 	moments:     momentsGo,
 	sumSq:       sumSqGo,
 	normRow:     normRowGo,
@@ -32,6 +32,7 @@ var portableOps = ops{
 	winoWeights: winoWeightsGo,
 	roundBF16:   roundRowGo,
 	toBF16:      toBF16Go,
+	toBF16Rows:  toBF16RowsGo,
 	winoOut:     winoOutGo,
 	dgemm:       dgemmGo,
 	widenBF16:   widenBF16Go,
@@ -112,17 +113,20 @@ func scaleGo(dst []float32, s float32) {
 	}
 }
 
-func mulAddGo(dst, x, y, g []float32) {
-	y, g = y[:len(dst)], g[:len(dst)]
-	if x == nil {
-		for i, v := range y {
-			dst[i] = v * g[i]
+func mulAddRowsGo(dst, x, y, g *float32, ldDst, ldX, ldY, ldG, rows, c int) {
+	row := func(p *float32, at int) []float32 { return f32At(unsafe.Add(unsafe.Pointer(p), at), c) }
+	for i := range rows {
+		d, gate := row(dst, i*ldDst), row(g, i*ldG)
+		if x == nil {
+			for j, v := range row(y, i*ldY) {
+				d[j] = v * gate[j]
+			}
+			continue
 		}
-		return
-	}
-	x = x[:len(dst)]
-	for i, v := range y {
-		dst[i] = x[i] + float32(v*g[i])
+		old := row(x, i*ldX)
+		for j, v := range row(y, i*ldY) {
+			d[j] = old[j] + float32(v*gate[j])
+		}
 	}
 }
 
@@ -233,5 +237,12 @@ func widenF16Go(dst []float32, src []uint16) {
 func pairRowsGo(dst []uint32, x, y []float32) {
 	for i := range dst {
 		dst[i] = f32bits(roundBF16(x[i]))>>16 | f32bits(roundBF16(y[i]))
+	}
+}
+
+func toBF16RowsGo(dst *uint16, src *float32, ldDst, ldSrc, rows, c int) {
+	for i := range rows {
+		d := unsafe.Slice((*uint16)(unsafe.Add(unsafe.Pointer(dst), i*ldDst)), c)
+		toBF16Go(d, f32At(unsafe.Add(unsafe.Pointer(src), i*ldSrc), c))
 	}
 }

@@ -214,11 +214,9 @@ func (j *rowJob) do(_, item int) {
 	case rowAdd:
 		o.add(j.dst[lo:hi], j.a[lo:hi], j.b[lo:hi], j.scale)
 	case rowGLU:
-		for m := lo; m < hi; m++ {
-			s, d := j.a[2*m*c:2*(m+1)*c], j.dst[m*c:(m+1)*c]
-			o.act(d, s[c:], j.act)
-			o.mulAdd(d, nil, s[:c], d)
-		}
+		s, d := &j.a[2*lo*c], &j.dst[lo*c]
+		o.affineRows(d, &j.a[2*lo*c+c], c, 2*c, hi-lo, c, nil, nil, j.act)
+		o.mulAddRows(d, nil, s, d, c*4, 0, 2*c*4, c*4, hi-lo, c)
 	case rowGLUVJP:
 		for m := lo; m < hi; m++ {
 			dy, s, d := j.a[m*c:(m+1)*c], j.b[2*m*c:2*(m+1)*c], j.dst[2*m*c:2*(m+1)*c]

@@ -86,7 +86,7 @@ func elemFile() []byte {
 	softmaxRows(a)
 	transpose8(a)
 	binary(a)
-	mulAdd(a)
+	mulAddRows(a)
 	depthwise(a)
 	moments(a)
 	normRow(a)
@@ -611,24 +611,26 @@ func binary(a *asm) {
 	a.op("RET")
 }
 
-// mulAdd writes dst = x + y*g, or y*g where x is nil, for a multiple of 8.
-func mulAdd(a *asm) {
-	a.text("mulAddAVX2", "(dst, x, y, gate *float32, n int)", 0, 40)
-	a.op("MOVQ dst+0(FP), DI")
-	a.op("MOVQ x+8(FP), SI")
-	a.op("MOVQ y+16(FP), DX")
-	a.op("MOVQ gate+24(FP), BX")
-	a.op("MOVQ n+32(FP), CX")
-	a.op("XORQ AX, AX")
+// mulAddRows writes rows of c values, a multiple of 8: dst = x + y*g, or y*g
+// where x is nil. Row lengths are in bytes.
+func mulAddRows(a *asm) {
+	a.text("mulAddRowsAVX2", "(dst, x, y, gate *float32, ldDst, ldX, ldY, ldGate, rows, c int)", 0, 80)
+	for i, r := range []string{"DI", "SI", "DX", "BX", "R8", "R9", "R10", "R11", "R12", "CX"} {
+		names := strings.Fields("dst x y gate ldDst ldX ldY ldGate rows c")
+		a.op("MOVQ %s+%d(FP), %s", names[i], 8*i, r)
+	}
 	a.op("SHLQ $2, CX")
 	for _, plain := range []bool{false, true} {
+		name := "row"
 		if plain {
-			a.label("plain")
+			name = "plain"
 		} else {
 			a.op("TESTQ SI, SI")
 			a.op("JEQ plain")
-			a.label("loop")
 		}
+		a.label(name)
+		a.op("XORQ AX, AX")
+		a.label(name + "_loop")
 		a.op("VMOVUPS (DX)(AX*1), Y0")
 		a.op("VMULPS (BX)(AX*1), Y0, Y0")
 		if !plain {
@@ -637,11 +639,13 @@ func mulAdd(a *asm) {
 		a.op("VMOVUPS Y0, (DI)(AX*1)")
 		a.op("ADDQ $32, AX")
 		a.op("CMPQ AX, CX")
-		if plain {
-			a.op("JLT plain")
-		} else {
-			a.op("JLT loop")
-		}
+		a.op("JLT %s_loop", name)
+		a.op("ADDQ R8, DI")
+		a.op("ADDQ R9, SI")
+		a.op("ADDQ R10, DX")
+		a.op("ADDQ R11, BX")
+		a.op("SUBQ $1, R12")
+		a.op("JNE %s", name)
 		a.op("VZEROUPPER")
 		a.op("RET")
 	}

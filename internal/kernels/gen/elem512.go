@@ -50,10 +50,9 @@ func elem512File() []byte {
 		}
 	}
 	for _, f := range []string{"SiLU", "QuickGELU", "GELUTanh", "GELU"} {
-		actFunc512(a, f)
+		rowsFunc512(a, "rows"+f, f, false)
 	}
-	affineFunc512(a, "affineSiLU", true)
-	affineFunc512(a, "rowsSiLU", false)
+	rowsFunc512(a, "affineSiLU", "SiLU", true)
 	softmaxRows512(a)
 	toBF16(a)
 	return a.Bytes()
@@ -155,44 +154,16 @@ func mask512(a *asm, count string) {
 	a.op("KMOVW AX, K1")
 }
 
-// actFunc512 writes dst[i] = f(src[i]) for any number of values.
-func actFunc512(a *asm, f string) {
-	a.text("act"+f+"AVX512", "(dst, src *float32, n int)", 0, 24)
-	a.op("MOVQ dst+0(FP), DI")
-	a.op("MOVQ src+8(FP), SI")
-	a.op("MOVQ n+16(FP), CX")
-	prepare512(a)
-	for _, lanes := range []int{4, 1} {
-		l := fmt.Sprintf("loop%d", lanes)
-		a.label(l)
-		a.op("CMPQ CX, $%d", 16*lanes)
-		a.op("JLT %s_end", l)
-		each512(a, lanes, "VMOVUPS %[4]d(SI), Z%[1]d")
-		activate512(a, f, lanes)
-		each512(a, lanes, "VMOVUPS Z%[1]d, %[4]d(DI)")
-		a.op("ADDQ $%d, SI", 64*lanes)
-		a.op("ADDQ $%d, DI", 64*lanes)
-		a.op("SUBQ $%d, CX", 16*lanes)
-		a.op("JMP %s", l)
-		a.label(l + "_end")
+// rowsFunc512 writes rows of c values, n of them: dst = f(src), or with affine
+// f(src*scale + shift). Strides are in values.
+func rowsFunc512(a *asm, name, f string, affine bool) {
+	args, names := "dst, src *float32, dstStride, srcStride, n, c int", strings.Fields("dst src dstStride srcStride n c")
+	if affine {
+		args, names = args+", scale, shift *float32", append(names, "scale", "shift")
 	}
-	a.op("TESTQ CX, CX")
-	a.op("JEQ done")
-	mask512(a, "CX")
-	a.op("VMOVUPS.Z (SI), K1, Z0")
-	activate512(a, f, 1)
-	a.op("VMOVUPS Z0, K1, (DI)")
-	a.label("done")
-	a.op("VZEROUPPER")
-	a.op("RET")
-}
-
-// affineFunc512 writes rows of c values, n of them: dst = silu(src*scale + shift).
-func affineFunc512(a *asm, name string, affine bool) {
-	a.text(name+"AVX512", "(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32)", 0, 64)
-	for i, r := range []string{"DI", "SI", "R8", "R9", "R10", "R11", "R12", "R13"} {
-		names := strings.Fields("dst src dstStride srcStride n c scale shift")
-		a.op("MOVQ %s+%d(FP), %s", names[i], 8*i, r)
+	a.text(name+"AVX512", "("+args+")", 0, 8*len(names))
+	for i, n := range names {
+		a.op("MOVQ %s+%d(FP), %s", n, 8*i, []string{"DI", "SI", "R8", "R9", "R10", "R11", "R12", "R13"}[i])
 	}
 	a.op("SHLQ $2, R8")
 	a.op("SHLQ $2, R9")
@@ -214,7 +185,7 @@ func affineFunc512(a *asm, name string, affine bool) {
 			each512(a, lanes, "VMOVUPS %[4]d(R12)(AX*1), Z%[2]d")
 			each512(a, lanes, "VFMADD213PS %[4]d(R13)(AX*1), Z%[2]d, Z%[1]d")
 		}
-		activate512(a, "SiLU", lanes)
+		activate512(a, f, lanes)
 		each512(a, lanes, "VMOVUPS Z%[1]d, %[4]d(DI)(AX*1)")
 		a.op("ADDQ $%d, AX", 64*lanes)
 		a.op("SUBQ $%d, CX", 16*lanes)
@@ -229,7 +200,7 @@ func affineFunc512(a *asm, name string, affine bool) {
 		a.op("VMOVUPS.Z (R13)(AX*1), K1, Z16")
 		a.op("VFMADD213PS Z16, Z8, Z0")
 	}
-	activate512(a, "SiLU", 1)
+	activate512(a, f, 1)
 	a.op("VMOVUPS Z0, K1, (DI)(AX*1)")
 	a.label("next")
 	a.op("ADDQ R8, DI")
@@ -315,21 +286,31 @@ func softmaxRows512(a *asm) {
 	a.op("RET")
 }
 
-// toBF16 writes n values, a multiple of 32, as bfloat16.
+// toBF16 writes rows of c values, a multiple of 32, as bfloat16. Row lengths
+// are in bytes.
 func toBF16(a *asm) {
-	a.text("toBF16BF16", "(dst *uint16, src *float32, n int)", 0, 24)
-	a.op("MOVQ dst+0(FP), DI")
-	a.op("MOVQ src+8(FP), SI")
-	a.op("MOVQ n+16(FP), CX")
+	a.text("toBF16RowsBF16", "(dst *uint16, src *float32, ldDst, ldSrc, rows, c int)", 0, 48)
+	for i, r := range []string{"DI", "SI", "R8", "R9", "R10", "R11"} {
+		names := strings.Fields("dst src ldDst ldSrc rows c")
+		a.op("MOVQ %s+%d(FP), %s", names[i], 8*i, r)
+	}
+	a.label("row")
+	a.op("MOVQ DI, DX")
+	a.op("MOVQ SI, BX")
+	a.op("MOVQ R11, CX")
 	a.label("loop")
-	a.op("VMOVUPS (SI), Z0")
-	a.op("VMOVUPS 64(SI), Z1")
+	a.op("VMOVUPS (BX), Z0")
+	a.op("VMOVUPS 64(BX), Z1")
 	a.bytes([]byte{0x62, 0xf2, 0x77, 0x48, 0x72, 0xd0}, "VCVTNE2PS2BF16 Z0, Z1, Z2")
-	a.op("VMOVDQU64 Z2, (DI)")
-	a.op("ADDQ $128, SI")
-	a.op("ADDQ $64, DI")
+	a.op("VMOVDQU64 Z2, (DX)")
+	a.op("ADDQ $128, BX")
+	a.op("ADDQ $64, DX")
 	a.op("SUBQ $32, CX")
 	a.op("JNE loop")
+	a.op("ADDQ R8, DI")
+	a.op("ADDQ R9, SI")
+	a.op("SUBQ $1, R10")
+	a.op("JNE row")
 	a.op("VZEROUPPER")
 	a.op("RET")
 }
