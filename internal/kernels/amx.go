@@ -99,18 +99,20 @@ func (l *amxLayout) groups() (g [2]amxGroup) {
 func (t *tilePass) runAMX(first, last int) {
 	nr := t.o.nr
 	groups := t.amx.groups()
+	toTail := t.gate != nil || t.half != nil
 	whole := min(last*nr, t.cols/nr*nr)
-	if n := whole - first*nr; n > 0 {
-		t.begin(t.dst[first*nr:], t.cols, n, first*nr)
+	if n := whole - first*nr; n > 0 && !toTail {
+		t.begin(t.dst[first*nr:], t.cols, n, first*nr, t.res)
 	}
 	for pn := first; pn < last; pn++ {
 		j0 := pn * nr
+		inPlace := j0+nr <= t.cols && !toTail
 		a := amxArgs{a: t.base, step: int64(t.amx.pix), b: unsafe.Pointer(&t.w[pn*t.k*nr]),
 			segs: (*segment)(unsafe.Pointer(&t.segs[0])), nseg: int64(len(t.segs) / 2)}
-		if j0+nr <= t.cols {
+		if inPlace {
 			a.c, a.ldc = unsafe.Pointer(&t.dst[j0]), int64(t.cols)*4
 		} else {
-			t.begin(t.tail, nr, t.cols-j0, j0)
+			t.begin(t.tail, nr, min(nr, t.cols-j0), j0, nil)
 			a.c, a.ldc = ptr(t.tail), int64(nr)*4
 		}
 		for _, g := range groups {
@@ -119,23 +121,19 @@ func (t *tilePass) runAMX(first, last int) {
 				amxTiles(t.o.tier, &a)
 			}
 		}
-		if j0+nr > t.cols {
-			for i := range t.m {
-				copy(t.dst[i*t.cols+j0:(i+1)*t.cols], t.tail[i*nr:])
-			}
-		}
+		t.finish(j0, inPlace)
 	}
 }
 
-// begin writes bias and residual of n columns from column j0 on to dst.
-func (t *tilePass) begin(dst []float32, ld, n, j0 int) {
+// begin writes the bias and res of n columns from column j0 on to dst.
+func (t *tilePass) begin(dst []float32, ld, n, j0 int, res []float32) {
 	for i := range t.m {
 		row := dst[i*ld : i*ld+n]
 		switch {
-		case t.res != nil && t.bias != nil:
-			t.o.add(row, t.res[i*t.cols+j0:i*t.cols+j0+n], t.bias[j0:j0+n], 1)
-		case t.res != nil:
-			copy(row, t.res[i*t.cols+j0:])
+		case res != nil && t.bias != nil:
+			t.o.add(row, res[i*t.cols+j0:i*t.cols+j0+n], t.bias[j0:j0+n], 1)
+		case res != nil:
+			copy(row, res[i*t.cols+j0:])
 		case t.bias != nil:
 			copy(row, t.bias[j0:])
 		default:

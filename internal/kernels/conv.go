@@ -59,7 +59,9 @@ func outLen(n, k, stride, dil int) int {
 //
 // which is a group norm and its activation when Scale and Shift come from
 // [GroupNorm]. With Upsample every pixel is read as a 2 by 2 block.
-// Zero padding is applied after the function.
+// Zero padding is applied after the function. With Norm every pixel's channels
+// are normalised instead, as by [LayerNorm] or [RMSNorm] and to the same bits,
+// without a pass of its own.
 type Input struct {
 	X  []float32 // (N, H, W, C)
 	C  int
@@ -70,13 +72,15 @@ type Input struct {
 	Act          Activation
 	Upsample     bool // nearest, factor 2
 
+	Norm *RowNorm // with X alone: no X2, Scale, Act or Upsample
+
 	stuff int // zeros between pixels: factor of a transposed convolution, 0 = 1
 }
 
 func (in *Input) channels() int { return in.C + in.C2 }
 
 func (in *Input) plain() bool {
-	return in.X2 == nil && in.Scale == nil && in.Act == Identity && !in.Upsample && in.stuff <= 1
+	return in.X2 == nil && in.Scale == nil && in.Norm == nil && in.Act == Identity && !in.Upsample && in.stuff <= 1
 }
 
 // factor is the growth of the image when it is read.
@@ -94,15 +98,38 @@ func (in *Input) size(h, w int) (int, int) {
 //
 //	dst = Act((y + bias + RowBias[n] + Residual) * Scale)
 //
-// The zero value stores y + bias.
+// or, with a Gate, which goes with Residual alone,
+//
+//	dst = Residual + (y + bias)*Gate[n]
+//
+// to the same bits as [Gate]. The zero value stores y + bias.
 type Epilogue struct {
 	Residual []float32 // laid out like dst; may be dst itself
 	RowBias  []float32 // (N, Cout): one vector per image, for time embeddings
 	Scale    float32   // 0 means 1
 	Act      Activation
+	Gate     []float32 // (Cout), or (N, Cout) for one vector per image; linear layers only
 }
 
 func (e *Epilogue) after() bool { return e.Act != Identity || e.Scale != 0 && e.Scale != 1 }
+
+// scaled tells whether the output is multiplied at the end.
+func (e *Epilogue) scaled() bool { return e.Scale != 0 && e.Scale != 1 }
+
+// perImage tells whether images have parameters of their own.
+func (e *Epilogue) perImage(cout int) bool { return e.RowBias != nil || len(e.Gate) > cout }
+
+func (e *Epilogue) check(n, cout, size int) {
+	if e.Residual != nil {
+		need("residual", e.Residual, size)
+	}
+	if e.RowBias != nil {
+		need("row bias", e.RowBias, n*cout)
+	}
+	if vector("gate", e.Gate, n, cout) != nil && (e.Residual == nil || e.RowBias != nil || e.after()) {
+		panic("kernels: a gate goes with a residual alone")
+	}
+}
 
 // Conv is a convolution layer with packed weights. It is immutable and may be
 // run by many pools at once. Its weight is kept once: as it is packed for the
@@ -301,13 +328,13 @@ const (
 	blockSlots  = 64 << 10
 )
 
-func (c *Conv) plan(workers, n, h, w int, pad Pad, in *Input, rowBias bool) convPlan {
+func (c *Conv) plan(workers, n, h, w int, pad Pad, in *Input, perImage bool) convPlan {
 	s := c.spec
 	s.Pad = pad
 	if s.KH == 1 && s.KW == 1 && s.Stride == 1 && s.Pad == (Pad{}) && !in.Upsample && in.stuff <= 1 {
 		// Pixels are rows of a matrix: forget the picture.
 		h, w = 1, h*w
-		if in.Scale == nil && !rowBias {
+		if in.Scale == nil && !perImage && (in.Norm == nil || !in.Norm.perImage(s.Cin)) {
 			n, w = 1, n*w
 		}
 	}
@@ -412,11 +439,9 @@ func (c *Conv) run(p *Pool, dst []float32, in Input, n, h, w int, pad Pad, scrat
 		panic(fmt.Sprintf("kernels: input %dx%d is smaller than the kernel of %+v", hi, wi, c.spec))
 	}
 	need("dst", dst, n*ho*wo*c.spec.Cout)
-	if ep.Residual != nil {
-		need("residual", ep.Residual, n*ho*wo*c.spec.Cout)
-	}
-	if ep.RowBias != nil {
-		need("row bias", ep.RowBias, n*c.spec.Cout)
+	ep.check(n, c.spec.Cout, n*ho*wo*c.spec.Cout)
+	if ep.Gate != nil && c.wino != nil {
+		panic("kernels: a gate goes with a linear layer")
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -427,7 +452,7 @@ func (c *Conv) run(p *Pool, dst []float32, in Input, n, h, w int, pad Pad, scrat
 	}
 	j := &p.conv
 	j.c, j.in, j.ep, j.dst = c, in, ep, dst
-	j.plan = c.plan(p.workers, n, h, w, pad, &in, ep.RowBias != nil)
+	j.plan = c.plan(p.workers, n, h, w, pad, &in, ep.perImage(c.spec.Cout))
 	j.setup(p, scratch)
 	if j.plan.shared > 0 {
 		j.filling = true
@@ -449,6 +474,12 @@ func (in *Input) check(n, h, w, c int) {
 	if in.Scale != nil {
 		need("input scale", in.Scale, n*c)
 		need("input shift", in.Shift, n*c)
+	}
+	if in.Norm != nil {
+		if in.X2 != nil || in.Scale != nil || in.Act != Identity || in.Upsample {
+			panic("kernels: a row norm reads one tensor as it is")
+		}
+		in.Norm.check(n, c)
 	}
 }
 
@@ -576,8 +607,16 @@ func (j *convJob) do(worker, item int) {
 	if j.ep.Residual != nil {
 		t.res = j.ep.Residual[out:]
 	}
+	if j.ep.Gate != nil {
+		t.gate = vectorRow(j.ep.Gate, n, s.Cout)
+	}
+	if !j.ep.scaled() {
+		t.act = j.ep.Act
+	}
 	t.run(first, last)
-	finish(c.ops, &j.ep, j.dst[out:], th*tw, s.Cout, first*c.ops.nr, min(last*c.ops.nr, s.Cout))
+	if j.ep.scaled() {
+		finish(c.ops, &j.ep, j.dst[out:], th*tw, s.Cout, first*c.ops.nr, min(last*c.ops.nr, s.Cout))
+	}
 }
 
 // fill writes the rectangle [y0,y1) by [x0,x1) of image n of the padded input.
@@ -606,6 +645,10 @@ type tilePass struct {
 	tail   []float32 // m*nr, for the last panel when cols is no multiple of nr
 	bias   []float32
 	res    []float32
+	gate   []float32  // of the columns: dst = res + sum*gate
+	act    Activation // at the end
+	half   []uint16   // m rows of halfLd bfloat16 are written instead of dst
+	halfLd int
 	acc    bool // dst holds the start of the sums
 	amx    amxLayout
 
@@ -623,9 +666,9 @@ func (t *tilePass) run(first, last int) {
 	nr := t.o.nr
 	for pn := first; pn < last; pn++ {
 		j0 := pn * nr
-		whole := j0+nr <= t.cols
+		inPlace := j0+nr <= t.cols && t.gate == nil && t.half == nil
 		var g gemmArgs
-		if whole {
+		if inPlace {
 			g.c, g.ldc = unsafe.Pointer(&t.dst[j0]), int64(t.cols)*4
 		} else {
 			g.c, g.ldc = ptr(t.tail), int64(nr)*4
@@ -648,7 +691,7 @@ func (t *tilePass) run(first, last int) {
 			g.segs = (*segment)(unsafe.Pointer(&t.segs[2*b.first]))
 			g.nseg = int64(b.n)
 			g.res = nil
-			if bi == 0 && t.res != nil && whole {
+			if bi == 0 && t.res != nil && inPlace {
 				// In the first pass: res may be dst.
 				g.res = unsafe.Pointer(&t.res[j0])
 			}
@@ -658,19 +701,39 @@ func (t *tilePass) run(first, last int) {
 			t.o.gemmRows(&g, t.m)
 			g.acc = 1
 		}
-		if !whole {
-			for i := range t.m {
-				src := t.tail[i*nr : i*nr+t.cols-j0]
-				out := t.dst[i*t.cols+j0 : (i+1)*t.cols]
-				if t.res != nil {
-					for q, v := range t.res[i*t.cols+j0 : (i+1)*t.cols] {
-						out[q] = src[q] + v
-					}
-				} else {
-					copy(out, src)
+		t.finish(j0, inPlace)
+	}
+}
+
+// finish brings a panel from where the kernel left it to where it belongs.
+func (t *tilePass) finish(j0 int, inPlace bool) {
+	o, nr := t.o, t.o.nr
+	n := min(nr, t.cols-j0)
+	switch {
+	case t.half != nil:
+		if t.act != Identity {
+			o.affineRows(&t.tail[0], &t.tail[0], nr, nr, t.m, n, nil, nil, t.act)
+		}
+		o.toBF16Rows(&t.half[j0], &t.tail[0], t.halfLd*2, nr*4, t.m, n)
+		return
+	case t.gate != nil:
+		o.mulAddRows(&t.dst[j0], &t.res[j0], &t.tail[0], &t.gate[j0], t.cols*4, t.cols*4, nr*4, 0, t.m, n)
+		return
+	case !inPlace:
+		for i := range t.m {
+			src := t.tail[i*nr : i*nr+n]
+			out := t.dst[i*t.cols+j0 : i*t.cols+j0+n]
+			if t.res != nil {
+				for q, v := range t.res[i*t.cols+j0 : i*t.cols+j0+n] {
+					out[q] = src[q] + v
 				}
+			} else {
+				copy(out, src)
 			}
 		}
+	}
+	if t.act != Identity {
+		o.affineRows(&t.dst[j0], &t.dst[j0], t.cols, t.cols, t.m, n, nil, nil, t.act)
 	}
 }
 
@@ -720,6 +783,16 @@ func fillInput(o *ops, dst []float32, in *Input, n, hi, wi int, pad Pad, c, y0, 
 		}
 		if step > 1 {
 			clear(mid)
+		}
+		if in.Norm != nil {
+			for px := range to - from {
+				at := ((n*hs+sy)*ws + ix + px) * c
+				in.Norm.row(o, mid[px*c:(px+1)*c], in.X[at:at+c], n)
+			}
+			if dtype == BF16 {
+				o.roundBF16(mid)
+			}
+			continue
 		}
 		ch := 0
 		for part := range 2 {

@@ -137,6 +137,9 @@ const (
 	twinAMX
 )
 
+// maxMR is the most rows that a tile of any set has.
+const maxMR = 16
+
 func ceilDiv(a, b int) int { return (a + b - 1) / b }
 
 func roundUp(a, b int) int { return ceilDiv(a, b) * b }

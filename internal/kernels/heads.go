@@ -34,7 +34,9 @@ func (j *rowJob) vector(row int) int { return row/j.heads*j.ld + row%j.heads*j.c
 // nil: the q and k norms of SD 3.5 and Flux.
 func HeadRMSNorm(p *Pool, x []float32, s HeadSpec, eps float64, gamma []float32) {
 	s = s.normal("x", x)
-	p.heads(rowJob{kind: rowRMSNorm, dst: x, a: x, eps: eps, gamma: vector("gamma", gamma, 1, s.D)}, s)
+	r := RowNorm{RMS: true, Eps: eps, Gamma: gamma}
+	r.check(1, s.D)
+	p.heads(rowJob{kind: rowRMSNorm, dst: x, a: x, rowNorm: r}, s)
 }
 
 // HeadRMSNormVJP is the gradient of HeadRMSNorm's input x from dy, both laid

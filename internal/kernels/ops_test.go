@@ -67,6 +67,55 @@ func TestLinear(t *testing.T) {
 	}
 }
 
+// TestFused compares what reads and writes rows on its way with the functions
+// of their own, bit for bit.
+func TestFused(t *testing.T) {
+	for i, c := range []struct{ n, m, in, mid, out int }{{1, 1, 5, 9, 5}, {2, 31, 64, 200, 64}, {2, 300, 24, 96, 24}, {1, 50, 40, 1300, 40}, {3, 7, 96, 64, 8}, {1, 70, 33, 47, 35}} {
+		for _, dt := range []DType{F32, BF16} {
+			forTiers(t, func(t *testing.T, p *Pool) []float32 {
+				r := rng(uint64(i))
+				first := NewLinear(p.Tier(), dt, c.in, c.mid, randoms(r, c.in*c.mid), randoms(r, c.mid))
+				second := NewLinear(p.Tier(), dt, c.mid, c.out, randoms(r, c.mid*c.out), randoms(r, c.out))
+				x, gamma, beta, gate := randoms(r, c.n*c.m*c.in), randoms(r, c.n*c.in), randoms(r, c.n*c.in), randoms(r, c.n*c.out)
+				res, bias := randoms(r, c.n*c.m*c.out), randoms(r, c.n*c.out)
+				scratch := func(l *Linear) []float32 { return poisoned(l.ScratchInput(p.Workers(), c.n, c.m)) }
+				work := poisoned(FeedForwardScratch(p.Workers(), c.m, first, second))
+				var all []float32
+				for _, norm := range []*RowNorm{{Eps: 1e-5, Gamma: gamma, Beta: beta}, {RMS: true, Eps: 1e-6, Gamma: gamma[:c.in]}, nil} {
+					h, mid, y, want := append([]float32{}, x...), poisoned(c.n*c.m*c.mid), poisoned(c.n*c.m*c.out), poisoned(c.n*c.m*c.out)
+					if norm != nil && norm.RMS {
+						RMSNorm(p, h, x, c.n, c.m, c.in, norm.Eps, norm.Gamma)
+					} else if norm != nil {
+						LayerNorm(p, h, x, c.n, c.m, c.in, norm.Eps, norm.Gamma, norm.Beta)
+					}
+					first.RunInput(p, mid, Input{X: h, C: c.in}, c.n, c.m, scratch(first), Epilogue{})
+					Activate(p, mid, mid, GELUTanh)
+					second.RunInput(p, y, Input{X: mid, C: c.mid}, c.n, c.m, scratch(second), Epilogue{})
+					Gate(p, want, res, y, gate, c.n, c.m, c.out)
+
+					in := Input{X: x, C: c.in, Norm: norm}
+					got := poisoned(len(mid))
+					first.RunInput(p, got, in, c.n, c.m, scratch(first), Epilogue{Act: GELUTanh})
+					sameBits(t, fmt.Sprintf("%+v %v: a norm and an activation", c, dt), got, mid)
+					over := append([]float32{}, res...)
+					second.RunInput(p, over, Input{X: mid, C: c.mid}, c.n, c.m, scratch(second), Epilogue{Residual: over, Gate: gate})
+					sameBits(t, fmt.Sprintf("%+v %v: a gate", c, dt), over, want)
+					copy(over, res)
+					FeedForward(p, over, in, c.n, c.m, first, second, GELUTanh, work, Epilogue{Residual: over, Gate: gate})
+					sameBits(t, fmt.Sprintf("%+v %v: feed forward", c, dt), over, want)
+
+					ep := Epilogue{RowBias: bias, Residual: res, Scale: 0.5, Act: SiLU}
+					second.RunInput(p, want, Input{X: mid, C: c.mid}, c.n, c.m, scratch(second), ep)
+					FeedForward(p, over, in, c.n, c.m, first, second, GELUTanh, work, ep)
+					sameBits(t, fmt.Sprintf("%+v %v: feed forward with the rest", c, dt), over, want)
+					all = append(all, over...)
+				}
+				return all
+			})
+		}
+	}
+}
+
 func TestMatMul(t *testing.T) {
 	for i, s := range []MatMulSpec{
 		{Batch: 1, M: 1, N: 1, K: 1},
@@ -761,6 +810,7 @@ func TestNoAllocations(t *testing.T) {
 			layers = append(layers, newConv(tier, F32, spec.normal(), randoms(r, c*c*9), gamma, how))
 		}
 		lin := NewLinear(tier, F32, c, c, randoms(r, c*c), nil)
+		rowNorm := RowNorm{Gamma: gamma}
 		depth := NewDepthwise(c, 3, 3, Same(1), randoms(r, 9*c), nil)
 		at := AttentionSpec{Batch: n, Heads: 2, Tq: h * h, Tk: h * h, D: c / 2, Causal: true}
 		mm := MatMulSpec{Batch: n, M: h * h, N: c, K: c}
@@ -771,6 +821,9 @@ func TestNoAllocations(t *testing.T) {
 				for _, l := range layers {
 					l.Run(p, dst, Input{X: x, C: c, Scale: scale, Shift: shift, Act: SiLU}, n, h, h, scratch, Epilogue{Residual: res, RowBias: scale})
 				}
+			},
+			"feed forward": func() {
+				FeedForward(p, dst, Input{X: x, C: c, Norm: &rowNorm}, n, h*h, lin, lin, GELU, scratch, Epilogue{Residual: dst, Gate: gamma})
 			},
 			"linear":    func() { lin.Run(p, dst, x, n*h*h, scratch, Epilogue{Act: GELU}) },
 			"attention": func() { Attention(p, dst, x, res, x, at, scratch) },

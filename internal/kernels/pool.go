@@ -43,6 +43,7 @@ type Pool struct {
 	attn    attnJob
 	matmul  matmulJob
 	norm    normJob
+	ffn     ffnJob
 	depth   depthJob
 	taps    [][maxTaps]tapAt // of depthJob, by worker
 	row     rowJob

@@ -35,6 +35,7 @@ type rowJob struct {
 	n, h, w, c int
 	per        int // rows (or values) per item
 	total      int
+	rowNorm    RowNorm
 	gamma      []float32
 	beta       []float32
 	eps        float64
@@ -143,14 +144,45 @@ func Softmax(p *Pool, dst, src []float32, m, c int, scale float32) {
 	p.byRows(rowJob{kind: rowSoftmax, dst: dst, a: src, scale: scale}, m, c)
 }
 
+// RowNorm is a norm of rows of c values that is applied where an [Input] is
+// read. Gamma and Beta are (c), or (n, c) for a norm modulated per image, or
+// nil for 1 and 0.
+type RowNorm struct {
+	RMS         bool // see [RMSNorm]; else [LayerNorm]
+	Eps         float64
+	Gamma, Beta []float32 // Beta of a layer norm only
+}
+
+func (r *RowNorm) check(n, c int) {
+	vector("gamma", r.Gamma, n, c)
+	if vector("beta", r.Beta, n, c) != nil && r.RMS {
+		panic("kernels: an RMS norm has no beta")
+	}
+}
+
+func (r *RowNorm) perImage(c int) bool { return len(r.Gamma) > c || len(r.Beta) > c }
+
+// row normalises a row of image n.
+func (r *RowNorm) row(o *ops, dst, x []float32, n int) {
+	c := len(x)
+	gamma, beta := vectorRow(r.Gamma, n, c), vectorRow(r.Beta, n, c)
+	if r.RMS {
+		o.normRow(dst, x, 0, float32(1/math.Sqrt(float64(o.sumSq(x))/float64(c)+r.Eps)), gamma, beta)
+		return
+	}
+	mean, m2 := o.moments(x)
+	o.normRow(dst, x, mean, float32(1/math.Sqrt(float64(m2)/float64(c)+r.Eps)), gamma, beta)
+}
+
 // LayerNorm normalises each of n*m rows of c values:
 // dst = (x - mean)/sqrt(var + eps)*gamma + beta. gamma and beta are (c), or
 // (n, c) for a norm modulated per image, or nil for 1 and 0. dst may be src.
 func LayerNorm(p *Pool, dst, src []float32, n, m, c int, eps float64, gamma, beta []float32) {
 	need("dst", dst, n*m*c)
 	need("src", src, n*m*c)
-	p.byRows(rowJob{kind: rowLayerNorm, dst: dst, a: src, h: m, eps: eps,
-		gamma: vector("gamma", gamma, n, c), beta: vector("beta", beta, n, c)}, n*m, c)
+	r := RowNorm{Eps: eps, Gamma: gamma, Beta: beta}
+	r.check(n, c)
+	p.byRows(rowJob{kind: rowLayerNorm, dst: dst, a: src, h: m, rowNorm: r}, n*m, c)
 }
 
 // RMSNorm is dst = x/sqrt(mean(x^2) + eps)*gamma for each of n*m rows of c
@@ -158,7 +190,9 @@ func LayerNorm(p *Pool, dst, src []float32, n, m, c int, eps float64, gamma, bet
 func RMSNorm(p *Pool, dst, src []float32, n, m, c int, eps float64, gamma []float32) {
 	need("dst", dst, n*m*c)
 	need("src", src, n*m*c)
-	p.byRows(rowJob{kind: rowRMSNorm, dst: dst, a: src, h: m, eps: eps, gamma: vector("gamma", gamma, n, c)}, n*m, c)
+	r := RowNorm{RMS: true, Eps: eps, Gamma: gamma}
+	r.check(n, c)
+	p.byRows(rowJob{kind: rowRMSNorm, dst: dst, a: src, h: m, rowNorm: r}, n*m, c)
 }
 
 func vector(what string, v []float32, n, c int) []float32 {
@@ -248,17 +282,12 @@ func (j *rowJob) do(_, item int) {
 		}
 	case rowLayerNorm:
 		for m := lo; m < hi; m++ {
-			x := j.a[m*c : (m+1)*c]
-			mean, m2 := o.moments(x)
-			rstd := float32(1 / math.Sqrt(float64(m2)/float64(c)+j.eps))
-			o.normRow(j.dst[m*c:(m+1)*c], x, mean, rstd, vectorRow(j.gamma, m/j.h, c), vectorRow(j.beta, m/j.h, c))
+			j.rowNorm.row(o, j.dst[m*c:(m+1)*c], j.a[m*c:(m+1)*c], m/j.h)
 		}
 	case rowRMSNorm:
 		for m := lo; m < hi; m++ {
 			at := j.vector(m)
-			x := j.a[at : at+c]
-			rms := float32(1 / math.Sqrt(float64(o.sumSq(x))/float64(c)+j.eps))
-			o.normRow(j.dst[at:at+c], x, 0, rms, vectorRow(j.gamma, m/j.heads/j.h, c), nil)
+			j.rowNorm.row(o, j.dst[at:at+c], j.a[at:at+c], m/j.heads/j.h)
 		}
 	case rowLayerNormVJP:
 		for m := lo; m < hi; m++ {
