@@ -203,3 +203,35 @@ func BenchmarkCold(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkFeedForward is the feed-forward part of a block of DiT-S, fused and
+// layer by layer.
+func BenchmarkFeedForward(b *testing.B) {
+	const n, m, c, h = 8, 256, 384, 1536
+	tier := Detect()
+	p := NewPool(tier, 2)
+	defer p.Close()
+	r := rng(1)
+	x, gate := randoms(r, n*m*c), randoms(r, n*c)
+	y, mid := make([]float32, len(x)), make([]float32, n*m*h)
+	for _, dt := range []DType{F32, BF16} {
+		first, second := NewLinear(tier, dt, c, h, randoms(r, c*h), randoms(r, h)), NewLinear(tier, dt, h, c, randoms(r, c*h), randoms(r, c))
+		in := Input{X: x, C: c, Norm: &RowNorm{Eps: 1e-5}}
+		ep := Epilogue{Residual: x, Gate: gate}
+		scratch := make([]float32, max(FeedForwardScratch(2, m, first, second), first.ScratchInput(2, n, m), second.ScratchInput(2, n, m)))
+		for _, f := range []struct {
+			name string
+			run  func()
+		}{
+			{"fused", func() { FeedForward(p, y, in, n, m, first, second, GELUTanh, scratch, ep) }},
+			{"layers", func() {
+				first.RunInput(p, mid, in, n, m, scratch, Epilogue{Act: GELUTanh})
+				second.RunInput(p, y, Input{X: mid, C: h}, n, m, scratch, ep)
+			}},
+		} {
+			b.Run(fmt.Sprintf("%v/%s", dt, f.name), func(b *testing.B) {
+				report(b, 4*float64(n*m)*c*h, best(b, f.run), 2, PeakRate(tier, dt))
+			})
+		}
+	}
+}

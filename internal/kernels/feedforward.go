@@ -66,7 +66,7 @@ func FeedForwardScratch(workers, m int, first, second *Linear) int {
 }
 
 // ffnSlots is about how many slots of the rows between the layers an item has.
-const ffnSlots = 96 << 10
+const ffnSlots = 144 << 10
 
 type ffnSizes struct {
 	rows             int // of an item

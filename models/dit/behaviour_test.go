@@ -439,7 +439,7 @@ func TestTrace(t *testing.T) {
 	if err != nil || sum != 3*macs || macs == 0 {
 		t.Errorf("layers add up to %d multiply-adds, 3 images have %d (%v)", sum, 3*macs, err)
 	}
-	if kinds["attention"] != 3 || kinds["norm"] != 7 || kinds["gate"] != 6 {
+	if kinds["attention"] != 3 || kinds["norm"] != 1 || kinds["feed forward"] != 3 {
 		t.Errorf("layers %v", kinds)
 	}
 }

@@ -66,9 +66,10 @@ type env struct {
 	pool    *kernels.Pool
 	arena   []float32
 	scratch []float32
-	n       int       // images
-	times   []float64 // one per image
-	class   []int     // one per image
+	n       int             // images
+	times   []float64       // one per image
+	class   []int           // one per image
+	norm    kernels.RowNorm // of the layer that runs
 }
 
 // at gives the buffer's place for all images of the batch.
@@ -173,6 +174,61 @@ func (g *graph) gated(name string, dst, x, y, gate buf) {
 				old = e.at(x)
 			}
 			kernels.Gate(e.pool, e.at(dst), old, e.at(y), e.at(gate), e.n, g.tokens, d)
+		},
+	})
+}
+
+// normed is a layer over LN(x)*gamma + shift. h is room for what a gradient
+// does not read either.
+func (g *graph) normed(l *linear, norm string, dst, x, h buf, m modulated, eps float64) {
+	if g.save {
+		g.norm(norm, h, x, m, eps)
+		g.linear(l, dst, h, kernels.Identity)
+		return
+	}
+	g.need = append(g.need, func(n int) int { return l.layer.ScratchInput(g.net.pool.Workers(), n, g.tokens) })
+	g.add(node{
+		name: l.name, kind: "linear", tokens: g.tokens, c: l.out, macs: g.tokens * l.in * l.out,
+		run: func(e *env) {
+			l.layer.RunInput(e.pool, e.at(dst), e.rows(x, m, l.in, eps), e.n, g.tokens, e.scratch, kernels.Epilogue{})
+		},
+	})
+}
+
+// rows reads x through a norm.
+func (e *env) rows(x buf, m modulated, c int, eps float64) kernels.Input {
+	e.norm = kernels.RowNorm{Eps: eps, Gamma: e.at(m.gamma), Beta: e.at(m.shift)}
+	return kernels.Input{X: e.at(x), C: c, Norm: &e.norm}
+}
+
+// gatedLinear is dst = x + gate*layer(src); y is room for the product.
+func (g *graph) gatedLinear(l *linear, name string, dst, x, src, y, gate buf) {
+	if g.save {
+		g.linear(l, y, src, kernels.Identity)
+		g.gated(name, dst, x, y, gate)
+		return
+	}
+	g.need = append(g.need, func(n int) int { return l.layer.ScratchInput(g.net.pool.Workers(), n, g.tokens) })
+	g.add(node{
+		name: l.name, kind: "linear", tokens: g.tokens, c: l.out, macs: g.tokens * l.in * l.out,
+		run: func(e *env) {
+			l.layer.RunInput(e.pool, e.at(dst), kernels.Input{X: e.at(src), C: l.in}, e.n, g.tokens, e.scratch,
+				kernels.Epilogue{Residual: e.at(x), Gate: e.at(gate)})
+		},
+	})
+}
+
+// feedForward is x += gate*outer(act(inner(LN(x)*gamma + shift))).
+func (g *graph) feedForward(b *block, x buf, m modulated) {
+	in, out, t := b.inner, b.outer, g.net.tree
+	g.need = append(g.need, func(n int) int {
+		return kernels.FeedForwardScratch(g.net.pool.Workers(), g.tokens, in.layer, out.layer)
+	})
+	g.add(node{
+		name: b.forward, kind: "feed forward", tokens: g.tokens, c: out.out, macs: 2 * g.tokens * in.in * in.out,
+		run: func(e *env) {
+			kernels.FeedForward(e.pool, e.at(x), e.rows(x, m, in.in, t.cfg.NormEps), e.n, g.tokens, in.layer, out.layer, t.act, e.scratch,
+				kernels.Epilogue{Residual: e.at(x), Gate: e.at(m.gate)})
 		},
 	})
 }
@@ -321,7 +377,11 @@ func (n *Net) build(side int, b *Batch) (*plan, error) {
 
 	conds, last := g.conditions()
 	x, h := g.buf(tokens*d), g.buf(tokens*d)
-	wide := g.buf(tokens * max(4*d, t.patch.in, t.proj.out))
+	most := 3 * d // q, k and v
+	if p.save {
+		most = 4 * d
+	}
+	wide := g.buf(tokens * max(most, t.patch.in, t.proj.out))
 	kept := func(size int, or buf) buf { // a gradient needs the tensor
 		if p.save {
 			return g.buf(size)
@@ -335,28 +395,25 @@ func (n *Net) build(side int, b *Batch) (*plan, error) {
 		back := wayBack{block: blk, identity: g.named(blk.attn, p.identity)}
 		if a := (branch{x: x, mod: conds[i][0]}); !g.named(blk.attn, p.skip) {
 			a.on, a.kept, x = true, kept(3*tokens*d, wide.cut(0, 3*tokens*d)), kept(tokens*d, x)
-			g.norm(blk.name+".norm1", h, a.x, a.mod, normEps)
-			g.linear(blk.qkv, a.kept, h, kernels.Identity)
+			g.normed(blk.qkv, blk.name+".norm1", a.kept, a.x, h, a.mod, normEps)
 			g.attention(blk, h, a.kept, back.identity)
-			y := wide.cut(0, tokens*d)
-			g.linear(blk.out, y, h, kernels.Identity)
-			g.gated(blk.attn, x, a.x, y, a.mod.gate)
+			g.gatedLinear(blk.out, blk.attn, x, a.x, h, wide.cut(0, tokens*d), a.mod.gate)
 			back.attn = a
 		}
 		if f := (branch{x: x, mod: conds[i][1]}); !g.named(blk.forward, p.skip) {
 			f.on, f.kept, x = true, kept(4*tokens*d, buf{}), kept(tokens*d, x)
-			u := wide.cut(0, 4*tokens*d)
-			g.norm(blk.name+".norm3", h, f.x, f.mod, t.cfg.NormEps)
 			if p.save {
+				u := wide.cut(0, 4*tokens*d)
+				g.norm(blk.name+".norm3", h, f.x, f.mod, t.cfg.NormEps)
 				g.linear(blk.inner, f.kept, h, kernels.Identity)
 				g.add(node{name: blk.inner.name, kind: "activation", tokens: tokens, c: 4 * d, run: func(e *env) {
 					kernels.Activate(e.pool, e.at(u), e.at(f.kept), t.act)
 				}})
+				g.linear(blk.outer, h, u, kernels.Identity)
+				g.gated(blk.forward, x, f.x, h, f.mod.gate)
 			} else {
-				g.linear(blk.inner, u, h, t.act)
+				g.feedForward(blk, x, f.mod)
 			}
-			g.linear(blk.outer, h, u, kernels.Identity)
-			g.gated(blk.forward, x, f.x, h, f.mod.gate)
 			back.ff = f
 		}
 		g.ways = append(g.ways, back)
