@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
 
 	"gorgonia.org/tensor"
 
@@ -294,18 +298,33 @@ func (c ClassEnergy) Energy(ctx context.Context, q *models.Query, x0 *tensor.Den
 
 // Script reads an energy written in Starlark (see package script for what scripts may say); file names it in errors,
 // which have the form file:line:column: what. The energy is asked one image at a time, in float64.
+//
+// logp(net, class=K), prob and feat ask the embedded networks (see Networks) about the predicted picture; load(name) reads an
+// array of a .npz file in the script's own folder, once.
 func Script(file, src string) (Energy, error) {
-	e, err := script.Parse(file, src)
+	e, err := script.ParseIn(file, src, world(filepath.Dir(file)))
 	if err != nil {
 		return nil, err
 	}
-	return scripted{e}, nil
+	return &scripted{program: e}, nil
 }
 
-type scripted struct{ program *script.Energy }
+// Expr reads an energy that is one expression of x0 and ctx, in the words of scripts: mean((x0 - 0.5)**2).
+func Expr(text string) (Energy, error) {
+	e, err := script.ParseExpr(text, world("."))
+	if err != nil {
+		return nil, err
+	}
+	return &scripted{program: e}, nil
+}
+
+type scripted struct {
+	program *script.Energy
+	columns []map[string]float64 // logged by the rows of the last question
+}
 
 // moment is what the script may know of a row.
-func (s scripted) moment(q *models.Query, i int) script.Moment {
+func (s *scripted) moment(q *models.Query, i int) script.Moment {
 	n := q.At[i]
 	m := script.Moment{Step: q.Step.I, Steps: q.Step.N, T: n.T, Sigma: n.Ratio(), Alpha: n.Alpha, Progress: q.Step.Progress, Class: q.Cond.Class(i)}
 	if len(q.Rows) > 0 {
@@ -315,20 +334,51 @@ func (s scripted) moment(q *models.Query, i int) script.Moment {
 }
 
 // Energy implements the interface Energy.
-func (s scripted) Energy(ctx context.Context, q *models.Query, x0 *tensor.Dense, e []float64, grad *tensor.Dense) error {
+func (s *scripted) Energy(ctx context.Context, q *models.Query, x0 *tensor.Dense, e []float64, grad *tensor.Dense) error {
 	x, g := models.Data(x0), models.Data(grad)
 	n := len(x) / len(e)
-	for i := range e {
+	s.columns = make([]map[string]float64, len(e))
+	return eachRow(ctx, len(e), func(i int) error {
 		var err error
-		if e[i], err = s.program.Eval(ctx, s.moment(q, i), x[i*n:(i+1)*n], x0.Shape()[1:], g[i*n:(i+1)*n]); err != nil {
+		if e[i], s.columns[i], err = s.program.EvalLog(ctx, s.moment(q, i), x[i*n:(i+1)*n], x0.Shape()[1:], g[i*n:(i+1)*n]); err != nil {
 			return fmt.Errorf("row %d: %w", i, err)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
+// eachRow calls f for every row, on all cores; of several errors the first row's counts.
+func eachRow(ctx context.Context, rows int, f func(row int) error) error {
+	errs := make([]error, rows)
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range min(rows, runtime.GOMAXPROCS(0)) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= rows || ctx.Err() != nil {
+					return
+				}
+				errs[i] = f(i)
+			}
+		}()
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// Text is the script or expression as it was given.
+func (s *scripted) Text() string { return s.program.Text() }
+
 // check runs the script once, so that its mistakes stop a run before the network is asked.
-func (s scripted) check(ctx context.Context, q *models.Query) error {
+func (s *scripted) check(ctx context.Context, q *models.Query) error {
 	_, err := s.program.Check(ctx, s.moment(q, 0), q.X.Shape()[1:])
 	return err
 }
@@ -368,25 +418,40 @@ type Gradient struct {
 	Samples int
 	Spread  float64 // 0 = 1
 	Span    Span
-	// Report is told the energies and the norms of the gradients (before MaxNorm) of every row; may be nil. The slices
-	// hold until it returns.
-	Report func(q *models.Query, energy, norm []float64)
+	// Recur repeats every step of the grid so often, with forward noise between (see the function Recur); the run's grid must
+	// be made so by whoever makes it. 0 and 1 change nothing.
+	Recur int
+	// Report is told the energies and the norms of the gradients (before MaxNorm) of every row, and what a script logged of
+	// each (nil where nothing was); may be nil. The slices hold until it returns.
+	Report func(q *models.Query, energy, norm []float64, logged []map[string]float64)
 }
 
 func init() {
 	register(Info{Name: "energy", NFE: "1; 2 and 1 VJP with through=model", Class: true, Summary: "lowers an energy of the predicted data by its gradient; without a file, -log p(class | x0) of an analytic target", Source: "through=x0: arXiv 2311.16424; through=model: arXiv 2302.07121",
-		Options: []Option{{"file", "", "Starlark file that defines energy(x0, ctx)"}, {"scale", "1", "strength; 0 = off, or an expression of " + momentNames}, {"through", "x0", "x0: move the predicted data, or model: gradient through the network (needs a VJP)"},
-			{"clip", "0", "largest norm of a row's gradient; 0 = no limit"}, {"samples", "0", "Monte Carlo samples around the predicted data; 0 = the data itself"}, {"spread", "1", "of the samples, in units of sb/sqrt(1 + sb^2)"}},
+		Options: []Option{{"file", "", "Starlark file that defines energy(x0, ctx)"}, {"expr", "", "one expression of x0 and ctx in place of a file, such as mean((x0-0.5)**2)"}, {"net", "", "embedded classifier whose -log p(class | x0) is the energy: fashion-classifier"}, {"scale", "1", "strength; 0 = off, or an expression of " + momentNames}, {"through", "x0", "x0: move the predicted data, or model: gradient through the network (needs a VJP)"},
+			{"clip", "0", "largest norm of a row's gradient; 0 = no limit"}, {"samples", "0", "Monte Carlo samples around the predicted data; 0 = the data itself"}, {"spread", "1", "of the samples, in units of sb/sqrt(1 + sb^2)"},
+			{"recur", "1", "repeats every step so often with noise between (universal guidance)"}},
 		New: func(o *spec.Options) (Guider, error) {
 			w, of, err := readScale(o, "scale", 1, math.Inf(-1), math.Inf(1))
-			g := Gradient{W: w, Scale: of, MaxNorm: o.FloatIn("clip", 0, 0, math.MaxFloat64), Samples: o.Int("samples", 0, 0, 1<<16), Spread: o.FloatIn("spread", 1, 1e-9, 1e9), Span: span(o)}
+			g := Gradient{W: w, Scale: of, MaxNorm: o.FloatIn("clip", 0, 0, math.MaxFloat64), Samples: o.Int("samples", 0, 0, 1<<16), Spread: o.FloatIn("spread", 1, 1e-9, 1e9), Recur: o.Int("recur", 1, 1, 1000), Span: span(o)}
 			if o.Choice("through", "x0", "model") == "model" {
 				g.Through = ThroughModel
 			}
-			if file := o.Text("file", ""); file != "" && err == nil {
+			file, text, net := o.Text("file", ""), o.Text("expr", ""), o.Text("net", "")
+			switch {
+			case err != nil:
+			case file != "" && text != "" || file != "" && net != "" || text != "" && net != "":
+				err = errors.New("energy: file, expr and net exclude each other")
+			case file != "":
 				var src []byte
 				if src, err = os.ReadFile(file); err == nil {
 					g.Of, err = Script(file, string(src))
+				}
+			case text != "":
+				g.Of, err = Expr(text)
+			case net != "":
+				if _, err = openNet(net); err == nil {
+					g.Of = ClassEnergy{Network{net}}
 				}
 			}
 			return g, err
@@ -472,7 +537,11 @@ func (g *gradient) Predict(ctx context.Context, q *models.Query, p *models.Pred)
 		for i := range q.At {
 			g.norms = append(g.norms, norm(slope[i*n:(i+1)*n]))
 		}
-		g.g.Report(q, g.e, g.norms)
+		var logged []map[string]float64
+		if s, ok := g.g.Of.(*scripted); ok {
+			logged = s.columns
+		}
+		g.g.Report(q, g.e, g.norms, logged)
 	}
 	for j := range slope {
 		slope[j] = -slope[j]
@@ -581,6 +650,57 @@ func (g *gradient) energy(ctx context.Context, q *models.Query) error {
 		}
 	}
 	return nil
+}
+
+// CheckEnergy holds the gradient of an energy to central differences at every row of x0, along coordinates spread over the row
+// (at most 32). It returns the energies and the largest difference relative to the largest slope (or to 1e-6 of the energy,
+// where that is more: no difference can see less).
+func CheckEnergy(ctx context.Context, of Energy, q *models.Query, x0 *tensor.Dense) (energies []float64, worst float64, err error) {
+	rows := len(q.At)
+	energies = make([]float64, rows)
+	grad, rest := models.New(x0.Shape()...), models.New(x0.Shape()...)
+	if err := of.Energy(ctx, q, x0, energies, grad); err != nil {
+		return nil, 0, err
+	}
+	x, g := models.Data(x0), models.Data(grad)
+	n := len(x) / rows
+	most := make([]float64, rows)
+	for i, e := range energies {
+		most[i] = 1e-6 * max(1, math.Abs(e))
+	}
+	gap := make([]float64, rows)
+	points := min(32, n)
+	var side [2][]float64
+	for s := range side {
+		side[s] = make([]float64, rows)
+	}
+	for k := range points {
+		j := k * n / points
+		const h = 1e-5
+		for s, d := range []float64{h, -h} {
+			for i := range rows {
+				x[i*n+j] += d
+			}
+			err := of.Energy(ctx, q, x0, side[s], rest)
+			for i := range rows {
+				x[i*n+j] -= d
+			}
+			if err != nil {
+				return nil, 0, err
+			}
+		}
+		for i := range rows {
+			slope := g[i*n+j]
+			gap[i] = max(gap[i], math.Abs((side[0][i]-side[1][i])/(2*h)-slope))
+			most[i] = max(most[i], math.Abs(slope))
+		}
+	}
+	for i := range rows {
+		if r := gap[i] / most[i]; r > worst || math.IsNaN(r) {
+			worst = r
+		}
+	}
+	return energies, worst, nil
 }
 
 // Recur repeats every step of a grid k times with forward noise between (the self-recurrence of universal guidance, arXiv

@@ -147,7 +147,7 @@ func TestEnergy(t *testing.T) {
 			}
 			plain := predict(t, m, q)
 			var told []float64
-			free := predict(t, guidance.Gradient{W: w, Of: guidance.EnergyFunc(bowl), Report: func(_ *models.Query, e, norm []float64) { told = slices.Concat(e, norm) }}.Guide(m), q)
+			free := predict(t, guidance.Gradient{W: w, Of: guidance.EnergyFunc(bowl), Report: func(_ *models.Query, e, norm []float64, _ []map[string]float64) { told = slices.Concat(e, norm) }}.Guide(m), q)
 			through := predict(t, guidance.Gradient{W: w, Of: guidance.EnergyFunc(bowl), Through: guidance.ThroughModel}.Guide(m), q)
 			short := predict(t, guidance.Gradient{W: w, Of: guidance.EnergyFunc(bowl), MaxNorm: 0.5}.Guide(m), q)
 			for i, n := range q.At {
@@ -236,7 +236,7 @@ func TestMonteCarlo(t *testing.T) {
 	line := guidance.EnergyFunc(func(x0, g []float64) float64 { g[0] = k; return k * x0[0] })
 	m := &stub{u: []float64{0.8}, c: []float64{0.8}, kind: schedules.X0, process: schedules.EDM{}}
 	var e []float64
-	report := func(_ *models.Query, energy, _ []float64) { e = slices.Clone(energy) }
+	report := func(_ *models.Query, energy, _ []float64, _ []map[string]float64) { e = slices.Clone(energy) }
 	x0, _ := guided(t, guidance.Gradient{W: w, Of: quad, Samples: 20000, Report: report}.Guide(m), models.Step{}, []float64{0}, n)
 	if have, want := (0.8-x0[0])/w, k*0.8/(1+w*k*r*r); math.Abs(have-want) > 0.03 {
 		t.Errorf("gradient %g, want %g", have, want)
@@ -503,7 +503,7 @@ func ExampleScript() {
 		fmt.Println(err)
 		return
 	}
-	d := guidance.Gradient{W: 0.5, Of: e, Through: guidance.ThroughModel, Report: func(_ *models.Query, energy, norm []float64) {
+	d := guidance.Gradient{W: 0.5, Of: e, Through: guidance.ThroughModel, Report: func(_ *models.Query, energy, norm []float64, _ []map[string]float64) {
 		fmt.Printf("energy %.3f, gradient %.3f\n", energy[0], norm[0])
 	}}.Guide(models.Metered(m))
 	var p models.Pred

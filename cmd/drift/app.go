@@ -208,6 +208,7 @@ func (a *app) verbs() []*cli.Command {
 		steerVerb(a),
 		distillVerb(a),
 		benchVerb(a),
+		checkVerb(a),
 		invertVerb(a),
 		likelihoodVerb(a),
 		metricsVerb(a),

@@ -489,6 +489,9 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 		return badUse("guider", err)
 	}
 	s.desc.Guiders = specs
+	if err := s.readScripts(base); err != nil {
+		return err
+	}
 	s.plan.Wrap = func(d models.Denoiser) (models.Denoiser, error) {
 		return guide(d, second, specs, s.plan.Grid, s.tell)
 	}
@@ -539,6 +542,48 @@ func (s *sampling) resolveGuide(ctx context.Context, base *manifest.Run) error {
 	return nil
 }
 
+// readScripts keeps the text of the files that guiders name: it decides the result.
+func (s *sampling) readScripts(base *manifest.Run) error {
+	for _, g := range s.desc.Guiders {
+		sp, err := spec.Parse(g)
+		if err != nil {
+			return badUse("guider", err)
+		}
+		for _, a := range sp.Args {
+			if a.Key != "file" {
+				continue
+			}
+			text, err := job.ReadSmall(a.Value)
+			if err != nil {
+				return err
+			}
+			s.desc.Scripts = append(s.desc.Scripts, manifest.Script{Name: filepath.Base(a.Value), Text: string(text)})
+		}
+	}
+	if base != nil && !s.c.IsSet("guider") && !slices.Equal(base.Scripts, s.desc.Scripts) {
+		s.warn("the guiders' files are not those of that run any more")
+	}
+	return nil
+}
+
+// recurrences is how often guiders want every step of the grid made.
+func (s *sampling) recurrences() (int, error) {
+	k := 1
+	for _, text := range s.desc.Guiders {
+		g, err := guidance.Parse(text)
+		if err != nil {
+			return 0, badUse("guider", err)
+		}
+		if m, ok := g.(guidance.Gradient); ok && m.Recur > 1 {
+			if k > 1 {
+				return 0, usagef("--guider: two guiders with recur")
+			}
+			k = m.Recur
+		}
+	}
+	return k, nil
+}
+
 // tell takes what a guider says of the rows of a step: a column of the log.
 type tell func(q *models.Query, column string, v []float64)
 
@@ -568,9 +613,25 @@ func guide(d, second models.Denoiser, specs []string, g schedules.Grid, say tell
 				tail = "_" + strconv.Itoa(energies)
 			}
 			if say != nil {
-				m.Report = func(q *models.Query, e, norm []float64) {
+				m.Report = func(q *models.Query, e, norm []float64, logged []map[string]float64) {
 					say(q, "energy"+tail, e)
 					say(q, "grad_norm"+tail, norm)
+					names := map[string]bool{}
+					for _, row := range logged {
+						for name := range row {
+							names[name] = true
+						}
+					}
+					for name := range names {
+						v := make([]float64, len(logged))
+						for i, row := range logged {
+							v[i] = math.NaN()
+							if x, ok := row[name]; ok {
+								v[i] = x
+							}
+						}
+						say(q, name, v)
+					}
 				}
 				made = m
 			}
@@ -636,6 +697,13 @@ func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 	}
 	given = given || implied != ""
 	g, err := s.explicit(p)
+	if err == nil && g != nil {
+		k, e := s.recurrences()
+		if e != nil {
+			return e
+		}
+		g = guidance.Recur(g, k)
+	}
 	if own, ok := smp.(samplers.Gridded); ok && err == nil {
 		if s.c.IsSet("steps") || s.c.IsSet("nfe") || given && !s.c.IsSet("model") {
 			return usagef("--sampler %s brings its own nodes: leave the flags of the grid out", name)
@@ -783,7 +851,18 @@ func (s *sampling) named(ctx context.Context, p schedules.Gaussian, base *manife
 }
 
 // fit makes the grid of that many steps, or of as many as --nfe pays for.
-func (s *sampling) fit(ctx context.Context, smp samplers.Sampler, make func(int) (schedules.Grid, error), steps int, own bool) (schedules.Grid, error) {
+func (s *sampling) fit(ctx context.Context, smp samplers.Sampler, plain func(int) (schedules.Grid, error), steps int, own bool) (schedules.Grid, error) {
+	k, err := s.recurrences()
+	if err != nil {
+		return nil, err
+	}
+	if k > 1 && own {
+		return nil, usagef("--guider: recur needs a sampler on given nodes: this one places its own")
+	}
+	make := func(n int) (schedules.Grid, error) {
+		g, err := plain(n)
+		return guidance.Recur(g, k), err
+	}
 	if !s.c.IsSet("nfe") || own {
 		g, err := make(steps)
 		return g, badUse("schedule", err)
@@ -1092,6 +1171,9 @@ func (s *sampling) count(ctx context.Context, _ *manifest.Run) error {
 	}
 	cost, err := s.costOf(ctx, s.plan.Sampler, s.plan.Grid)
 	if err != nil { // what a blank model cannot show, the run itself will
+		if strings.Contains(err.Error(), "guidance: ") {
+			return badUse("guider", err)
+		}
 		return badUse("sampler", err)
 	}
 	s.cost, s.desc.NFE = cost, int(math.Round(cost.NFE))

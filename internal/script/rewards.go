@@ -16,12 +16,19 @@ import (
 	"drift/internal/rng"
 )
 
-// Net is a network that scripts ask about pictures: logp, prob and feat.
+// Net is a network that scripts ask about pictures: logp, prob and feat. One that is a GradNet too can stand in energies.
 type Net interface {
 	Labels() []string
 	Features() int
 	// Run writes features and logits of n images; either may be nil.
 	Run(ctx context.Context, x []float64, features, logits []float64) error
+}
+
+// GradNet is a Net with gradients: VJP writes that of sum(features*dFeatures) + sum(logits*dLogits) by the images into grad;
+// either cotangent may be nil.
+type GradNet interface {
+	Net
+	VJP(ctx context.Context, x, dFeatures, dLogits, grad []float64) error
 }
 
 // World is what scripts reach beyond the picture. Both are asked before the run, so that nothing is missing in the middle
@@ -47,7 +54,7 @@ type Point struct {
 //
 //	logp(net, class=K) prob(net, class=K)   log probability and probability of a class by name or number; of the picture,
 //	                                        or of another one: logp(net, class=K, of=x)
-//	feat(net)                               features of the picture, or of another one: feat(net, of=x)
+//	feat(net) features(net)                 features of the picture, or of another one: feat(net, of=x)
 //	cos(a, b)                               cosine of the angle between two tensors; b of one more axis: the mean over its rows
 //	load(file) load(file, member)           an array of a .npz file, read before the run
 //	quantile(x, q) edges(x) rgb(x) hsv(x)
@@ -75,7 +82,7 @@ type term struct {
 // ParseRewards reads a script.
 func ParseRewards(file, src string, w World) (*Rewards, error) {
 	r := &Rewards{text: src}
-	globals, err := r.e.load(file, src, r.names(w))
+	globals, err := r.e.load(file, src, names(w))
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +161,7 @@ func ParseReward(src string, w World) (*Rewards, error) {
 		fmt.Fprintf(&text, "term%d(im, ctx)", i)
 	}
 	text.WriteString("\n")
-	globals, err := r.e.load(file, text.String(), r.names(w))
+	globals, err := r.e.load(file, text.String(), names(w))
 	if err != nil {
 		return nil, fmt.Errorf("expression %q: %w", src, err)
 	}
@@ -393,8 +400,8 @@ func (r *Rewards) Check(ctx context.Context, shape []int, n int) error {
 	return err
 }
 
-// names are the functions that only rewards have.
-func (r *Rewards) names(w World) starlark.StringDict {
+// names are the functions that reach beyond the picture, and log.
+func names(w World) starlark.StringDict {
 	nets := &sync.Map{}
 	net := func(name string) (Net, error) {
 		if v, ok := nets.Load(name); ok {
@@ -422,7 +429,7 @@ func (r *Rewards) names(w World) starlark.StringDict {
 			defer caught(&err)
 			p, ok := th.Local("local").(*pictured)
 			if !ok {
-				return nil, fmt.Errorf("%s is for the inside of a reward", name)
+				return nil, fmt.Errorf("%s is for the inside of a reward or an energy", name)
 			}
 			if err := p.ctx.Err(); err != nil {
 				return nil, err
@@ -434,7 +441,7 @@ func (r *Rewards) names(w World) starlark.StringDict {
 		})
 	}
 	classed := func(log bool) func(*starlark.Thread, *pictured, starlark.Tuple, []starlark.Tuple) (starlark.Value, error) {
-		return func(_ *starlark.Thread, p *pictured, args starlark.Tuple, kwargs []starlark.Tuple) (starlark.Value, error) {
+		return func(th *starlark.Thread, p *pictured, args starlark.Tuple, kwargs []starlark.Tuple) (starlark.Value, error) {
 			var name string
 			var label, of starlark.Value
 			if err := starlark.UnpackArgs("", args, kwargs, "net", &name, "label", &label, "of?", &of); err != nil {
@@ -447,6 +454,9 @@ func (r *Rewards) names(w World) starlark.StringDict {
 			k, err := classOf(n.Labels(), label)
 			if err != nil {
 				return nil, err
+			}
+			if x, ok := recorded(th, of); ok {
+				return p.logpOf(x, n, k, log)
 			}
 			rows, nl, err := p.logits(name, n, of)
 			if err != nil {
@@ -470,7 +480,7 @@ func (r *Rewards) names(w World) starlark.StringDict {
 	}
 	add("logp", classed(true))
 	add("prob", classed(false))
-	add("feat", func(_ *starlark.Thread, p *pictured, args starlark.Tuple, kwargs []starlark.Tuple) (starlark.Value, error) {
+	add("feat", func(th *starlark.Thread, p *pictured, args starlark.Tuple, kwargs []starlark.Tuple) (starlark.Value, error) {
 		var name string
 		var of starlark.Value
 		if err := starlark.UnpackArgs("", args, kwargs, "net", &name, "of?", &of); err != nil {
@@ -479,6 +489,9 @@ func (r *Rewards) names(w World) starlark.StringDict {
 		n, err := net(name)
 		if err != nil {
 			return nil, err
+		}
+		if x, ok := recorded(th, of); ok {
+			return p.featuresOf(x, n)
 		}
 		rows, nf, err := p.features(name, n, of)
 		if err != nil {
@@ -489,6 +502,7 @@ func (r *Rewards) names(w World) starlark.StringDict {
 		}
 		return &Tensor{shape: []int{nf}, v: rows}, nil
 	})
+	out["features"] = out["feat"]
 	out["fetch"] = starlark.NewBuiltin("load", func(_ *starlark.Thread, _ *starlark.Builtin, args starlark.Tuple, kwargs []starlark.Tuple) (starlark.Value, error) {
 		var file, member string
 		if err := starlark.UnpackArgs("load", args, kwargs, "file", &file, "member?", &member); err != nil {
@@ -519,7 +533,7 @@ func (r *Rewards) names(w World) starlark.StringDict {
 		v, isNumber := operand(args[1])
 		p, inside := th.Local("local").(*pictured)
 		if !ok || name == "" || !isNumber || len(v.v) != 1 || !inside {
-			return nil, fmt.Errorf("log: want log(x) of a tensor or number, or log(name, value) of a number inside a reward")
+			return nil, fmt.Errorf("log: want log(x) of a tensor or number, or log(name, value) of a number inside a reward or an energy")
 		}
 		if p.columns == nil {
 			p.columns = map[string]float64{}
@@ -528,6 +542,84 @@ func (r *Rewards) names(w World) starlark.StringDict {
 		return starlark.None, nil
 	})
 	return out
+}
+
+// recorded is the picture that a network is asked about, where its gradient is wanted: that of the script, or another one
+// computed from it.
+func recorded(th *starlark.Thread, of starlark.Value) (*Tensor, bool) {
+	x, _ := th.Local("picture").(*Tensor)
+	if of != nil {
+		x, _ = of.(*Tensor)
+	}
+	return x, x != nil && x.tape != nil
+}
+
+// picture checks that a network can be asked about x, with a gradient.
+func (p *pictured) picture(x *Tensor, n Net) (GradNet, error) {
+	g, ok := n.(GradNet)
+	if !ok {
+		return nil, errNoGradient
+	}
+	if len(x.v) != size(p.shape) {
+		return nil, fmt.Errorf("of=: want a picture of shape %v", p.shape)
+	}
+	return g, nil
+}
+
+// logpOf is log p(k | x), or p(k | x), on the tape.
+func (p *pictured) logpOf(x *Tensor, n Net, k int, log bool) (starlark.Value, error) {
+	g, err := p.picture(x, n)
+	if err != nil {
+		return nil, err
+	}
+	logits := make([]float64, len(n.Labels()))
+	if err := n.Run(p.ctx, x.v, nil, logits); err != nil {
+		return nil, err
+	}
+	value := logSoftmax(logits, k)
+	scale := 1.0
+	if !log {
+		value = math.Exp(value)
+		scale = value
+	}
+	out := x.tape.make(nil, func(d []float64) {
+		cot, grad := make([]float64, len(logits)), make([]float64, len(x.v))
+		for j := range logits { // d log p_k/d logit_j = [j = k] - p_j
+			cot[j] = -scale * d[0] * math.Exp(logSoftmax(logits, j))
+		}
+		cot[k] += scale * d[0]
+		if err := g.VJP(p.ctx, x.v, nil, cot, grad); err != nil {
+			panic(failure{err})
+		}
+		into := x.grad()
+		for j, v := range grad {
+			into[j] += v
+		}
+	}, x)
+	out.v[0] = value
+	return out, nil
+}
+
+// featuresOf is the features of x on the tape.
+func (p *pictured) featuresOf(x *Tensor, n Net) (starlark.Value, error) {
+	g, err := p.picture(x, n)
+	if err != nil {
+		return nil, err
+	}
+	out := x.tape.make([]int{n.Features()}, func(d []float64) {
+		grad := make([]float64, len(x.v))
+		if err := g.VJP(p.ctx, x.v, d, nil, grad); err != nil {
+			panic(failure{err})
+		}
+		into := x.grad()
+		for j, v := range grad {
+			into[j] += v
+		}
+	}, x)
+	if err := n.Run(p.ctx, x.v, out.v, nil); err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 // of is the other picture that a network is asked about.
@@ -542,7 +634,7 @@ func (p *pictured) other(of starlark.Value) ([]float64, error) {
 	return t.v, nil
 }
 
-var errNoGradient = errors.New("has no gradient: use it for rewards without one")
+var errNoGradient = errors.New("has no gradient: it can stand in rewards only")
 
 // ask runs a network, once for all pictures of a check.
 func (p *pictured) ask(name string, n Net) (*answers, error) {

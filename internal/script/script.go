@@ -21,6 +21,8 @@
 //	matmul(a, b) dot(a, b) reshape(x, shape) tensor(lists)
 //	pi
 //
+// and, in energies and rewards that are given a World, logp, prob and feat of networks, load and log (see Rewards).
+//
 // ctx has step, steps, t, sigma (noise level sigma/alpha), alpha, log_snr, progress, seed, particle and class (-1 = none).
 package script
 
@@ -59,6 +61,7 @@ type Energy struct {
 	src   string // as the user wrote it
 	out   string // as Starlark read it
 	from  []int
+	above int  // lines of a wrapper above the user's text
 	whole bool // places are not told: the text is an expression inside a wrapper
 	fn    *starlark.Function
 	pool  sync.Pool // *tape
@@ -66,10 +69,34 @@ type Energy struct {
 
 const defaultSteps = 1_000_000
 
-// Parse reads a script; file names it in errors, which have the form file:line:column: what.
-func Parse(file, src string) (*Energy, error) {
+// Parse reads a script that reaches nothing beyond the picture; file names it in errors, which have the form
+// file:line:column: what.
+func Parse(file, src string) (*Energy, error) { return ParseIn(file, src, World{}) }
+
+// ParseExpr reads an energy that is one expression of x0 and ctx.
+func ParseExpr(src string, w World) (*Energy, error) {
+	const file = "energy"
+	out, _ := translate(src)
+	var parse syntax.Error
+	if _, err := syntax.ParseExpr(file, out, 0); errors.As(err, &parse) {
+		return nil, fmt.Errorf("%s:%d:%d: %s in %q", file, parse.Pos.Line, parse.Pos.Col, parse.Msg, src)
+	} else if err != nil {
+		return nil, err
+	}
+	e := &Energy{above: 1}
+	globals, err := e.load(file, "def energy(x0, ctx): return (\n"+src+"\n)\n", names(w))
+	if err != nil {
+		return nil, err
+	}
+	e.fn, err = e.function(globals, "energy(x0, ctx)")
+	return e, err
+}
+
+// ParseIn is Parse with functions that reach the world: logp, prob, feat (also called features) of networks with gradients,
+// load of arrays, log(name, value), as rewards have them.
+func ParseIn(file, src string, w World) (*Energy, error) {
 	e := &Energy{}
-	globals, err := e.load(file, src, nil)
+	globals, err := e.load(file, src, names(w))
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +166,15 @@ func (e *Energy) thread(ctx context.Context, t *tape) *starlark.Thread {
 // Eval returns the energy of one image of the given shape and writes its gradient. The result depends on the arguments
 // alone.
 func (e *Energy) Eval(ctx context.Context, at Moment, x []float64, shape []int, grad []float64) (energy float64, err error) {
-	return e.eval(ctx, e.fn, moment(at), x, shape, grad, nil)
+	energy, _, err = e.EvalLog(ctx, at, x, shape, grad)
+	return energy, err
+}
+
+// EvalLog is Eval that returns what the script logged too, by name; nil where it logged nothing.
+func (e *Energy) EvalLog(ctx context.Context, at Moment, x []float64, shape []int, grad []float64) (energy float64, columns map[string]float64, err error) {
+	p := &pictured{check: &check{ctx: ctx, x: x, n: 1, shape: shape, nets: map[string]*answers{}}}
+	energy, err = e.eval(ctx, e.fn, moment(at), x, shape, grad, p)
+	return energy, p.columns, err
 }
 
 // eval runs a function of the script on one image; local is what its own functions find on the thread. Without grad
@@ -166,6 +201,7 @@ func (e *Energy) eval(ctx context.Context, fn *starlark.Function, at starlark.Va
 	}
 	th := e.thread(ctx, t)
 	th.SetLocal("local", local)
+	th.SetLocal("picture", x0)
 	out, err := starlark.Call(th, fn, starlark.Tuple{x0, at}, nil)
 	if err != nil {
 		return 0, e.explain(err)
@@ -245,7 +281,7 @@ func (e *Energy) place(p syntax.Position) string {
 	}
 	at := e.from[min(off, len(e.from)-1)]
 	start := strings.LastIndexByte(e.src[:at], '\n') + 1
-	return fmt.Sprintf("%s:%d:%d", e.file, strings.Count(e.src[:at], "\n")+1, utf8.RuneCountInString(e.src[start:at])+1)
+	return fmt.Sprintf("%s:%d:%d", e.file, strings.Count(e.src[:at], "\n")+1-e.above, utf8.RuneCountInString(e.src[start:at])+1)
 }
 
 // explain writes an error of Starlark with the innermost place in the script.

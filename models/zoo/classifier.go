@@ -25,6 +25,8 @@ type Classifier struct {
 	fc      [2]*kernels.Linear
 	buf     [2][]float32
 	scratch []float32
+	weights [6][]float32 // as the layers take them, for the gradient
+	back    *backward    // nil until a gradient is asked for
 }
 
 // Features is the number of features of the classifier.
@@ -67,6 +69,7 @@ func OpenClassifier(pool *kernels.Pool) (*Classifier, error) {
 		size := 28 >> (i / 2)
 		spec := kernels.ConvSpec{Cin: io[0], Cout: io[1], KH: 3, KW: 3, Stride: 1, Pad: kernels.Same(1), H: size, W: size}
 		name := fmt.Sprintf("conv%d.", i+1)
+		c.weights[i] = tensors[name+"weight"]
 		c.conv[i] = kernels.NewConv(pool.Tier(), kernels.F32, spec, tensors[name+"weight"], tensors[name+"bias"])
 	}
 	// fc1 takes (C, H, W); the engine's images are (H, W, C).
@@ -79,6 +82,7 @@ func OpenClassifier(pool *kernels.Pool) (*Classifier, error) {
 			}
 		}
 	}
+	c.weights[4], c.weights[5] = perm, tensors["fc2.weight"]
 	c.fc[0] = kernels.NewLinear(pool.Tier(), kernels.F32, ch*hw, Features, perm, tensors["fc1.bias"])
 	c.fc[1] = kernels.NewLinear(pool.Tier(), kernels.F32, Features, 10, tensors["fc2.weight"], tensors["fc2.bias"])
 	return c, nil

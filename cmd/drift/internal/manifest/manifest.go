@@ -44,6 +44,7 @@ type Run struct {
 	Last      int      `json:"end_step,omitempty"` // 0 = to the end
 	NFE       int      `json:"nfe,omitempty"`      // evaluations per image, 0 where the sampler decides on its way
 	Guiders   []string `json:"guiders,omitempty"`
+	Scripts   []Script `json:"scripts,omitempty"` // the files that guiders name
 
 	Seeds   string `json:"seeds"`            // "0-49,60"
 	Offset  int    `json:"offset,omitempty"` // place of the first seed among the rows of Init and Noise
@@ -84,6 +85,12 @@ type Steer struct {
 	Files     map[string]string `json:"reward_files,omitempty"` // hashes of what it reads
 	Control   string            `json:"control_script,omitempty"`
 	ControlID string            `json:"control_hash,omitempty"`
+}
+
+// Script is the text of a file that decides results.
+type Script struct {
+	Name string `json:"name"`
+	Text string `json:"text"`
 }
 
 // Compose says of which models a composition is made, as the user wrote it. It does not count in the hash: that of the
