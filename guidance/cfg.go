@@ -221,7 +221,7 @@ func (g *cfgpp) Predict(ctx context.Context, q *models.Query, p *models.Pred) er
 // absent tells whether no row wants the conditional prediction.
 func (g *cfgpp) absent(q *models.Query) bool {
 	for i, l := range g.scales {
-		if l != 0 && q.Cond.Class(i) != models.NoClass {
+		if l != 0 && q.Cond.Given(i) {
 			return false
 		}
 	}

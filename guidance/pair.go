@@ -28,10 +28,8 @@ type pair struct {
 	cot, add *tensor.Dense
 }
 
-// conditional tells which rows have a class.
-func conditional(q *models.Query) func(int) bool {
-	return func(i int) bool { return q.Cond.Class(i) != models.NoClass }
-}
+// conditional tells which rows have a class or a text.
+func conditional(q *models.Query) func(int) bool { return q.Cond.Given }
 
 // prepare finds the scale of every row.
 func (g *pair) prepare(q *models.Query) (on bool, err error) {
@@ -50,6 +48,9 @@ func (g *pair) without(q *models.Query) *models.Query {
 		g.cond.Classes = append(g.cond.Classes, class)
 	}
 	g.cond.Prompts, g.cond.Tensors = nil, nil
+	if q.Cond != nil {
+		g.cond.Prompts = q.Cond.Negative
+	}
 	w := *q
 	w.Cond = &g.cond
 	return &w
@@ -151,7 +152,7 @@ func (g *pair) askVJP(ctx context.Context, q *models.Query, p *models.Pred, cota
 func (g *pair) uniform(q *models.Query) (float64, bool) {
 	first, have := g.off, false
 	for i, w := range g.scales {
-		if q.Cond.Class(i) == models.NoClass {
+		if !q.Cond.Given(i) {
 			continue
 		}
 		if have && w != first {

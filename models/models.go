@@ -38,9 +38,11 @@ const NoClass = -1
 
 // Cond is what the rows are conditioned on; nil means nothing. Every field has one entry per row, or is empty.
 type Cond struct {
-	Classes []int                    // NoClass = unconditional
-	Prompts []string                 // text as the user wrote it
-	Tensors map[string]*tensor.Dense // prepared inputs by the reference's argument name, batch first
+	Classes []int    // NoClass = unconditional
+	Prompts []string // text as the user wrote it
+	// Negative is the text that takes the prompt's place in the unconditional question of a guider; none is the empty text.
+	Negative []string
+	Tensors  map[string]*tensor.Dense // prepared inputs by the reference's argument name, batch first
 }
 
 // Class returns the class of row i, NoClass when there is none.
@@ -50,6 +52,9 @@ func (c *Cond) Class(i int) int {
 	}
 	return c.Classes[i]
 }
+
+// Given tells whether row i is conditioned on a class or a text.
+func (c *Cond) Given(i int) bool { return c != nil && (c.Class(i) != NoClass || len(c.Prompts) > 0) }
 
 // Select returns the condition of the rows parents[0], parents[1], ...
 func (c *Cond) Select(parents []int) *Cond {
@@ -65,6 +70,11 @@ func (c *Cond) Select(parents []int) *Cond {
 	if len(c.Prompts) > 0 {
 		for _, k := range parents {
 			out.Prompts = append(out.Prompts, c.Prompts[k])
+		}
+	}
+	if len(c.Negative) > 0 {
+		for _, k := range parents {
+			out.Negative = append(out.Negative, c.Negative[k])
 		}
 	}
 	if c.Tensors != nil {
@@ -216,11 +226,21 @@ type Info struct {
 	Name    string   // as the user asked for it
 	Hash    string   // SHA-256 of the weights or of the target, hex
 	Shape   []int    // of one row: (C, H, W) for images
+	Picture []int    // of the picture that a codec makes of a row; nil: the row is the picture
+	Text    bool     // takes prompts
 	Classes int      // number of classes, 0 = unconditional
 	Labels  []string // names of the classes, may be empty
 	DType   string   // arithmetic: f32, bf16, f64
 	Tier    string   // kernel tier of a network
 	Params  int64
+}
+
+// Image is the shape of a picture.
+func (i Info) Image() []int {
+	if i.Picture != nil {
+		return i.Picture
+	}
+	return i.Shape
 }
 
 // Wrapper is a Denoiser around another one.

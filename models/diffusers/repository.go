@@ -45,7 +45,13 @@ type Index struct {
 	Components []Component
 	Labels     map[int]string // id2label, where class names stand with the pipeline
 	Extra      []string       // other keys
+
+	flags map[string]bool
 }
+
+// Flag is a setting of the pipeline that is true or false, false where it is
+// not set.
+func (x *Index) Flag(key string) bool { return x.flags[key] }
 
 // A Component is one entry of an Index.
 type Component struct {
@@ -100,6 +106,12 @@ func ReadIndex(path string) (*Index, error) {
 			x.Components = append(x.Components, c)
 		default:
 			x.Extra = append(x.Extra, key)
+			if on, ok := value.(bool); ok && on {
+				if x.flags == nil {
+					x.flags = map[string]bool{}
+				}
+				x.flags[key] = true
+			}
 		}
 	}
 	return x, nil

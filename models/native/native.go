@@ -9,6 +9,7 @@ import (
 	"gorgonia.org/tensor"
 
 	"drift/models"
+	"drift/models/engine"
 	"drift/schedules"
 )
 
@@ -24,7 +25,10 @@ type Denoiser struct {
 	// NullClass is the label of unconditional rows of a class-conditional network, or NoClass where there is none.
 	NullClass   int
 	Conditional bool // the network takes labels
-	About       models.Info
+	// Inputs makes what else the network takes of a question: the encoded text; nil for nothing. What it returns is read
+	// until the next call.
+	Inputs func(ctx context.Context, q *models.Query) (map[string]engine.Array, error)
+	About  models.Info
 
 	classes []int
 	times   []float64
@@ -38,7 +42,7 @@ func (m *Denoiser) Process() schedules.Process { return m.Proc }
 func (m *Denoiser) Info() models.Info { return m.About }
 
 // batch puts the query into the network's form.
-func (m *Denoiser) batch(q *models.Query) (*Batch, error) {
+func (m *Denoiser) batch(ctx context.Context, q *models.Query) (*Batch, error) {
 	s := q.X.Shape()
 	if in, _ := m.Net.Channels(); len(s) != 4 || s[1] != in {
 		return nil, fmt.Errorf("native: images of shape %v, the network takes (batch, %d, height, width)", s, in)
@@ -73,6 +77,12 @@ func (m *Denoiser) batch(q *models.Query) (*Batch, error) {
 		}
 		b.Class = m.classes
 	}
+	if m.Inputs != nil {
+		var err error
+		if b.Inputs, err = m.Inputs(ctx, q); err != nil {
+			return nil, err
+		}
+	}
 	if q.Hooks != nil {
 		b.IdentityAttention, b.SkipLayers = q.Hooks.IdentityAttention, q.Hooks.SkipLayers
 	}
@@ -81,7 +91,7 @@ func (m *Denoiser) batch(q *models.Query) (*Batch, error) {
 
 // Predict implements models.Denoiser.
 func (m *Denoiser) Predict(ctx context.Context, q *models.Query, p *models.Pred) error {
-	b, err := m.batch(q)
+	b, err := m.batch(ctx, q)
 	if err != nil {
 		return err
 	}
@@ -125,7 +135,7 @@ func (m *Denoiser) VJP(ctx context.Context, q *models.Query, p *models.Pred, cot
 
 // LateVJP implements models.LateVJP.
 func (m *Denoiser) LateVJP(ctx context.Context, q *models.Query, p *models.Pred, cotangent func(*models.Pred) (*tensor.Dense, error), grad *tensor.Dense) error {
-	b, err := m.batch(q)
+	b, err := m.batch(ctx, q)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -85,58 +86,91 @@ func relL2(a, b []float64) float64 {
 	return math.Sqrt(d / n)
 }
 
-// TestPipeDiT runs DiTPipeline's folder without its autoencoder, as a model of pictures of four channels, on the recorded
-// noise, against a float64 run of the latents: relative L2 error of every latent at most 1e-5.
-func TestPipeDiT(t *testing.T) {
-	source := filepath.Join(fixtures(t), "models", "pipe-dit")
-	folder := t.TempDir()
-	for _, part := range []string{"transformer", "scheduler"} {
-		if err := os.CopyFS(filepath.Join(folder, part), os.DirFS(filepath.Join(source, part))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	index := `{"_class_name": "DiTPipeline", "id2label": {"0": "tench"}, "scheduler": ["diffusers", "DDIMScheduler"], "transformer": ["diffusers", "DiTTransformer2DModel"]}`
-	if err := os.WriteFile(filepath.Join(folder, "model_index.json"), []byte(index), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	m, err := open.Open(context.Background(), folder, open.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
-	if m.Info.Classes != 1000 || m.Net.Classes() != 1001 || m.Net.NoClass() != 1000 || m.Info.Labels[0] != "tench" {
-		t.Errorf("%+v", m.Info)
-	}
-	g := arrays(t, filepath.Join(source, "expected.npz"))
-	grid, err := m.Defaults.Grid(len(g["timesteps"]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := guidance.Parse("cfg:w=4")
-	if err != nil {
-		t.Fatal(err)
-	}
-	sampler, err := samplers.Parse(m.Defaults.Sampler)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := len(g["noise"])
-	p := &samplers.Problem{Model: cfg.Guide(m.Denoiser), Grid: grid, Rows: make([]models.Row, 2), Cond: &models.Cond{Classes: []int{3, 9}},
-		Start: models.Wrap(g["noise"], append([]int{2}, m.Info.Shape...)...)}
-	last := 0
-	p.Observe = func(s *samplers.State) error {
-		// DiTPipeline carries every row twice, for the class and for none.
-		if d := relL2(models.Data(s.X), g["latents"][2*s.I*n:][:n]); !(d < 1e-5) {
-			t.Errorf("latents after step %d: relative L2 error %.2g", s.I, d)
-		}
-		last = s.I
-		return nil
-	}
-	if _, err := samplers.Sample(context.Background(), sampler, p); err != nil {
-		t.Fatal(err)
-	}
-	if last != len(g["timesteps"]) {
-		t.Errorf("the run ended after step %d", last)
+// TestPipelines runs whole pipelines as their schedulers say, on the recorded noise, against float64 runs: relative L2
+// error of every latent at most what the fixtures ask for, of the pictures 5e-6, and at most one byte of a thousand off
+// by one.
+func TestPipelines(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		opt   open.Options
+		cfg   string
+		cond  models.Cond
+		ask   float64
+		twice bool // the file holds every row twice, for the condition and for none
+	}{
+		{"pipe-sd1", open.Options{}, "cfg:w=5", models.Cond{Prompts: []string{"A photograph of an astronaut riding a horse", "a cat's portrait, oil on canvas"}}, 5e-6, false},
+		{"pipe-dit", open.Options{}, "cfg:w=4", models.Cond{Classes: []int{3, 9}}, 1e-5, true},
+		{"pipe-sd3", open.Options{Pipeline: open.Pipeline{Width: 32, Height: 32, TextTokens: 16}}, "cfg:w=3",
+			models.Cond{Prompts: []string{"A red cube on top of a blue sphere", "fog"}, Negative: []string{"rain", ""}}, 5e-6, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			folder := filepath.Join(fixtures(t), "models", c.name)
+			m, err := open.Open(context.Background(), folder, c.opt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close()
+			g := arrays(t, filepath.Join(folder, "expected.npz"))
+			grid, err := m.Defaults.Grid(len(g["timesteps"]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg, err := guidance.Parse(c.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sampler, err := samplers.Parse(m.Defaults.Sampler)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := len(g["noise"])
+			p := &samplers.Problem{Model: cfg.Guide(m.Denoiser), Grid: grid, Rows: make([]models.Row, 2), Cond: &c.cond,
+				Start: models.Wrap(g["noise"], append([]int{2}, m.Info.Shape...)...), Codec: m.Codec}
+			each := n
+			if c.twice {
+				each = 2 * n
+			}
+			worst := 0.0
+			p.Observe = func(s *samplers.State) error {
+				d := relL2(models.Data(s.X), g["latents"][each*s.I:][:n])
+				worst = max(worst, d)
+				if !(d < c.ask) {
+					t.Errorf("latents after step %d: relative L2 error %.2g", s.I, d)
+				}
+				return nil
+			}
+			res, err := samplers.Sample(context.Background(), sampler, p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pictures, err := m.Codec.Decode(context.Background(), res.X)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := pictures.Shape()
+			if !slices.Equal([]int(s[1:]), m.Info.Image()) {
+				t.Errorf("pictures of shape %v, announced %v", s, m.Info.Image())
+			}
+			out, bytes, off := make([]float64, len(g["images"])), g["images_uint8"], 0
+			for i := range s[0] { // to (N, H, W, C) in [0, 1]
+				for k := range s[1] {
+					for p := range s[2] * s[3] {
+						v := min(max(models.Data(pictures)[(i*s[1]+k)*s[2]*s[3]+p]/2+0.5, 0), 1)
+						at := (i*s[2]*s[3]+p)*s[1] + k
+						out[at] = v
+						if d := math.Abs(math.RoundToEven(255*v) - bytes[at]); d > 1 {
+							t.Errorf("byte %d is off by %g", at, d)
+						} else if d == 1 {
+							off++
+						}
+					}
+				}
+			}
+			if d := relL2(out, g["images"]); !(d < 5e-6) || off > len(out)/1000 {
+				t.Errorf("pictures: relative L2 error %.2g, %d bytes of %d off by one", d, off, len(out))
+			}
+			t.Logf("latents %.2g, pictures %.2g, %d bytes of %d off by one", worst, relL2(out, g["images"]), off, len(out))
+		})
 	}
 }
 
@@ -144,7 +178,7 @@ func TestPipeDiT(t *testing.T) {
 func TestRefused(t *testing.T) {
 	f := fixtures(t)
 	for name, want := range map[string]string{
-		"pipe-sd1": "UNet2DConditionModel", "pipe-dit": "DiTTransformer2DModel works on the latents of a AutoencoderKL", "dit": "scheduler_config.json",
+		"vae-kl": "AutoencoderKL", "unet2dcond-sd1": "scheduler_config.json", "dit": "scheduler_config.json",
 	} {
 		_, err := open.Open(context.Background(), filepath.Join(f, "models", name), open.Options{})
 		var r *refuse.Error

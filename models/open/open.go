@@ -17,6 +17,8 @@ import (
 	"slices"
 	"strings"
 
+	"gorgonia.org/tensor"
+
 	"drift/internal/kernels"
 	"drift/internal/refuse"
 	"drift/internal/safetensors"
@@ -36,6 +38,7 @@ type Options struct {
 	Tier    string // kernel tier; empty = the best of this machine
 	Hub     string // folder of the Hugging Face cache, for names like org/name; empty = none
 	Variant string // of the weights in a folder, such as fp16; empty = the plain files, or the only variant
+	Pipeline
 }
 
 // Model is an opened model.
@@ -44,8 +47,15 @@ type Model struct {
 	Info     models.Info
 	Defaults Defaults
 	Net      native.Network // the network itself, nil for analytic targets
+	Codec    samplersCodec  // makes pictures of the states; nil: they are the pictures
 	Notes    []string       // what the user should know of how the files were read
 	close    func()
+}
+
+// samplersCodec is samplers.Codec, which lies above this package.
+type samplersCodec interface {
+	Decode(ctx context.Context, z *tensor.Dense) (*tensor.Dense, error)
+	Encode(ctx context.Context, x *tensor.Dense) (*tensor.Dense, error)
 }
 
 // Defaults is how a model wants to be sampled.
@@ -121,6 +131,7 @@ type labels struct {
 // parts is what a folder holds once it is read.
 type parts struct {
 	name    string
+	repo    *diffusers.Repository // nil for an embedded model
 	config  diffusers.Config
 	weights diffusers.Weights
 	sched   *diffusers.SchedulerConfig
@@ -188,14 +199,11 @@ func folder(name string, opt Options) (m *Model, err error) {
 	if err := native.Runs(cfg); err != nil {
 		return nil, refuse.Errorf(name, "its network is %s", err)
 	}
-	if class := latentSpace(r); class != "" {
-		return nil, refuse.Errorf(name, "its %s works on the latents of a %s, which this engine does not run", cfg.ClassName(), class)
-	}
 	net, err := r.Network("")
 	if err != nil {
 		return nil, err
 	}
-	p := parts{name: name, config: cfg, weights: net.Weights, notes: net.Notes, done: net.Close}
+	p := parts{name: name, repo: r, config: cfg, weights: net.Weights, notes: net.Notes, done: net.Close}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, net.Close())
@@ -224,24 +232,6 @@ func folder(name string, opt Options) (m *Model, err error) {
 		return nil, err
 	}
 	return p.open(opt)
-}
-
-// latentSpace names the class of a further network that the pipeline needs to make pictures, or is empty.
-func latentSpace(r *diffusers.Repository) string {
-	if r.Index != nil {
-		for _, c := range r.Index.Components {
-			if c.Library == "diffusers" && c.Name != r.Denoiser() && !strings.HasSuffix(c.Class, "Scheduler") {
-				return c.Class
-			}
-		}
-		return ""
-	}
-	for _, name := range []string{"vae", "vqvae"} {
-		if cfg, err := diffusers.ReadConfig(filepath.Join(r.Dir, name, "config.json")); err == nil {
-			return cfg.ClassName()
-		}
-	}
-	return ""
 }
 
 // hashFiles is the SHA-256 of the files one after another.
@@ -363,6 +353,22 @@ func (p *parts) open(opt Options) (*Model, error) {
 		pool.Close()
 		return nil, fmt.Errorf("models: %s: %w", p.name, err)
 	}
+	around := &frame{scale: 1}
+	if p.repo != nil {
+		f, err := frames(p.repo, p.config, p.sched, pool, dtype, opt.Pipeline)
+		if err != nil {
+			net.Close()
+			pool.Close()
+			return nil, err
+		}
+		if f != nil {
+			around = f
+		}
+	} else if opt.Pipeline != (Pipeline{}) {
+		net.Close()
+		pool.Close()
+		return nil, fmt.Errorf("models: %s has one size and no text: sizes, clip skip and the like are not for it", p.name)
+	}
 	null := net.NoClass()
 	classes := net.Classes()
 	if p.labels.NullClass != nil {
@@ -370,6 +376,15 @@ func (p *parts) open(opt Options) (*Model, error) {
 	}
 	channels, _ := net.Channels()
 	h, w := net.SampleSize()
+	if h, w, err = around.size(opt.Pipeline, h, w); err != nil {
+		around.close()
+		net.Close()
+		pool.Close()
+		return nil, err
+	}
+	if _, ok := p.config.(*diffusers.FluxConfig); ok {
+		scale = 0 // the network takes times from 0 to 1
+	}
 	about := models.Info{Name: p.name, Hash: p.hash, Shape: []int{channels, h, w},
 		Classes: classes, Labels: p.labels.Labels, DType: map[kernels.DType]string{kernels.F32: "f32", kernels.BF16: "bf16"}[dtype],
 		Tier: tier.String(), Params: int64(net.Parameters())}
@@ -377,16 +392,34 @@ func (p *parts) open(opt Options) (*Model, error) {
 		about.Classes-- // the last label is "no class"
 	}
 	u := &native.Denoiser{Net: net, Proc: proc, Kind: kind, TimeScale: scale, NullClass: null, About: about, Conditional: classes > 0}
-	return &Model{
-		Denoiser: models.Metered(u), Info: about, Defaults: p.defaults(grid), Net: net, Notes: p.notes,
+	m := &Model{
+		Net: net, Notes: p.notes,
 		close: func() {
+			around.close()
 			net.Close()
 			pool.Close()
 			if p.done != nil {
 				_ = p.done() // files that were only read
 			}
 		},
-	}, nil
+	}
+	if around.text != nil {
+		u.Inputs, u.About.Text = around.text.Inputs, true
+	}
+	if c := around.codec; c != nil {
+		_, out := c.Decoder.Channels()
+		m.Codec, u.About.Picture = c, []int{out, h * c.Factor(), w * c.Factor()}
+		if c.Latent() != channels {
+			m.Close()
+			return nil, refuse.Errorf(p.name, "the network works on %d channels, the autoencoder on %d", channels, c.Latent())
+		}
+	}
+	m.Denoiser, m.Info, m.Defaults = models.Metered(u), u.About, p.defaults(grid, dynamicShift(p.sched, h*w/4))
+	if around.text != nil || around.codec != nil {
+		m.Defaults.Rounding = "diffusers"
+	}
+	m.Defaults.CFGScale, m.Defaults.Steps = around.scale, orInt(around.steps, m.Defaults.Steps)
+	return m, nil
 }
 
 func orText(s, def string) string {
@@ -397,10 +430,18 @@ func orText(s, def string) string {
 }
 
 // defaults are the sampler and grid that the scheduler configuration asks for.
-func (p *parts) defaults(grid schedules.DiffusersConfig) Defaults {
+// With mu times are shifted by it, from uniform noise levels.
+func (p *parts) defaults(grid schedules.DiffusersConfig, mu float64) Defaults {
 	c := p.sched
 	d := Defaults{CFGScale: 1, Steps: 50, Sampler: samplerOf(c), Grid: func(n int) (schedules.Grid, error) {
-		g, _, err := grid.Grid(schedules.DiffusersRun{Steps: n})
+		run := schedules.DiffusersRun{Steps: n}
+		if mu != 0 {
+			run.Mu = &mu
+			for i := range n {
+				run.Sigmas = append(run.Sigmas, 1-float64(i)/float64(n))
+			}
+		}
+		g, _, err := grid.Grid(run)
 		return g, err
 	}}
 	if c.ClipSample {

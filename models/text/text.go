@@ -34,7 +34,7 @@ type Encoder struct {
 	width   int
 	most    int // tokens, 0 = any number
 	vocab   int
-	build   func(g *graph.Graph, tokens int, masked bool)
+	build   func(g *graph.Graph, tokens int, masked bool, skip int)
 }
 
 // New checks the configuration and packs the weights of a CLIPTextConfig or
@@ -61,7 +61,7 @@ func New(cfg diffusers.Config, w diffusers.Weights, opt engine.Options) (*Encode
 		e.ownPool = true
 	}
 	e.eng = graph.NewEngine(e.pool, opt.DType, w)
-	if _, err := e.plan(first, false); err != nil {
+	if _, err := e.plan(first, false, 0); err != nil {
 		e.Close()
 		return nil, err
 	}
@@ -81,8 +81,8 @@ func (e *Encoder) Config() diffusers.Config { return e.cfg }
 // Width is the width of a hidden state.
 func (e *Encoder) Width() int { return e.width }
 
-func (e *Encoder) plan(tokens int, masked bool) (*graph.Plan, error) {
-	p, err := e.eng.Plan(graph.Setting{Key: fmt.Sprint(tokens, masked)}, func(g *graph.Graph) { e.build(g, tokens, masked) })
+func (e *Encoder) plan(tokens int, masked bool, skip int) (*graph.Plan, error) {
+	p, err := e.eng.Plan(graph.Setting{Key: fmt.Sprint(tokens, masked, skip)}, func(g *graph.Graph) { e.build(g, tokens, masked, skip) })
 	if err != nil {
 		return nil, fmt.Errorf("text: %s: %w", e.cfg.ClassName(), err)
 	}
@@ -92,6 +92,15 @@ func (e *Encoder) plan(tokens int, masked bool) (*graph.Plan, error) {
 // Encode encodes sequences of one length. mask, if not nil, is 1 for the
 // tokens to attend to and 0 for others.
 func (e *Encoder) Encode(ctx context.Context, ids, mask [][]int) (*Output, error) {
+	return e.EncodeSkip(ctx, ids, mask, 0)
+}
+
+// EncodeSkip is Encode without the last layers: Last, and what is made of it,
+// is the final norm of an earlier hidden state.
+func (e *Encoder) EncodeSkip(ctx context.Context, ids, mask [][]int, skip int) (*Output, error) {
+	if _, clip := e.cfg.(*diffusers.CLIPTextConfig); skip < 0 || skip > e.layers || skip > 0 && !clip {
+		return nil, fmt.Errorf("text: %d of %d layers cannot be skipped", skip, e.layers)
+	}
 	if len(ids) == 0 || len(ids[0]) == 0 {
 		return nil, fmt.Errorf("text: no tokens")
 	}
@@ -109,7 +118,7 @@ func (e *Encoder) Encode(ctx context.Context, ids, mask [][]int) (*Output, error
 			}
 		}
 	}
-	p, err := e.plan(tokens, mask != nil)
+	p, err := e.plan(tokens, mask != nil, skip)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +194,7 @@ func (e *Encoder) pooled(c *diffusers.CLIPTextConfig, out *Output, ids [][]int) 
 // transformer whose tokens see those before them.
 type clip struct{ *diffusers.CLIPTextConfig }
 
-func (c clip) build(g *graph.Graph, tokens int, masked bool) {
+func (c clip) build(g *graph.Graph, tokens int, masked bool, skip int) {
 	l, d := g.Layers, c.HiddenSize
 	act := kernels.GELU
 	if c.HiddenAct == "quick_gelu" {
@@ -197,7 +206,7 @@ func (c clip) build(g *graph.Graph, tokens int, masked bool) {
 	}
 	x := g.Rows("token_embedding", g.Feed("ids", 1, tokens, 1), l.Tensor("embeddings.token_embedding.weight"), d)
 	x = g.AddTable("position_embedding", x, l.Tensor("embeddings.position_embedding.weight")[:tokens*d])
-	g.Keep(hiddenName(0), x)
+	states := []graph.Value{g.Keep(hiddenName(0), x)}
 	for i := range c.NumHiddenLayers {
 		name := fmt.Sprintf("encoder.layers.%d", i)
 		attn := name + ".self_attn"
@@ -209,16 +218,16 @@ func (c clip) build(g *graph.Graph, tokens int, masked bool) {
 		h = g.LayerNorm(l.Norm(name+".layer_norm2"), x, c.LayerNormEps, graph.Modulation{})
 		h = g.Linear(l.Linear(name+".mlp.fc1", d, c.IntermediateSize), graph.From(h), graph.Epilogue{Act: act})
 		x = g.Linear(l.Linear(name+".mlp.fc2", c.IntermediateSize, d), graph.From(h), graph.Epilogue{Residual: x})
-		g.Keep(hiddenName(i+1), x)
+		states = append(states, g.Keep(hiddenName(i+1), x))
 	}
-	g.Output(g.LayerNorm(l.Norm("final_layer_norm"), x, c.LayerNormEps, graph.Modulation{}))
+	g.Output(g.LayerNorm(l.Norm("final_layer_norm"), states[c.NumHiddenLayers-skip], c.LayerNormEps, graph.Modulation{}))
 }
 
 // t5 is the encoder of T5 (Raffel et al. 2020, arXiv:1910.10683): no scale of
 // the scores, a learned bias by distance, RMS norms.
 type t5 struct{ *diffusers.T5Config }
 
-func (c t5) build(g *graph.Graph, tokens int, masked bool) {
+func (c t5) build(g *graph.Graph, tokens int, masked bool, _ int) {
 	l, d, inner := g.Layers, c.DModel, c.NumHeads*c.DKV
 	var mask graph.Value
 	if masked {

@@ -1,0 +1,297 @@
+package open
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+
+	"drift/internal/kernels"
+	"drift/internal/refuse"
+	"drift/models/autoencoder"
+	"drift/models/diffusers"
+	"drift/models/engine"
+	"drift/models/pipeline"
+	"drift/models/text"
+)
+
+// Pipeline says how the parts around a denoiser are opened. The zero value takes what the folder has.
+type Pipeline struct {
+	VAE        string  // folder of another autoencoder
+	Width      int     // of the pictures, 0 = what the network was made for
+	Height     int     //
+	ClipSkip   int     // layers of the text encoder left out at the end
+	TextTokens int     // tokens that T5 sees, 0 = the pipeline's own number
+	Guidance   float64 // the scale that a distilled network takes as an input (Flux dev, LCM), 0 = 3.5 and 7.5
+	Tile       int     // side of the latents that are decoded at once, 0 = 128
+}
+
+// frame is what stands around a denoiser: the text and the autoencoder.
+type frame struct {
+	text   *pipeline.Conditioner
+	codec  *pipeline.Codec
+	shift  float64 // mu of a dynamic shift of the times, 0 for none
+	scale  float64 // default of classifier-free guidance
+	steps  int     // default, 0 = the scheduler's
+	closes []func()
+}
+
+func (f *frame) close() {
+	for _, c := range f.closes {
+		c()
+	}
+}
+
+// frames opens the parts of a pipeline around its denoiser. Without any, nil.
+func frames(r *diffusers.Repository, cfg diffusers.Config, sched *diffusers.SchedulerConfig, pool *kernels.Pool, dtype kernels.DType, opt Pipeline) (f *frame, err error) {
+	o := opener{r: r, opt: engine.Options{Pool: pool, DType: dtype}, frame: &frame{scale: 1}}
+	defer func() {
+		if err != nil {
+			o.close()
+		}
+	}()
+	if err := o.autoencoder(opt); err != nil {
+		return nil, err
+	}
+	if err := o.prompts(cfg, opt); err != nil {
+		return nil, err
+	}
+	if c := o.codec; c == nil && o.text == nil {
+		if opt != (Pipeline{}) {
+			return nil, refuse.Errorf(r.Dir, "has neither an autoencoder nor a text encoder: sizes, clip skip and the like are not for it")
+		}
+		return nil, nil
+	}
+	return o.frame, nil
+}
+
+// opener opens components of a repository.
+type opener struct {
+	*frame
+	r   *diffusers.Repository
+	opt engine.Options
+}
+
+// has tells whether the repository has a component.
+func (o *opener) has(name string) bool {
+	if o.r.Index != nil {
+		_, ok := o.r.Index.Component(name)
+		return ok
+	}
+	info, err := os.Stat(filepath.Join(o.r.Dir, name))
+	return err == nil && info.IsDir()
+}
+
+func (o *opener) autoencoder(opt Pipeline) error {
+	var m *diffusers.Model
+	var err error
+	switch {
+	case opt.VAE != "":
+		m, err = diffusers.Open(opt.VAE, diffusers.Options{})
+	case o.has("vae"):
+		m, err = o.r.Network("vae")
+	case o.has("vqvae"):
+		m, err = o.r.Network("vqvae")
+	default:
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	o.closes = append(o.closes, func() { _ = m.Close() }) // files that were only read
+	a, err := autoencoder.New(m.Config, m.Weights, o.opt)
+	if err != nil {
+		return fmt.Errorf("models: %w", err)
+	}
+	o.closes = append(o.closes, a.Close)
+	if o.codec, err = pipeline.NewCodec(a); err != nil {
+		return fmt.Errorf("models: %w", err)
+	}
+	if o.codec.Tile = opt.Tile; opt.Tile == 0 {
+		o.codec.Tile = 128
+	}
+	return nil
+}
+
+func (o *opener) encoder(name string) (*text.Encoder, error) {
+	m, err := o.r.Network(name)
+	if err != nil {
+		return nil, err
+	}
+	o.closes = append(o.closes, func() { _ = m.Close() }) // files that were only read
+	e, err := text.New(m.Config, m.Weights, o.opt)
+	if err != nil {
+		return nil, fmt.Errorf("models: %w", err)
+	}
+	o.closes = append(o.closes, e.Close)
+	return e, nil
+}
+
+func (o *opener) clip(suffix string) (c pipeline.Clip, err error) {
+	if c.Encoder, err = o.encoder("text_encoder" + suffix); err != nil {
+		return c, err
+	}
+	if _, ok := c.Encoder.Config().(*diffusers.CLIPTextConfig); !ok {
+		return c, refuse.Errorf(o.r.Dir, "text_encoder%s is a %s, a CLIP text model is needed there", suffix, c.Encoder.Config().ClassName())
+	}
+	c.Tokenizer, err = text.OpenCLIPTokenizer(filepath.Join(o.r.Dir, "tokenizer"+suffix))
+	return c, err
+}
+
+// t5 opens the long encoder; without one its states are zeros where the pipeline allows that.
+func (o *opener) t5(suffix string, length int) (t pipeline.T5, err error) {
+	t.Length = length
+	if !o.has("text_encoder" + suffix) {
+		return t, nil
+	}
+	if t.Encoder, err = o.encoder("text_encoder" + suffix); err != nil {
+		return t, err
+	}
+	tok, err := text.OpenT5Tokenizer(filepath.Join(o.r.Dir, "tokenizer"+suffix))
+	if err != nil {
+		return t, err
+	}
+	t.Tokenize = tok.Padded
+	return t, nil
+}
+
+// The usual numbers of tokens, and the usual scales of distilled networks.
+const (
+	sd3Tokens, fluxTokens, pixartTokens = 256, 512, 120
+	fluxGuidance, lcmGuidance           = 3.5, 7.5
+)
+
+func orInt(n, def int) int {
+	if n == 0 {
+		return def
+	}
+	return n
+}
+
+// prompts opens what turns a prompt into the denoiser's inputs.
+func (o *opener) prompts(cfg diffusers.Config, opt Pipeline) error {
+	c := &pipeline.Conditioner{}
+	switch cfg := cfg.(type) {
+	case *diffusers.UNet2DConditionConfig:
+		if !o.has("text_encoder") {
+			return refuse.Errorf(o.r.Dir, "its network attends to a text, and there is no text_encoder")
+		}
+		first, err := o.clip("")
+		if err != nil {
+			return err
+		}
+		c.Text, o.scale = pipeline.SD{Clip: first, Skip: opt.ClipSkip}, 7.5
+		if cfg.AdditionEmbedType == "text_time" {
+			second, err := o.clip("_2")
+			if err != nil {
+				return err
+			}
+			zero := o.r.Index != nil && o.r.Index.Flag("force_zeros_for_empty_prompt")
+			c.Text, o.scale = pipeline.SDXL{First: first, Second: second, Skip: opt.ClipSkip, ZeroEmpty: zero}, 5
+			c.More = pipeline.Size(o.factor())
+		}
+		if cfg.TimeCondProjDim > 0 {
+			w := opt.Guidance
+			if w == 0 {
+				w = lcmGuidance
+			}
+			c.More = pipeline.Both(c.More, pipeline.Constant("timestep_cond", pipeline.GuidanceCode(w-1, cfg.TimeCondProjDim)...))
+			o.scale, o.steps = 1, 4
+		}
+	case *diffusers.SD3Config:
+		first, err := o.clip("")
+		if err != nil {
+			return err
+		}
+		second, err := o.clip("_2")
+		if err != nil {
+			return err
+		}
+		long, err := o.t5("_3", orInt(opt.TextTokens, sd3Tokens))
+		if err != nil {
+			return err
+		}
+		c.Text = pipeline.SD3{First: first, Second: second, T5: long, Skip: opt.ClipSkip, Width: cfg.JointAttentionDim}
+		o.scale, o.steps = 7, 28
+	case *diffusers.FluxConfig:
+		first, err := o.clip("")
+		if err != nil {
+			return err
+		}
+		long, err := o.t5("_2", orInt(opt.TextTokens, fluxTokens))
+		if err != nil {
+			return err
+		}
+		c.Text = pipeline.Flux{Clip: first, T5: long, Width: cfg.JointAttentionDim}
+		o.steps = 4
+		if cfg.GuidanceEmbeds {
+			w := opt.Guidance
+			if w == 0 {
+				w = fluxGuidance
+			}
+			c.More, o.steps = pipeline.Constant("guidance", float32(w)), 28
+		}
+	case *diffusers.PixArtConfig:
+		if cfg.Additional() {
+			return refuse.Errorf(o.r.Dir, "its network is told resolution and aspect ratio (use_additional_conditions), which is not supported in a pipeline")
+		}
+		long, err := o.t5("", orInt(opt.TextTokens, pixartTokens))
+		if err != nil {
+			return err
+		}
+		c.Text, o.scale, o.steps = pipeline.PixArt{T5: long, Width: cfg.CaptionChannels}, 4.5, 20
+	case *diffusers.SanaConfig:
+		return refuse.Errorf(o.r.Dir, "Sana's pipelines need a Gemma text encoder and an AutoencoderDC, which this engine does not run; `drift model run` runs the network")
+	default:
+		return nil
+	}
+	o.text = c
+	return nil
+}
+
+// factor is how many pixels of a picture's side one of a latent's stands for.
+func (o *opener) factor() int {
+	if o.codec == nil {
+		return 8
+	}
+	return o.codec.Factor()
+}
+
+// size is the size of the latents: what was asked for, or the network's own.
+func (f *frame) size(opt Pipeline, h, w int) (int, int, error) {
+	factor := 1
+	if f.codec != nil {
+		factor = f.codec.Factor()
+	}
+	for _, s := range []struct {
+		name string
+		want int
+		dst  *int
+	}{{"height", opt.Height, &h}, {"width", opt.Width, &w}} {
+		if s.want == 0 {
+			continue
+		}
+		if s.want < factor || s.want%factor != 0 || s.want > 1<<14 {
+			return 0, 0, fmt.Errorf("models: a %s of %d: want a multiple of %d up to %d", s.name, s.want, factor, 1<<14)
+		}
+		*s.dst = s.want / factor
+	}
+	return h, w, nil
+}
+
+// dynamicShift is mu of FlowMatchEulerDiscreteScheduler for a number of image tokens: linear between two sizes.
+func dynamicShift(s *diffusers.SchedulerConfig, tokens int) float64 {
+	if !s.UseDynamicShifting {
+		return 0
+	}
+	lo, hi := float64(s.BaseImageSeqLen), float64(s.MaxImageSeqLen)
+	if !(hi > lo) {
+		lo, hi = 256, 4096
+	}
+	m := (s.MaxShift - s.BaseShift) / (hi - lo)
+	mu := m*float64(tokens) + s.BaseShift - m*lo
+	if math.IsNaN(mu) {
+		return 0
+	}
+	return mu
+}

@@ -1,0 +1,183 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"gorgonia.org/tensor"
+
+	"drift/models"
+	"drift/models/autoencoder"
+	"drift/models/diffusers"
+)
+
+// Codec turns the latents that a network denoises into pictures and back
+// (samplers.Codec). The network's latents are
+//
+//	z = (mean - Shift) Scale
+//
+// of the autoencoder's.
+type Codec struct {
+	*autoencoder.Autoencoder
+	Scale, Shift float64
+	// Tile is the side of the squares of a latent that are decoded one by one
+	// where a latent is larger, so that memory does not grow with the picture;
+	// 0 decodes everything at once. Neighbours overlap by a quarter and are
+	// blended there.
+	Tile int
+}
+
+// NewCodec reads scale and shift from the configuration.
+func NewCodec(a *autoencoder.Autoencoder) (*Codec, error) {
+	c := &Codec{Autoencoder: a, Scale: 1}
+	switch cfg := a.Config().(type) {
+	case *diffusers.AutoencoderKLConfig:
+		c.Scale, c.Shift = cfg.ScalingFactor, cfg.ShiftFactor
+		if cfg.LatentsMean != nil || cfg.LatentsStd != nil {
+			return nil, fmt.Errorf("pipeline: latents_mean and latents_std of the autoencoder are not supported")
+		}
+	case *diffusers.AutoencoderTinyConfig:
+		c.Scale, c.Shift = cfg.ScalingFactor, cfg.ShiftFactor
+	case *diffusers.VQConfig:
+		c.Scale = cfg.ScalingFactor
+	}
+	return c, nil
+}
+
+// Decode turns latents (N, C, h, w) into pictures in about [-1, 1].
+func (c *Codec) Decode(ctx context.Context, z *tensor.Dense) (*tensor.Dense, error) {
+	s := z.Shape()
+	if len(s) != 4 || s[1] != c.Latent() {
+		return nil, fmt.Errorf("pipeline: latents of shape %v, the autoencoder takes (batch, %d, height, width)", s, c.Latent())
+	}
+	n, h, w := s[0], s[2], s[3]
+	in := make([]float64, len(models.Data(z)))
+	for i, v := range models.Data(z) {
+		in[i] = v/c.Scale + c.Shift
+	}
+	f := c.Factor()
+	_, channels := c.Decoder.Channels()
+	out := models.New(n, channels, h*f, w*f)
+	if c.Tile == 0 || (h <= c.Tile && w <= c.Tile) {
+		if err := c.Autoencoder.Decode(ctx, models.Data(out), in, n, h, w); err != nil {
+			return nil, err
+		}
+		return out, nil
+	}
+	return out, c.tiles(ctx, models.Data(out), in, n, channels, h, w)
+}
+
+// tiles decodes square by square and blends them with weights that rise from
+// the edge over the overlap.
+func (c *Codec) tiles(ctx context.Context, dst, z []float64, n, channels, h, w int) error {
+	f, latent := c.Factor(), c.Latent()
+	th, tw := min(c.Tile, h), min(c.Tile, w)
+	weight := make([]float64, h*f*w*f)
+	part, picture := make([]float64, latent*th*tw), make([]float64, channels*th*f*tw*f)
+	for i := range n {
+		clear(weight)
+		for _, y := range starts(h, th) {
+			for _, x := range starts(w, tw) {
+				for k := range latent {
+					for r := range th {
+						copy(part[(k*th+r)*tw:][:tw], z[((i*latent+k)*h+y+r)*w+x:])
+					}
+				}
+				if err := c.Autoencoder.Decode(ctx, picture, part, 1, th, tw); err != nil {
+					return err
+				}
+				for r := range th * f {
+					wy := ramp(r, th*f, y > 0, y+th < h)
+					for s := range tw * f {
+						g := wy * ramp(s, tw*f, x > 0, x+tw < w)
+						weight[(y*f+r)*w*f+x*f+s] += g
+						for k := range channels {
+							dst[((i*channels+k)*h*f+y*f+r)*w*f+x*f+s] += g * picture[(k*th*f+r)*tw*f+s]
+						}
+					}
+				}
+			}
+		}
+		for k := range channels {
+			for p, g := range weight {
+				dst[(i*channels+k)*len(weight)+p] /= g
+			}
+		}
+	}
+	return nil
+}
+
+// starts are the first rows of tiles that cover n rows, a quarter of a tile
+// shared with the next.
+func starts(n, tile int) []int {
+	var out []int
+	for at := 0; at+tile < n; at += tile - tile/4 {
+		out = append(out, at)
+	}
+	return append(out, n-tile)
+}
+
+// ramp is the weight of row i of n: it rises over a quarter of the tile where
+// another one lies before, and falls where one lies behind.
+func ramp(i, n int, before, behind bool) float64 {
+	g, over := 1.0, float64(n/4)
+	if before {
+		g = min(g, (float64(i)+0.5)/over)
+	}
+	if behind {
+		g = min(g, (float64(n-i)-0.5)/over)
+	}
+	return g
+}
+
+// Encode turns pictures in [-1, 1] into latents: the mean where the
+// autoencoder gives a distribution.
+func (c *Codec) Encode(ctx context.Context, x *tensor.Dense) (*tensor.Dense, error) {
+	s := x.Shape()
+	channels, outs := c.Encoder.Channels()
+	if len(s) != 4 || s[1] != channels {
+		return nil, fmt.Errorf("pipeline: pictures of shape %v, the autoencoder takes (batch, %d, height, width)", s, channels)
+	}
+	h, w, err := c.Encoder.Output(s[2], s[3])
+	if err != nil {
+		return nil, fmt.Errorf("pipeline: %w", err)
+	}
+	n := s[0]
+	moments := make([]float64, n*outs*h*w)
+	if err := c.Autoencoder.Encode(ctx, moments, models.Data(x), n, s[2], s[3]); err != nil {
+		return nil, err
+	}
+	out := models.New(n, c.Latent(), h, w)
+	d, size := models.Data(out), c.Latent()*h*w
+	for i := range n {
+		for j, v := range moments[i*outs*h*w:][:size] {
+			d[i*size+j] = (v - c.Shift) * c.Scale
+		}
+	}
+	return out, nil
+}
+
+// Preview is a cheap approximation of a decoded picture: the first three
+// channels of the latent, each stretched to its own range.
+func Preview(z *tensor.Dense) *tensor.Dense {
+	s := z.Shape()
+	n, c, pixels := s[0], min(s[1], 3), s[2]*s[3]
+	out := models.New(n, c, s[2], s[3])
+	for i := range n {
+		for k := range c {
+			src := models.Data(z)[(i*s[1]+k)*pixels:][:pixels]
+			dst := models.Data(out)[(i*c+k)*pixels:][:pixels]
+			lo, hi := math.Inf(1), math.Inf(-1)
+			for _, v := range src {
+				lo, hi = min(lo, v), max(hi, v)
+			}
+			for j, v := range src {
+				if hi > lo {
+					dst[j] = 2*(v-lo)/(hi-lo) - 1
+				}
+			}
+		}
+	}
+	return out
+}
