@@ -23,6 +23,11 @@ type modelInfo = models.Info
 // openModel opens what --model names. A name that stands for nothing is wrong usage, a file that does not hold a model
 // is refused.
 func (a *app) openModel(ctx context.Context, name, dtype, tier string) (*open.Model, error) {
+	return a.openPipeline(ctx, name, dtype, tier, open.Pipeline{})
+}
+
+// openPipeline is openModel with what is asked of the parts around a network.
+func (a *app) openPipeline(ctx context.Context, name, dtype, tier string, around open.Pipeline) (*open.Model, error) {
 	if name == "" {
 		return nil, usagef("--model needs a name; see drift list models")
 	}
@@ -38,7 +43,7 @@ func (a *app) openModel(ctx context.Context, name, dtype, tier string) (*open.Mo
 			return nil, usagef("--tier %s: this machine has %v", t, kernels.Tiers())
 		}
 	}
-	m, err := open.Open(ctx, name, open.Options{DType: dtype, Threads: runtime.GOMAXPROCS(0), Tier: tier, Hub: a.hub()})
+	m, err := open.Open(ctx, name, open.Options{DType: dtype, Threads: runtime.GOMAXPROCS(0), Tier: tier, Hub: a.hub(), Pipeline: around})
 	if err == nil {
 		for _, n := range m.Notes {
 			a.say("drift: %s: %s", name, n)
@@ -49,6 +54,10 @@ func (a *app) openModel(ctx context.Context, name, dtype, tier string) (*open.Mo
 	var refused *refuse.Error
 	if errors.As(err, &path) || errors.As(err, &refused) || ctx.Err() != nil {
 		return nil, err
+	}
+	var asked *open.AskedError
+	if errors.As(err, &asked) {
+		return nil, usagef("%s", asked.Reason)
 	}
 	if embedded(name) {
 		return nil, badUse("model", err)

@@ -157,7 +157,11 @@ func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
 		m, s.closeAll, err = s.openComposition(ctx, comp, dtype, tier)
 		name = strings.Join(comp.Models, ";")
 	} else {
-		m, err = s.openModel(ctx, name, dtype, tier)
+		around, set := s.around(base, other)
+		if set {
+			s.desc.Pipeline = &around
+		}
+		m, err = s.openPipeline(ctx, name, dtype, tier, around)
 	}
 	if err != nil {
 		return err
@@ -167,9 +171,32 @@ func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
 		s.warn("the model %s is not the one of that run any more", name)
 	}
 	s.model, s.info = m, m.Info
-	s.plan.Model, s.plan.Shape = m.Denoiser, m.Info.Shape
+	s.plan.Model, s.plan.Shape, s.plan.Text = m.Denoiser, m.Info.Shape, m.Info.Text
+	if m.Codec != nil {
+		s.plan.Codec = m.Codec
+	}
 	s.desc.Model = manifest.Model{Path: name, Hash: m.Info.Hash, DType: m.Info.DType, Tier: m.Info.Tier, Shape: m.Info.Shape}
 	return nil
+}
+
+// around reads the flags for the parts around a network, or takes them from the earlier run; set tells that there are any.
+func (s *sampling) around(base *manifest.Run, other bool) (p open.Pipeline, set bool) {
+	if base != nil && base.Pipeline != nil && !other {
+		p, set = *base.Pipeline, true
+	}
+	ints := map[string]*int{"width": &p.Width, "height": &p.Height, "clip-skip": &p.ClipSkip, "text-tokens": &p.TextTokens, "tile": &p.Tile}
+	for flag, dst := range ints {
+		if s.c.IsSet(flag) {
+			*dst, set = s.c.Int(flag), true
+		}
+	}
+	if s.c.IsSet("vae") {
+		p.VAE, set = s.c.String("vae"), true
+	}
+	if s.c.IsSet("guidance") {
+		p.Guidance, set = s.c.Float64("guidance"), true
+	}
+	return p, set
 }
 
 func (s *sampling) resolveSeeds(_ context.Context, base *manifest.Run) error {
@@ -241,6 +268,9 @@ func (s *sampling) defaultCount(base *manifest.Run) (int, error) {
 	if s.c.IsSet("out") {
 		kind = output.Kind(s.c.String("out"))
 	}
+	if s.info.Text || s.info.Picture != nil {
+		return 1, nil
+	}
 	if kind == "png" && !s.c.IsSet("seed") && base == nil && pixels.Picture(s.info.Shape) {
 		return 64, nil
 	}
@@ -262,7 +292,7 @@ func parseSheet(v string) (cols, rows int, err error) {
 
 // resolveOut finds where results go: samples.png, or samples.npz where the model gives no pictures, when not said.
 func (s *sampling) resolveOut(_ context.Context, base *manifest.Run) error {
-	picture := pixels.Picture(s.info.Shape)
+	picture := pixels.Picture(s.info.Image())
 	s.path = s.c.String("out")
 	if s.c.IsSet("out") && s.path == "" {
 		return usagef("--out needs a name")
@@ -364,7 +394,12 @@ func (s *sampling) resolveSets(_ context.Context, base *manifest.Run) error {
 		sets = append(sets, set)
 	}
 	if s.c.IsSet("negative-prompt") {
-		return usagef("--negative-prompt: %s takes no text", s.desc.Model.Path)
+		if !s.info.Text {
+			return usagef("--negative-prompt: %s takes no text", s.desc.Model.Path)
+		}
+		for i := range sets {
+			sets[i].Negative = s.c.String("negative-prompt")
+		}
 	}
 	s.desc.Sets, s.plan.Sets = sets, sets
 	s.items = job.Items(len(sets), s.seeds, s.plan.Offset)
@@ -384,6 +419,9 @@ func (s *sampling) resolveSets(_ context.Context, base *manifest.Run) error {
 
 // set is the condition that a word names: for class models a class.
 func (s *sampling) set(word string) (manifest.Set, error) {
+	if s.info.Text {
+		return manifest.Set{Prompt: word}, nil
+	}
 	if s.info.Classes == 0 {
 		return manifest.Set{}, fmt.Errorf("%s has no classes and takes no text", s.desc.Model.Path)
 	}
@@ -1069,7 +1107,7 @@ func (s *sampling) readInit(name string) error {
 }
 
 func (s *sampling) readImage(name string) error {
-	if !pixels.Picture(s.info.Shape) {
+	if !pixels.Picture(s.info.Image()) {
 		return usagef("--init-image: the model gives arrays of shape %v, not pictures", s.info.Shape)
 	}
 	f, err := os.Open(name)
@@ -1091,9 +1129,17 @@ func (s *sampling) readImage(name string) error {
 	if err != nil {
 		return refuse.Errorf(name, "not a picture that can be read: %v", err)
 	}
-	x, resized := pixels.Array(m, s.info.Shape)
+	shape := s.info.Image()
+	x, resized := pixels.Array(m, shape)
 	if resized {
-		s.say("drift: %s is resized to %dx%d", name, s.info.Shape[2], s.info.Shape[1])
+		s.say("drift: %s is resized to %dx%d", name, shape[2], shape[1])
+	}
+	if s.plan.Codec != nil {
+		z, err := s.plan.Codec.Encode(s.c.Context, models.Wrap(x, append([]int{1}, shape...)...))
+		if err != nil {
+			return refuse.Errorf(name, "encoding: %v", err)
+		}
+		x = models.Data(z)
 	}
 	s.plan.Image, s.desc.InitImage = x, name
 	s.desc.InitID, err = hashFile(name)
@@ -1154,7 +1200,7 @@ func (s *sampling) resolveNoise(_ context.Context, base *manifest.Run) error {
 // costOf counts the evaluations of a run on this plan's model, guidance included.
 func (s *sampling) costOf(ctx context.Context, smp samplers.Sampler, g schedules.Grid) (job.Cost, error) {
 	first, last := s.plan.First, s.plan.Last
-	classed := slices.ContainsFunc(s.desc.Sets, func(set manifest.Set) bool {
+	classed := s.info.Text || slices.ContainsFunc(s.desc.Sets, func(set manifest.Set) bool {
 		return slices.ContainsFunc(set.Classes, func(k int) bool { return k != models.NoClass })
 	})
 	return job.CountNFE(ctx, smp, s.plan.Wrap, s.model.Denoiser, s.info.Shape, classed, g, first, last)

@@ -21,6 +21,7 @@ import (
 	"drift/internal/pixels"
 	"drift/internal/pngmeta"
 	"drift/models"
+	"drift/models/pipeline"
 	"drift/samplers"
 )
 
@@ -37,8 +38,8 @@ func (s *sampling) run(ctx context.Context) error {
 		Path: s.path, Run: s.desc, Items: s.items, Shape: s.info.Shape, Rounding: pixels.Rounding(s.desc.Rounding),
 		KeepX: s.c.Bool("float") || s.plan.Last != 0, Cols: s.cols, Rows: s.rows,
 	}
-	if pixels.Picture(s.info.Shape) {
-		o.Picture = s.info.Shape
+	if pixels.Picture(s.info.Image()) {
+		o.Picture = s.info.Image()
 	}
 	if !s.c.Bool("no-metadata") {
 		o.Texts = func(it *job.Item) []pngmeta.Text { return s.texts(it, hash) }
@@ -152,7 +153,7 @@ func (s *sampling) summary(stats samplers.Stats, made int, wall time.Duration) {
 		return
 	}
 	what := "images"
-	if !pixels.Picture(s.info.Shape) {
+	if !pixels.Picture(s.info.Image()) {
 		what = "samples"
 	}
 	nfe, steps := float64(s.desc.NFE), s.steps()
@@ -337,8 +338,8 @@ func (s *sampling) infotext(set manifest.Set, seed uint64) string {
 	if len(set.Classes) == 1 {
 		fmt.Fprintf(&b, "Class: %s, ", quoteText(s.className(set.Classes[0])))
 	}
-	if pixels.Picture(s.info.Shape) {
-		fmt.Fprintf(&b, "Size: %dx%d, ", s.info.Shape[2], s.info.Shape[1])
+	if shape := s.info.Image(); pixels.Picture(shape) {
+		fmt.Fprintf(&b, "Size: %dx%d, ", shape[2], shape[1])
 	}
 	fmt.Fprintf(&b, "Model hash: %.10s, Model: %s, RNG: CPU, NFE: %d, Version: drift %s", s.info.Hash, quoteText(s.desc.Model.Path), s.desc.NFE, release)
 	return b.String()
@@ -396,7 +397,7 @@ func (s *sampling) newPreview() (*drawing, error) {
 	if !slices.Contains(preview.Modes(), d.mode) || d.every < 0 {
 		return nil, usagef("--preview %s: want a number of steps, or one of auto, none, %s", v, strings.Join(preview.Modes(), ", "))
 	}
-	if !pixels.Picture(s.info.Shape) {
+	if !pixels.Picture(s.info.Shape) && s.info.Picture == nil {
 		return nil, usagef("--preview: the model gives arrays of shape %v, not pictures", s.info.Shape)
 	}
 	return d, nil
@@ -412,6 +413,10 @@ func (d *drawing) step(b job.Batch, st *samplers.State) error {
 	}
 	d.x0 = x0
 	shape := d.s.info.Shape
+	if d.s.info.Picture != nil { // latents are not decoded at every step
+		x0 = pipeline.Preview(x0)
+		shape = []int(x0.Shape()[1:])
+	}
 	w := shape[0] * shape[1] * shape[2]
 	var pictures [][]byte
 	for k := range min(len(b.Items), 8) {

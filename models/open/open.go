@@ -367,7 +367,7 @@ func (p *parts) open(opt Options) (*Model, error) {
 	} else if opt.Pipeline != (Pipeline{}) {
 		net.Close()
 		pool.Close()
-		return nil, fmt.Errorf("models: %s has one size and no text: sizes, clip skip and the like are not for it", p.name)
+		return nil, &AskedError{p.name + " has one size and no text: sizes, clip skip and the like are not for it"}
 	}
 	null := net.NoClass()
 	classes := net.Classes()

@@ -17,14 +17,19 @@ import (
 
 // Pipeline says how the parts around a denoiser are opened. The zero value takes what the folder has.
 type Pipeline struct {
-	VAE        string  // folder of another autoencoder
-	Width      int     // of the pictures, 0 = what the network was made for
-	Height     int     //
-	ClipSkip   int     // layers of the text encoder left out at the end
-	TextTokens int     // tokens that T5 sees, 0 = the pipeline's own number
-	Guidance   float64 // the scale that a distilled network takes as an input (Flux dev, LCM), 0 = 3.5 and 7.5
-	Tile       int     // side of the latents that are decoded at once, 0 = 128
+	VAE        string  `json:"vae,omitempty"`         // folder of another autoencoder
+	Width      int     `json:"width,omitempty"`       // of the pictures, 0 = what the network was made for
+	Height     int     `json:"height,omitempty"`      //
+	ClipSkip   int     `json:"clip_skip,omitempty"`   // layers of the text encoder left out at the end
+	TextTokens int     `json:"text_tokens,omitempty"` // tokens that T5 sees, 0 = the pipeline's own number
+	Guidance   float64 `json:"guidance,omitempty"`    // the scale that a distilled network takes as an input (Flux dev, LCM), 0 = 3.5 and 7.5
+	Tile       int     `json:"tile,omitempty"`        // side of the latents that are decoded at once, 0 = 128
 }
+
+// AskedError says that what was asked of a model's parts does not fit a model that is sound.
+type AskedError struct{ Reason string }
+
+func (e *AskedError) Error() string { return "models: " + e.Reason }
 
 // frame is what stands around a denoiser: the text and the autoencoder.
 type frame struct {
@@ -58,7 +63,7 @@ func frames(r *diffusers.Repository, cfg diffusers.Config, sched *diffusers.Sche
 	}
 	if c := o.codec; c == nil && o.text == nil {
 		if opt != (Pipeline{}) {
-			return nil, refuse.Errorf(r.Dir, "has neither an autoencoder nor a text encoder: sizes, clip skip and the like are not for it")
+			return nil, &AskedError{r.Dir + " has neither an autoencoder nor a text encoder: sizes, clip skip and the like are not for it"}
 		}
 		return nil, nil
 	}
@@ -272,7 +277,7 @@ func (f *frame) size(opt Pipeline, h, w int) (int, int, error) {
 			continue
 		}
 		if s.want < factor || s.want%factor != 0 || s.want > 1<<14 {
-			return 0, 0, fmt.Errorf("models: a %s of %d: want a multiple of %d up to %d", s.name, s.want, factor, 1<<14)
+			return 0, 0, &AskedError{fmt.Sprintf("a %s of %d: want a multiple of %d up to %d", s.name, s.want, factor, 1<<14)}
 		}
 		*s.dst = s.want / factor
 	}

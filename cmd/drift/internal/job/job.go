@@ -49,6 +49,7 @@ type Plan struct {
 	Sets    []manifest.Set
 	Offset  int // places count from here in Classes
 	Codec   samplers.Codec
+	Text    bool // the model takes prompts
 	// Particles is the number of rows of every item: 0 = 1. An item then is a group of particles, all on its condition.
 	Particles int
 
@@ -207,7 +208,7 @@ func (p *Plan) Problem(items []Item) (*samplers.Problem, error) {
 		}
 	}
 	problem := &samplers.Problem{Model: model, Grid: p.Grid, Shape: p.Shape, First: p.First, Last: p.Last, Codec: p.Codec, Meter: &models.Meter{}}
-	classes, prompts := false, false
+	classes, prompts := false, p.Text
 	for _, s := range p.Sets {
 		classes = classes || len(s.Classes) > 0
 		prompts = prompts || s.Prompt != "" || s.Negative != ""
@@ -223,6 +224,7 @@ func (p *Plan) Problem(items []Item) (*samplers.Problem, error) {
 			}
 			if prompts {
 				cond.Prompts = append(cond.Prompts, set.Prompt)
+				cond.Negative = append(cond.Negative, set.Negative)
 			}
 		}
 	}

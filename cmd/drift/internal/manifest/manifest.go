@@ -19,6 +19,7 @@ import (
 
 	"drift/internal/atomicfile"
 	"drift/internal/refuse"
+	"drift/models/open"
 	"drift/schedules"
 )
 
@@ -34,6 +35,8 @@ type Run struct {
 	Guide   *Model `json:"guide_model,omitempty"` // second network of autoguidance
 
 	Compose *Compose `json:"compose,omitempty"` // of which Model is made
+
+	Pipeline *open.Pipeline `json:"pipeline,omitempty"` // what stands around the network of Model, where it was asked for
 
 	Sampler   string   `json:"sampler"`                // name:options, in the table's spelling
 	SamplerID string   `json:"sampler_hash,omitempty"` // of a sampler that a file describes
