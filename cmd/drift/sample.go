@@ -249,11 +249,12 @@ type sampling struct {
 
 	unstored bool // the output failed
 
-	verb    string // of the description; empty = sample
-	sampler string // default in place of the model's
-	ownGrid bool   // the process's grid in place of the one that the model's scheduler asks for
-	bare    bool   // without the guiders that the model's scheduler asks for
-	rewards int    // reward evaluations in all, for --dry-run
+	verb        string // of the description; empty = sample
+	sampler     string // default in place of the model's
+	ownGrid     bool   // the process's grid in place of the one that the model's scheduler asks for
+	targetSteps int    // default of targets in place of the model's
+	bare        bool   // without the guiders that the model's scheduler asks for
+	rewards     int    // reward evaluations in all, for --dry-run
 
 	standIn string        // sampler that stands for one of the verb's own while the grid is made
 	usual   *usualGrid    // grid where no flag says one

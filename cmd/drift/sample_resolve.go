@@ -170,6 +170,9 @@ func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
 	if !other && base.Model.Hash != m.Info.Hash {
 		s.warn("the model %s is not the one of that run any more", name)
 	}
+	if m.Net == nil && s.targetSteps > 0 {
+		m.Defaults.Steps = s.targetSteps
+	}
 	s.model, s.info = m, m.Info
 	s.plan.Model, s.plan.Shape, s.plan.Text = m.Denoiser, m.Info.Shape, m.Info.Text
 	if m.Codec != nil {

@@ -55,6 +55,10 @@ func steerVerb(a *app) *cli.Command {
 		&cli.StringFlag{Name: "keep", Usage: "best: the particle of the largest lambda x reward; resampled: all, drawn by weight; weighted: all, with their weights (`K`)", Value: "best"},
 		&cli.Float64Flag{Name: "churn", Usage: "go up in noise by this part after every step, so that samplers without noise can be steered (`X`)"},
 		&cli.StringFlag{Name: "control", Usage: "script called after every step: may set lambda, cfg_scale, eta, ess, resample, stop; groups run one at a time (`FILE.star`)"},
+		&cli.BoolFlag{Name: "ahead", Usage: "epf and fk: draw by the reward of one proposed successor too (look-ahead modulation); one more evaluation per particle and check"},
+		&cli.StringFlag{Name: "through", Usage: "tds: gradient of the reward through the model, or x0: without it (`WHAT`)", Value: "model"},
+		&cli.IntFlag{Name: "sweeps", Usage: "ppg: passes over the whole run (`N`)", Value: 4},
+		&cli.Float64Flag{Name: "path-sigma", Usage: "dgfs: standard deviation of the Brownian paths at their end (`X`); default: that of the target"},
 		&cli.Float64Flag{Name: "power", Usage: "fkc: sample p to this power (`B`)"},
 		&cli.StringFlag{Name: "fkc", Usage: "fkc: off: the naive sum; on; zeta2=X (`MODE`)"},
 		&cli.StringFlag{Name: "log", Usage: "one row per (seed, check), .csv or .jsonl (`FILE`)"},
@@ -81,7 +85,7 @@ func steerVerb(a *app) *cli.Command {
 			if err := noArgs(c); err != nil {
 				return err
 			}
-			s := &steering{sampling: &sampling{app: a, c: c, verb: "steer", sampler: "ddim:eta=1"}}
+			s := &steering{sampling: &sampling{app: a, c: c, verb: "steer", sampler: "ddim:eta=1", targetSteps: 100}}
 			defer s.close()
 			if err := s.resolve(c.Context); err != nil {
 				return err
@@ -277,6 +281,23 @@ func (s *steering) options() error {
 	if f.Samples, f.SampleSteps = c.Int("samples"), c.Int("sample-steps"); f.Samples < 0 || f.SampleSteps < 1 {
 		return usagef("--samples %d of --sample-steps %d: want 0 or more, of 1 or more", f.Samples, f.SampleSteps)
 	}
+	if t := c.String("through"); t != "model" && t != "x0" {
+		return usagef("--through %s: want model or x0", t)
+	}
+	if n := c.Int("sweeps"); n < 1 || n > 1<<16 {
+		return usagef("--sweeps %d: want 1 to %d", n, 1<<16)
+	}
+	if f.Ahead = c.Bool("ahead"); f.Ahead && m.Method != "fk" && m.Method != "epf" {
+		return usagef("--ahead is for --method fk and epf")
+	}
+	switch m.Method {
+	case "tds", "ppg", "dgfs":
+		for _, name := range []string{"sampler", "churn", "potential", "checks", "check-every", "resample-every", "samples", "control"} {
+			if c.IsSet(name) {
+				return usagef("--method %s makes its own steps and checks them all: leave --%s out", m.Method, name)
+			}
+		}
+	}
 	f.SkipDead = c.Bool("skip-dead")
 	f.Weighted = true
 	rule := c.String("temper")
@@ -319,7 +340,7 @@ func (s *steering) options() error {
 	}
 	m.When, m.ESS, m.Checks, m.Every = f.Policy.When.String(), f.Policy.ESS, f.Checks, f.Every
 	var more []string
-	for _, name := range []string{"terminal", "wiring", "temper", "temper-drop", "skip-dead", "samples", "sample-steps", "power", "fkc"} {
+	for _, name := range []string{"terminal", "wiring", "temper", "temper-drop", "skip-dead", "samples", "sample-steps", "power", "fkc", "ahead", "through", "sweeps", "path-sigma"} {
 		if c.IsSet(name) {
 			more = append(more, name+"="+fmt.Sprint(c.Value(name)))
 		}

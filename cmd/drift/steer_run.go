@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,7 +28,9 @@ import (
 	"drift/internal/pngmeta"
 	"drift/internal/script"
 	"drift/models"
+	"drift/models/analytic"
 	"drift/samplers"
+	"drift/schedules"
 	"drift/smc"
 )
 
@@ -105,8 +108,95 @@ func (m method) sampler(r *steered) (samplers.Sampler, error) {
 		return fk, nil
 	case "fkc":
 		return s.corrector(r)
+	case "tds":
+		return smc.TDS{Twist: s.twist(r, lambda), Straight: s.c.String("through") == "x0", Policy: s.fk.Policy, Latent: true, Observe: r.check}, nil
+	case "ppg":
+		return smc.PPG{Sweeps: s.c.Int("sweeps"), Reward: score, Lambda: lambda, Latent: s.fk.Latent, Observe: r.check}, nil
+	case "dgfs":
+		return s.paths(r, lambda)
 	}
-	return nil, usagef("--method %s is not there yet", s.conf.Method)
+	panic("steer: method " + s.conf.Method)
+}
+
+// twist makes lambda times the reward a twist.
+func (s *steering) twist(r *steered, lambda float64) smc.Twist {
+	score := s.score(r, r.p)
+	return func(ctx context.Context, x0 *tensor.Dense, l *smc.Look, grad *tensor.Dense) ([]float64, error) {
+		l.Lambda = lambda
+		out, err := score(ctx, x0, l)
+		if err != nil {
+			return nil, err
+		}
+		psi := make([]float64, len(out))
+		for k, v := range out {
+			if psi[k] = lambda * v; lambda == 0 {
+				psi[k] = 0
+			}
+		}
+		if grad == nil {
+			return psi, nil
+		}
+		at := reward.Points(l, l.Steps, lambda, r.nfe())
+		g := models.Data(grad)
+		if err := s.reward.Gradient(ctx, at, models.Data(x0), x0.Shape()[1:], g); err != nil {
+			return nil, err
+		}
+		for j := range g {
+			g[j] *= lambda
+		}
+		return psi, nil
+	}
+}
+
+// paths samples p exp(lambda r) of an analytic target by controlled Brownian paths, the control being that of p.
+func (s *steering) paths(r *steered, lambda float64) (samplers.Sampler, error) {
+	m, ok := models.As[*analytic.Mixture](s.model.Denoiser)
+	if !ok {
+		return nil, fmt.Errorf("--method dgfs needs a density that is known, of a .json target; %s has none", s.desc.Model.Path)
+	}
+	t := m.Target()
+	if t.Vars == nil {
+		return nil, errors.New("--method dgfs needs a target with vars, not covs")
+	}
+	clean := m.Process().(schedules.Gaussian).AtRatio(0)
+	b := smc.Bridge{Sigma: s.c.Float64("path-sigma"), T: 1, Steps: s.steps()}
+	if b.Sigma == 0 {
+		for c, w := range t.Weights {
+			for i := range t.Means[c] {
+				b.Sigma += w * (t.Means[c][i]*t.Means[c][i] + t.Vars[c][i]) / float64(m.Dim())
+			}
+		}
+		b.Sigma = math.Sqrt(b.Sigma)
+	}
+	return smc.DGFS{Bridge: b, Observe: r.check, Density: func(class int) (smc.Density, smc.Control, error) {
+		w, means, vars := t.Weights, t.Means, t.Vars
+		if class >= 0 {
+			w, means, vars = nil, nil, nil
+			for c, l := range t.Labels {
+				if l == class {
+					w, means, vars = append(w, t.Weights[c]), append(means, t.Means[c]), append(vars, t.Vars[c])
+				}
+			}
+		}
+		var bad error
+		d := smc.Density{Dim: m.Dim(), Log: func(x, _ []float64) float64 {
+			lp, err := m.LogP(x, clean, class)
+			if err == nil && s.reward != nil && lambda != 0 {
+				at := reward.Point{Previous: math.NaN(), Last: true}
+				at.Steps, at.Step, at.Alpha, at.Progress, at.Class = b.Steps, b.Steps, 1, 1, class
+				var out *reward.Scores
+				if out, err = s.reward.Score(context.Background(), []reward.Point{at}, x, []int{m.Dim()}, [][2]int{{0, 1}}); err == nil {
+					lp += lambda * out.Reward[0]
+				}
+			}
+			if err != nil {
+				bad = err
+				return math.NaN()
+			}
+			return lp
+		}}
+		return d, b.MixtureControl(w, means, vars), bad
+	}}, nil
 }
 
 // corrector is FKC with the options of --fkc and --power.
@@ -341,6 +431,9 @@ func (r *steered) check(c *smc.Check) error {
 		rec.LogZ, rec.Variance, rec.Diversity = append(rec.LogZ, g.LogZ), append(rec.Variance, g.Variance), append(rec.Diversity, g.Diversity)
 		rec.Roots, rec.Resampled = append(rec.Roots, g.Roots), append(rec.Resampled, g.Resampled)
 	}
+	if rec.Rewards != nil && r.scores != nil && r.s.conf.Method == "tds" {
+		rec.Rewards = slices.Clone(r.scores.Reward) // the check has log psi
+	}
 	r.note(&rec, c.X0)
 	r.log = append(r.log, rec)
 	return nil
@@ -425,6 +518,14 @@ func (s *steering) outcomes(b job.Batch, st *samplers.State) ([]outcome, error) 
 		}
 		if v, ok := r.run.(interface{ Rewards() []float64 }); ok && v.Rewards() != nil {
 			o.Rewards = slices.Clone(v.Rewards()[g*k : (g+1)*k])
+			if l := *s.conf.Lambda; s.conf.Method == "tds" {
+				for i := range o.Rewards {
+					o.Rewards[i] /= l
+				}
+				if l == 0 {
+					o.Rewards = nil
+				}
+			}
 		}
 		if x := models.Data(st.X); len(x)/(len(b.Items)*k) <= 16 {
 			w := len(x) / (len(b.Items) * k)
@@ -593,7 +694,17 @@ func (s *steering) run(ctx context.Context) error {
 	}
 	began := time.Now()
 	bar := s.start("drift")
-	hooks := s.sampling.hooks(target, nil, len(todo), stored, false)
+	var observers []observer
+	if s.c.IsSet("preview") {
+		o, err := s.preview()
+		if err != nil {
+			return err
+		}
+		if o != nil {
+			observers = append(observers, o)
+		}
+	}
+	hooks := s.sampling.hooks(target, observers, len(todo), stored, false)
 	step := hooks.Step
 	kept := time.Now()
 	hooks.Step = func(b job.Batch, st *samplers.State) error {
@@ -631,6 +742,9 @@ func (s *steering) run(ctx context.Context) error {
 		if err = os.RemoveAll(filepath.Join(target.Room(), ".groups")); err == nil {
 			err = s.finish(target)
 		}
+		if err == nil && output.Kind(s.path) != "folder" {
+			err = os.RemoveAll(target.Room())
+		}
 	}
 	if err != nil {
 		return errors.Join(s.ended(err, target, len(todo)), failed)
@@ -638,6 +752,49 @@ func (s *steering) run(ctx context.Context) error {
 	s.tell(ctx, all, stats, len(todo), time.Since(began))
 	return nil
 }
+
+// preview draws the first particles of a batch while they are made; arrays are told in a line.
+func (s *steering) preview() (observer, error) {
+	if pixels.Picture(s.info.Shape) {
+		d, err := s.newPreview()
+		if d == nil || err != nil {
+			return nil, err
+		}
+		return d, nil
+	}
+	n, err := strconv.Atoi(s.c.String("preview"))
+	if err != nil || n < 0 {
+		return nil, usagef("--preview %s: want a number of steps for arrays of shape %v", s.c.String("preview"), s.info.Shape)
+	}
+	if n == 0 {
+		return nil, nil
+	}
+	return &telling{s: s, every: n}, nil
+}
+
+// telling is --preview of arrays.
+type telling struct {
+	s     *steering
+	every int
+}
+
+func (t *telling) step(_ job.Batch, st *samplers.State) error {
+	if st.I == 0 || st.I%t.every != 0 && st.I != st.N || len(t.s.now.log) == 0 {
+		return nil
+	}
+	c := &t.s.now.log[len(t.s.now.log)-1]
+	line := fmt.Sprintf("step %d: sigma/alpha %.4g, ESS %.4g, roots %d", st.I, st.At.Ratio(), c.ESS[0], c.Roots[0])
+	if c.Rewards != nil {
+		mean, _ := moments(c.Rewards)
+		line += fmt.Sprintf(", reward mean %.4g, largest %.4g", mean, slices.Max(c.Rewards))
+	}
+	t.s.say("drift: %s", line)
+	return nil
+}
+
+func (t *telling) done(job.Batch, []float64, samplers.Stats) error { return nil }
+func (t *telling) whole() bool                                     { return false }
+func (t *telling) close(bool) error                                { return nil }
 
 // keepState saves the batch that a failed reward stopped.
 func (s *steering) keepState(t output.Target, todo []job.Item, size int) error {

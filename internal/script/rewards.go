@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"go.starlark.net/starlark"
 	"go.starlark.net/syntax"
@@ -240,6 +241,7 @@ type pictured struct {
 	k       int // image, -1 = all of a group
 	key     rng.Key
 	drawn   int
+	grad    bool // the gradient is wanted
 	columns map[string]float64
 }
 
@@ -297,30 +299,34 @@ func (r *Rewards) Score(ctx context.Context, at []Point, x []float64, shape []in
 		columns[k] = p.columns
 		return err
 	}
+	if err := spread(n, one); err != nil {
+		return nil, err
+	}
+	out.collect(columns)
+	return out, nil
+}
+
+// spread calls f with 0 ... n-1, on all processors. Of errors it returns the first by place, whoever was quicker.
+func spread(n int, f func(k int) error) error {
 	errs := make([]error, n)
 	var wg sync.WaitGroup
-	next := make(chan int)
+	var next atomic.Int64
 	for range min(n, runtime.GOMAXPROCS(0)) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			for k := range next {
-				errs[k] = one(k)
+			for k := int(next.Add(1)) - 1; k < n; k = int(next.Add(1)) - 1 {
+				errs[k] = f(k)
 			}
 		}()
 	}
-	for k := range n {
-		next <- k
-	}
-	close(next)
 	wg.Wait()
-	for _, err := range errs { // the first by place, whoever was quicker
+	for _, err := range errs {
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	out.collect(columns)
-	return out, nil
+	return nil
 }
 
 func (s *Scores) collect(columns []map[string]float64) {
@@ -375,14 +381,19 @@ func (r *Rewards) together(c *check, at []Point, from, to int) (v []float64, col
 	return list.v, p.columns, nil
 }
 
-// Gradient returns the reward of one image and writes its gradient by the image.
-func (r *Rewards) Gradient(ctx context.Context, at Point, x []float64, shape []int, grad []float64) (float64, error) {
+// Gradient writes the gradient of the reward of every image by that image.
+func (r *Rewards) Gradient(ctx context.Context, at []Point, x []float64, shape []int, grad []float64) error {
 	if r.many != nil {
-		return 0, fmt.Errorf("%s: rewards(ims, ctx) of a group has no gradient by one picture: define reward(im, ctx)", r.e.file)
+		return fmt.Errorf("%s: rewards(ims, ctx) of a group has no gradient by one picture: define reward(im, ctx)", r.e.file)
 	}
-	c := &check{ctx: ctx, x: x, n: 1, shape: shape, nets: map[string]*answers{}, world: r}
-	p := &pictured{check: c, k: 0, key: keyOf(at)}
-	return r.e.eval(ctx, r.one, point{at, p}, x, shape, grad, p)
+	w := size(shape)
+	return spread(len(at), func(k int) error {
+		im := x[k*w : (k+1)*w]
+		c := &check{ctx: ctx, x: im, n: 1, shape: shape, nets: map[string]*answers{}, world: r}
+		p := &pictured{check: c, k: 0, key: keyOf(at[k]), grad: true}
+		_, err := r.e.eval(ctx, r.one, point{at[k], p}, im, shape, grad[k*w:(k+1)*w], p)
+		return err
+	})
 }
 
 // Check runs the script once on n made-up images, so that its mistakes are found before any work is done.
@@ -653,6 +664,9 @@ func (p *pictured) ask(name string, n Net) (*answers, error) {
 }
 
 func (p *pictured) logits(name string, n Net, of starlark.Value) ([]float64, int, error) {
+	if p.grad {
+		return nil, 0, errNoGradient
+	}
 	nl := len(n.Labels())
 	if of != nil {
 		x, err := p.other(of)
@@ -673,6 +687,9 @@ func (p *pictured) logits(name string, n Net, of starlark.Value) ([]float64, int
 }
 
 func (p *pictured) features(name string, n Net, of starlark.Value) ([]float64, int, error) {
+	if p.grad {
+		return nil, 0, errNoGradient
+	}
 	nf := n.Features()
 	if of != nil {
 		x, err := p.other(of)

@@ -164,7 +164,7 @@ func TestRewardFiles(t *testing.T) {
 	}
 	grad := make([]float64, 4)
 	p := points(1)[0]
-	if _, err := r.Gradient(ctx, p, x[:4], shape, grad); err != nil {
+	if err := r.Gradient(ctx, []Point{p}, x[:4], shape, grad); err != nil {
 		t.Fatal(err)
 	}
 	for i := range grad {

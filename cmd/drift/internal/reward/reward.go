@@ -260,10 +260,10 @@ func (r *Reward) Score(ctx context.Context, at []Point, x []float64, shape []int
 	return r.rules.Score(ctx, at, x, shape, groups)
 }
 
-// Gradient writes the gradient of the reward of one picture.
-func (r *Reward) Gradient(ctx context.Context, at Point, x []float64, shape []int, grad []float64) (float64, error) {
+// Gradient writes the gradient of the reward of every picture by that picture.
+func (r *Reward) Gradient(ctx context.Context, at []Point, x []float64, shape []int, grad []float64) error {
 	if r.program != nil {
-		return 0, fmt.Errorf("%s is a program: it has no gradient", r.Spec)
+		return fmt.Errorf("%s is a program: it has no gradient", r.Spec)
 	}
 	return r.rules.Gradient(ctx, at, x, shape, grad)
 }
