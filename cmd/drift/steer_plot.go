@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"image/color"
 	"io"
 	"math"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -14,6 +17,7 @@ import (
 	"gonum.org/v1/plot/vg/vgimg"
 
 	"drift/cmd/drift/internal/reward"
+	"drift/guidance"
 	"drift/models"
 	"drift/models/analytic"
 	"drift/schedules"
@@ -171,20 +175,21 @@ func drawTo(w io.Writer, p *plot.Plot) error {
 // exact prints the exact answers of an analytic target beside the estimates: log Z, and mean and variance of every
 // coordinate under the tilted law.
 func (s *steering) exact(ctx context.Context, all []outcome, summary map[string]any) {
-	m, ok := models.As[*analytic.Mixture](s.model.Denoiser)
-	if !ok || s.reward == nil || s.reward.Grouped() || s.conf.Script == "" || len(s.desc.Guiders) > 0 || s.plan.First != 0 || s.plan.Last != 0 {
+	if s.conf.Method == "svdd" || s.plan.Particles == 1 || s.plan.First != 0 || s.plan.Last != 0 {
 		return
 	}
-	if s.conf.Method == "svdd" || s.plan.Particles == 1 {
+	experts := s.factors()
+	if experts == nil || s.conf.Method != "fkc" && (s.reward == nil && s.conf.Method != "dgfs" || s.reward != nil && (s.reward.Grouped() || s.conf.Script == "") || len(s.desc.Guiders) > 0) {
 		return
 	}
+	m := experts[0].of
 	class := all[0].Class
 	for _, o := range all {
 		if o.Class != class {
 			return
 		}
 	}
-	e, err := s.tilt(ctx, m, class)
+	e, err := s.tilt(ctx, experts, class)
 	if err != nil {
 		s.say("drift: no exact answer: %v", err)
 		return
@@ -238,17 +243,91 @@ type tilted struct {
 	how  string
 }
 
+// factor is a part of the law that is sampled: of^power.
+type factor struct {
+	of    *analytic.Mixture
+	class *int // nil: that of the row
+	power float64
+}
+
+// factors are the parts of the law before the reward, nil where they are not all known.
+func (s *steering) factors() []factor {
+	power := 1.0
+	if s.conf.Method == "fkc" && s.c.IsSet("power") {
+		power = s.c.Float64("power")
+	}
+	if c := s.desc.Compose; c != nil {
+		if s.conf.Method != "fkc" {
+			return nil
+		}
+		terms, err := guidance.ParseTerms(c.Models, c.Weights)
+		if err != nil {
+			return nil
+		}
+		sum := 0.0
+		for _, t := range terms {
+			sum += t.Weight
+		}
+		if strings.HasPrefix(c.Rule, "product") {
+			sum = 1
+		} else if !strings.HasPrefix(c.Rule, "average") {
+			return nil
+		}
+		var out []factor
+		for _, t := range terms {
+			if !strings.EqualFold(filepath.Ext(t.Model), ".json") || t.Class != "" {
+				return nil
+			}
+			m, err := analytic.Open(t.Model)
+			if err != nil {
+				return nil
+			}
+			out = append(out, factor{m, nil, power * t.Weight / sum})
+		}
+		return out
+	}
+	m, ok := models.As[*analytic.Mixture](s.model.Denoiser)
+	if !ok {
+		return nil
+	}
+	if s.conf.Method == "fkc" && len(s.desc.Guiders) == 1 {
+		g, err := guidance.Parse(s.desc.Guiders[0])
+		c, is := g.(guidance.CFG)
+		if err != nil || !is || c.Scale != nil || c.Negative != 0 || c.Rescale != 0 || c.Span != (guidance.Span{}) {
+			return nil
+		}
+		none := models.NoClass
+		return []factor{{m, &none, power * (1 - c.W)}, {m, nil, power * c.W}}
+	}
+	return []factor{{m, nil, power}}
+}
+
 // tilt integrates: a grid in one and two dimensions, exact draws of the target in more.
-func (s *steering) tilt(ctx context.Context, m *analytic.Mixture, class int) (tilted, error) {
+func (s *steering) tilt(ctx context.Context, factors []factor, class int) (tilted, error) {
+	m := factors[0].of
 	dim := m.Dim()
-	t := m.Target()
 	lambda := *s.conf.Lambda
+	if s.reward == nil {
+		lambda = 0
+	}
 	if s.fk.Schedule != nil {
 		lambda *= s.fk.Schedule(1)
 	}
-	clean := schedules.Node{Alpha: 1, Sigma: 0, T: math.NaN()}
-	if g, ok := t.Process.(schedules.Gaussian); ok {
-		clean = g.AtRatio(0)
+	clean := m.Process().(schedules.Gaussian).AtRatio(0)
+	logP := func(x []float64) (float64, error) {
+		sum := 0.0
+		for _, f := range factors {
+			c := class
+			if f.class != nil {
+				c = *f.class
+			}
+			lp, err := f.of.LogP(x, clean, c)
+			if err != nil {
+				return 0, err
+			}
+			sum += f.power * lp
+		}
+		return sum, nil
 	}
 	var x, base []float64 // points and log weights, p times the volume
 	how := "grid"
@@ -260,14 +339,17 @@ func (s *steering) tilt(ctx context.Context, m *analytic.Mixture, class int) (ti
 		lo, hi := make([]float64, dim), make([]float64, dim)
 		for d := range dim {
 			lo[d], hi[d] = math.Inf(1), math.Inf(-1)
-			for k, mu := range t.Means {
-				sd := 0.0
-				if t.Covs != nil {
-					sd = math.Sqrt(t.Covs[k][d][d])
-				} else {
-					sd = math.Sqrt(t.Vars[k][d])
+			for _, f := range factors {
+				t := f.of.Target()
+				for k, mu := range t.Means {
+					sd := 0.0
+					if t.Covs != nil {
+						sd = math.Sqrt(t.Covs[k][d][d])
+					} else {
+						sd = math.Sqrt(t.Vars[k][d])
+					}
+					lo[d], hi[d] = min(lo[d], mu[d]-10*sd), max(hi[d], mu[d]+10*sd)
 				}
-				lo[d], hi[d] = min(lo[d], mu[d]-10*sd), max(hi[d], mu[d]+10*sd)
 			}
 			wide := (hi[d] - lo[d]) * 0.25
 			lo[d], hi[d] = lo[d]-wide, hi[d]+wide
@@ -287,16 +369,19 @@ func (s *steering) tilt(ctx context.Context, m *analytic.Mixture, class int) (ti
 				p[d] = lo[d] + (hi[d]-lo[d])*float64(k%n)/float64(n-1)
 				k /= n
 			}
-			lp, err := m.LogP(p, clean, class)
+			lp, err := logP(p)
 			if err != nil {
 				return tilted{}, err
 			}
-			if lp < -700 {
+			if !(lp > -700) {
 				continue
 			}
 			x, base = append(x, p...), append(base, lp+math.Log(volume))
 		}
 	} else {
+		if len(factors) > 1 || factors[0].power != 1 {
+			return tilted{}, errors.New("products in more than two dimensions have no grid")
+		}
 		const draws = 200_000
 		how = fmt.Sprintf("%d exact draws", draws)
 		p := make([]float64, dim)
@@ -308,17 +393,22 @@ func (s *steering) tilt(ctx context.Context, m *analytic.Mixture, class int) (ti
 		}
 	}
 	n := len(base)
-	at := make([]reward.Point, n)
-	for k := range at {
-		at[k].Steps, at[k].Step, at[k].Alpha, at[k].Progress, at[k].Last, at[k].Class, at[k].Previous = s.steps(), s.steps(), 1, 1, true, class, math.NaN()
-	}
-	out, err := s.reward.Score(ctx, at, x, []int{dim}, nil)
-	if err != nil {
-		return tilted{}, err
+	out := &reward.Scores{Reward: make([]float64, n)}
+	if s.reward != nil {
+		at := make([]reward.Point, n)
+		for k := range at {
+			at[k].Steps, at[k].Step, at[k].Alpha, at[k].Progress, at[k].Last, at[k].Class, at[k].Previous = s.steps(), s.steps(), 1, 1, true, class, math.NaN()
+		}
+		var err error
+		if out, err = s.reward.Score(ctx, at, x, []int{dim}, nil); err != nil {
+			return tilted{}, err
+		}
 	}
 	top := math.Inf(-1)
 	for k := range base {
-		base[k] += lambda * out.Reward[k]
+		if lambda != 0 {
+			base[k] += lambda * out.Reward[k]
+		}
 		top = max(top, base[k])
 	}
 	res := tilted{mean: make([]float64, dim), how: how}

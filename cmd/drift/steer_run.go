@@ -675,6 +675,10 @@ func (s *steering) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if _, err := os.Stat(files.weights); err == nil && len(target.Missing()) == 0 {
+		s.say("drift: nothing to do, %s is complete", s.path)
+		return nil
+	}
 	todo, stored := s.missing(target)
 	if s.json {
 		s.emit(map[string]any{"event": "start", "hash": hash, "model": s.desc.Model.Path, "method": s.conf.Method, "particles": s.conf.Particles, "lambda": s.conf.Lambda, "sampler": s.desc.Sampler,
