@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"testing"
@@ -264,5 +265,20 @@ func TestFIDIdentity(t *testing.T) {
 	}
 	if r, err := value(Identity{}, false); err != nil || !r.Warned(WarnUnknownIdentity) {
 		t.Errorf("unknown: %+v, %v", r, err)
+	}
+}
+
+// BenchmarkFrechet is the distance once the moments are there: 10,000 against 60,000 rows of 64 features, and full rank
+// in 2048 dimensions.
+func BenchmarkFrechet(b *testing.B) {
+	for _, c := range []struct{ d, n1, n2 int }{{64, 60_000, 10_000}, {2048, 2500, 2500}} {
+		b.Run(fmt.Sprint(c.d), func(b *testing.B) {
+			x, y := mustStats(b, flatFeatures(1, c.n1, c.d, 1, 0)), mustStats(b, flatFeatures(2, c.n2, c.d, 1, 0.1))
+			for b.Loop() {
+				if _, err := FrechetDistance(x, y); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -261,13 +261,56 @@ func (s Sinkhorn) Divergence(ctx context.Context, x, y Samples, p int) (float64,
 	if err != nil {
 		return 0, err
 	}
-	aa, err := one(x, x)
+	self := func(a Samples) (float64, error) {
+		c, err := CostMatrix(ctx, a, a, p)
+		if err != nil {
+			return 0, err
+		}
+		return s.symmetric(ctx, c)
+	}
+	aa, err := self(x)
 	if err != nil {
 		return 0, err
 	}
-	bb, err := one(y, y)
+	bb, err := self(y)
 	if err != nil {
 		return 0, err
 	}
 	return ab - (aa+bb)/2, nil
+}
+
+// symmetric is the optimal dual value of a set against itself with equal weights. Both potentials are equal there, and
+// the mean of a potential and its update converges in tens of iterations (Feydy et al. 2019, section 3.2) where
+// alternating updates, which turn around that point, may take thousands.
+func (s Sinkhorn) symmetric(ctx context.Context, cost Matrix) (float64, error) {
+	e, err := newEntropic(cost, nil, nil, s.Eta)
+	if err != nil {
+		return 0, err
+	}
+	tol, most := s.Tol, s.MaxIter
+	if tol == 0 {
+		tol = 1e-9
+	}
+	if most == 0 {
+		most = 100000
+	}
+	next := make([]float64, len(e.x))
+	for k := range most {
+		if err := ctx.Err(); err != nil {
+			return 0, fmt.Errorf("metrics: sinkhorn iteration %d: %w", k, err)
+		}
+		e.update(next, e.x, e.c, e.r)
+		residual := 0.0
+		for i, v := range next { // the sum of row i is r_i exp(eta (x_i - next_i))
+			residual += 2 * e.r[i] * math.Abs(math.Expm1(s.Eta*(e.x[i]-v)))
+			e.x[i] = (e.x[i] + v) / 2
+		}
+		if residual < tol {
+			copy(e.x, next)
+			copy(e.y, next)
+			e.rebuild()
+			return e.dual(), nil
+		}
+	}
+	return 0, fmt.Errorf("metrics: sinkhorn divergence of a set and itself: above the tolerance after %d iterations", most)
 }

@@ -678,3 +678,27 @@ func TestSparseNewtonRobust(t *testing.T) {
 	}
 	t.Logf("%d of 60 not converged", stuck)
 }
+
+// TestSinkhornSymmetric: the solver of a set against itself ends where the general one does, in few iterations.
+func TestSinkhornSymmetric(t *testing.T) {
+	ctx := context.Background()
+	x := flatFeatures(5, 60, 4, 1, 0)
+	cost, err := CostMatrix(ctx, x, x, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, eta := range []float64{0.5, 5, 40} {
+		plan, err := Sinkhorn{Eta: eta}.Solve(ctx, cost, nil, nil)
+		if err != nil || !plan.Converged {
+			t.Fatalf("eta %g: %v", eta, err)
+		}
+		f, err := Sinkhorn{Eta: eta, MaxIter: 400}.symmetric(ctx, cost)
+		if err != nil {
+			t.Fatalf("eta %g: %v", eta, err)
+		}
+		near(t, "symmetric optimum", f, plan.F, 1e-9)
+	}
+	if _, err := (Sinkhorn{Eta: 40, MaxIter: 3}).symmetric(ctx, cost); err == nil {
+		t.Error("three iterations were enough")
+	}
+}
