@@ -99,7 +99,7 @@ func attnSizesOf(o *ops, s *AttentionSpec) attnSizes {
 	z.work = roundUp(z.qRows*z.pitch, 16) + roundUp(z.qRows*z.dPad, 16) + roundUp(4*z.qRows, 16) + 16
 	if o.pairs > 0 {
 		z.work += roundUp(z.qRows*z.dSlots, 16)
-		z.work = max(z.work, roundUp(s.D*o.nr, 16), 32*o.nr)
+		z.work = max(z.work, roundUp(z.dSlots*o.nr, 16), 2*o.nr)
 	}
 	return z
 }
@@ -226,32 +226,31 @@ func (j *attnJob) pack(worker, bh, t0 int) {
 	}
 	tmp := j.work[worker*z.work : (worker+1)*z.work]
 	for t := t0; t < t1; t += nr {
-		packPanel(o, tmp, k, s.D, s.Tk, t, s.LdK, true)
-		pairPanel(o, kp[t*z.dSlots:], tmp, s.D)
+		// Rows of slots, and then their transpose.
+		n := min(nr, t1-t)
+		if s.D%2 != 0 {
+			clear(tmp[:n*z.dSlots])
+		}
+		o.toBF16Rows(&bfloats(tmp)[0], &k[t*s.LdK], z.dSlots*4, s.LdK*4, n, s.D)
+		packPanel(o, kp[t*z.dSlots:], tmp, z.dSlots, n, 0, z.dSlots, true)
 	}
 	for d0 := 0; d0 < s.D; d0 += nr {
-		for t := 0; t < t1-t0; t += 32 { // tmp has room for so many
-			n := min(32, t1-t0-t)
-			packPanel(o, tmp, v[t*s.LdV:], n, s.D, d0, s.LdV, false)
-			pairPanel(o, vp[d0*z.kSlots+(t0+t)/2*nr:], tmp, n)
+		panel := unsafe.Slice((*uint32)(unsafe.Pointer(&vp[d0*z.kSlots+t0/2*nr])), ceilDiv(t1-t0, 2)*nr)
+		done := 0
+		if d0+nr <= s.D {
+			if done = (t1 - t0) &^ 1; done > 0 {
+				o.pairRows(&panel[0], &v[d0], s.LdV*4, done/2, nr)
+			}
+		}
+		for t := done; t < t1-t0; t += 2 { // with zeros beyond the last key and value
+			clear(tmp[:2*nr])
+			for i := t; i < min(t+2, t1-t0); i++ {
+				copy(tmp[(i-t)*nr:(i-t+1)*nr], v[i*s.LdV+d0:i*s.LdV+min(d0+nr, s.D)])
+			}
+			o.pairRows(&panel[t/2*nr], &tmp[0], nr*4, 1, nr)
 		}
 	}
 }
-
-// pairPanel makes slots of two neighbouring of the k rows of a packed panel.
-func pairPanel(o *ops, dst, panel []float32, k int) {
-	nr := o.nr
-	slots := unsafe.Slice((*uint32)(ptr(dst)), len(dst))
-	for i := 0; i < k; i += 2 {
-		row, next := panel[i*nr:(i+1)*nr], zeroRow[:nr]
-		if i+1 < k {
-			next = panel[(i+1)*nr : (i+2)*nr]
-		}
-		o.pairRows(slots[i/2*nr:(i/2+1)*nr], row, next)
-	}
-}
-
-var zeroRow [64]float32
 
 // bfloats views a row of slots as bfloat16.
 func bfloats(row []float32) []uint16 { return unsafe.Slice((*uint16)(ptr(row)), 2*len(row)) }
@@ -276,11 +275,10 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 	q := ptr(qs)
 	if o.pairs > 0 {
 		rows := cv.take(z.qRows * z.dSlots)
-		for i := range m {
-			row := bfloats(rows[i*z.dSlots : (i+1)*z.dSlots])
-			row[len(row)-1] = 0
-			o.toBF16(row[:s.D], qs[i*s.LdQ:i*s.LdQ+s.D])
+		if s.D%2 != 0 {
+			clear(rows)
 		}
+		o.toBF16Rows(&bfloats(rows)[0], &qs[0], z.dSlots*4, s.LdQ*4, m, s.D)
 		q = ptr(rows)
 	}
 	kp, vp := j.kp[bh*z.kStep:], j.vp[bh*z.vStep:]
@@ -308,7 +306,11 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 			}
 		}
 		copy(old, top)
-		o.softmaxRows(&scores[0], z.pitch*4, m, whole, scale, &top[0], &part[0])
+		if o.pairs > 0 {
+			o.softmaxPairs(&scores[0], z.pitch*4, m, whole, scale, &top[0], &part[0])
+		} else {
+			o.softmaxRows(&scores[0], z.pitch*4, m, whole, scale, &top[0], &part[0])
+		}
 		for i := range m {
 			if top[i] == hidden && part[i] == part[i] { // no key yet
 				clear(scores[i*z.pitch : i*z.pitch+kn])
@@ -320,13 +322,6 @@ func (j *attnJob) attend(worker, bh, t0 int) {
 				o.scale(out[i*z.dPad:(i+1)*z.dPad], f)
 			}
 			sum[i] += part[i]
-		}
-		if o.pairs > 0 {
-			// In place: a row only shrinks. The hidden keys are zeros.
-			for i := range m {
-				row := scores[i*z.pitch : i*z.pitch+whole]
-				o.toBF16(bfloats(row), row)
-			}
 		}
 		segs[0], segs[1] = 0, int64(o.slots(kn))
 		t = tilePass{o: o, m: m, base: ptr(scores), rows: &j.sRows[0], segs: segs, blocks: onePass,

@@ -86,7 +86,7 @@ func widenBF16AVX2(dst *float32, src *uint16, n int)
 func widenF16AVX2(dst *float32, src *uint16, n int)
 
 //go:noescape
-func pairRowsAVX2(dst *uint32, x, y *float32, n int)
+func pairRowsAVX2(dst *uint32, x *float32, ld, rows, n int)
 
 //go:noescape
 func momentsAVX2(x *float32, n int, k float32) (sum, sq float32)
@@ -253,7 +253,7 @@ var avx2Ops = ops{
 	dgemm:       dgemmAVX2,
 	widenBF16:   widenBF16SIMD,
 	widenF16:    widenF16SIMD,
-	pairRows:    pairRowsSIMD,
+	pairRows:    pairRowsAVX2,
 	depthwise:   depthwiseSIMD,
 }
 
@@ -409,13 +409,6 @@ func widenF16SIMD(dst []float32, src []uint16) {
 	if len(src) > 0 {
 		_ = dst[len(src)-1]
 		widenF16AVX2(&dst[0], &src[0], len(src))
-	}
-}
-
-func pairRowsSIMD(dst []uint32, x, y []float32) {
-	if n := len(dst); n > 0 {
-		_, _ = x[n-1], y[n-1]
-		pairRowsAVX2(&dst[0], &x[0], &y[0], n)
 	}
 }
 

@@ -159,6 +159,9 @@ func affineSiLUAVX512(dst, src *float32, dstStride, srcStride, n, c int, scale, 
 func softmaxRowsAVX512(x *float32, pitch, rows, n int, scale float32, top, sum *float32)
 
 //go:noescape
+func softmaxRowsBF16(x *float32, pitch, rows, n int, scale float32, top, sum *float32)
+
+//go:noescape
 func toBF16RowsBF16(dst *uint16, src *float32, ldDst, ldSrc, rows, c int)
 
 func affineRows512(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation) {
@@ -220,6 +223,7 @@ var avx512Ops = func() ops {
 var avx512BF16Ops = func() ops {
 	o := avx512Ops
 	o.tier, o.pairs, o.toBF16, o.toBF16Rows = AVX512BF16, 2, toBF16On512, toBF16RowsOn512
+	o.softmaxPairs = softmaxRowsBF16
 	return o
 }()
 

@@ -2905,15 +2905,23 @@ loop:
 	VZEROUPPER
 	RET
 
-// func pairRowsAVX2(dst *uint32, x, y *float32, n int)
-TEXT ·pairRowsAVX2(SB), NOSPLIT, $0-32
+// func pairRowsAVX2(dst *uint32, x *float32, ld, rows, n int)
+TEXT ·pairRowsAVX2(SB), NOSPLIT, $0-40
 	MOVQ dst+0(FP), DI
 	MOVQ x+8(FP), SI
-	MOVQ y+16(FP), DX
-	MOVQ n+24(FP), CX
+	MOVQ ld+16(FP), R8
+	MOVQ rows+24(FP), R9
+	MOVQ n+32(FP), R10
+	SHLQ $2, R10
 	VMOVDQU elem_high16<>+0(SB), Y5
+row:
+	LEAQ (SI)(R8*1), DX
+	LEAQ (DX)(R8*8), R11
+	LEAQ (SI)(R8*8), BX
+	XORQ AX, AX
 loop:
-	VMOVUPS (SI), Y0
+	PREFETCHT0 (BX)(AX*1)
+	VMOVUPS (SI)(AX*1), Y0
 	VPSRLD $16, Y0, Y1
 	VPAND elem_int1<>+0(SB), Y1, Y1
 	VPADDD elem_half16<>+0(SB), Y1, Y1
@@ -2922,7 +2930,8 @@ loop:
 	VMOVDQU elem_quiet<>+0(SB), Y3
 	VBLENDVPS Y2, Y3, Y0, Y0
 	VPSRLD $16, Y0, Y4
-	VMOVUPS (DX), Y0
+	PREFETCHT0 (R11)(AX*1)
+	VMOVUPS (DX)(AX*1), Y0
 	VPSRLD $16, Y0, Y1
 	VPAND elem_int1<>+0(SB), Y1, Y1
 	VPADDD elem_half16<>+0(SB), Y1, Y1
@@ -2933,10 +2942,12 @@ loop:
 	VPAND Y5, Y0, Y0
 	VPOR Y4, Y0, Y0
 	VMOVDQU Y0, (DI)
-	ADDQ $32, SI
-	ADDQ $32, DX
 	ADDQ $32, DI
-	SUBQ $8, CX
-	JNE loop
+	ADDQ $32, AX
+	CMPQ AX, R10
+	JLT loop
+	LEAQ (SI)(R8*2), SI
+	SUBQ $1, R9
+	JNE row
 	VZEROUPPER
 	RET

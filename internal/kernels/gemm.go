@@ -60,6 +60,8 @@ type ops struct {
 	// apart: top = max(top, largest*scale), x = exp(x*scale - top) and sum =
 	// the sum of x. The new top must be finite.
 	softmaxRows func(x *float32, pitch, rows, n int, scale float32, top, sum *float32)
+	// softmaxPairs is softmaxRows that leaves n bfloat16 at the row's begin.
+	softmaxPairs func(x *float32, pitch, rows, n int, scale float32, top, sum *float32)
 	// transpose8 writes 8 rows of n values, a multiple of 8, as n rows of 8.
 	// Strides are in bytes.
 	transpose8 func(dst, src *float32, dstStride, srcStride, n int)
@@ -89,8 +91,9 @@ type ops struct {
 	toBF16Rows func(dst *uint16, src *float32, ldDst, ldSrc, rows, c int)
 	// widenBF16 and widenF16 widen 16-bit values, a multiple of 8 of them.
 	widenBF16, widenF16 func(dst []float32, src []uint16)
-	// pairRows is dst[i] = bf16(x[i]) | bf16(y[i])<<16, a multiple of 8.
-	pairRows func(dst []uint32, x, y []float32)
+	// pairRows writes rows of n slots, a multiple of 8, with a row of x in the
+	// lower halves and the next one, ld bytes further, in the upper ones.
+	pairRows func(dst *uint32, x *float32, ld, rows, n int)
 	// depthwise computes one pixel of a depthwise convolution: see its twin.
 	depthwise func(dst, src, w, bias *float32, taps *tapAt, n, c int)
 	// dgemm adds the product of an mr-by-k and a k-by-nr float64 tile.

@@ -14,31 +14,32 @@ const (
 
 var portableOps = ops{
 	tier: Portable, mr: portableMR, nr: portableNR, kc: 384,
-	affineRows:  affineRowsGo,
-	act:         actGo,
-	chanSums:    chanSumsGo,
-	actVJP:      actVJPGo,
-	expRow:      expRowGo,
-	maxRow:      maxRowGo,
-	softmaxRows: softmaxRowsGo,
-	transpose8:  transpose8Go,
-	add:         addGo,
-	scale:       scaleGo,
-	mulAddRows:  mulAddRowsGo,
-	moments:     momentsGo,
-	sumSq:       sumSqGo,
-	normRow:     normRowGo,
-	winoIn:      winoInGo,
-	winoWeights: winoWeightsGo,
-	roundBF16:   roundRowGo,
-	toBF16:      toBF16Go,
-	toBF16Rows:  toBF16RowsGo,
-	winoOut:     winoOutGo,
-	dgemm:       dgemmGo,
-	widenBF16:   widenBF16Go,
-	widenF16:    widenF16Go,
-	pairRows:    pairRowsGo,
-	depthwise:   depthwiseGo,
+	affineRows:   affineRowsGo,
+	act:          actGo,
+	chanSums:     chanSumsGo,
+	actVJP:       actVJPGo,
+	expRow:       expRowGo,
+	maxRow:       maxRowGo,
+	softmaxRows:  softmaxRowsGo,
+	softmaxPairs: softmaxPairsGo,
+	transpose8:   transpose8Go,
+	add:          addGo,
+	scale:        scaleGo,
+	mulAddRows:   mulAddRowsGo,
+	moments:      momentsGo,
+	sumSq:        sumSqGo,
+	normRow:      normRowGo,
+	winoIn:       winoInGo,
+	winoWeights:  winoWeightsGo,
+	roundBF16:    roundRowGo,
+	toBF16:       toBF16Go,
+	toBF16Rows:   toBF16RowsGo,
+	winoOut:      winoOutGo,
+	dgemm:        dgemmGo,
+	widenBF16:    widenBF16Go,
+	widenF16:     widenF16Go,
+	pairRows:     pairRowsGo,
+	depthwise:    depthwiseGo,
 }
 
 func affineRowsGo(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation) {
@@ -234,9 +235,22 @@ func widenF16Go(dst []float32, src []uint16) {
 	}
 }
 
-func pairRowsGo(dst []uint32, x, y []float32) {
-	for i := range dst {
-		dst[i] = f32bits(roundBF16(x[i]))>>16 | f32bits(roundBF16(y[i]))
+func pairRowsGo(dst *uint32, x *float32, ld, rows, n int) {
+	for i, d := 0, unsafe.Slice(dst, rows*n); i < rows; i++ {
+		low := f32At(unsafe.Add(unsafe.Pointer(x), 2*i*ld), n)
+		high := f32At(unsafe.Add(unsafe.Pointer(x), (2*i+1)*ld), n)
+		for j, v := range low {
+			d[i*n+j] = f32bits(roundBF16(v))>>16 | f32bits(roundBF16(high[j]))
+		}
+	}
+}
+
+func softmaxPairsGo(x *float32, pitch, rows, n int, scale float32, top, sum *float32) {
+	softmaxRowsGo(x, pitch, rows, n, scale, top, sum)
+	for i := range rows {
+		// In place: a row only shrinks.
+		row := f32At(unsafe.Add(unsafe.Pointer(x), i*pitch), n)
+		toBF16Go(bfloats(row), row)
 	}
 }
 

@@ -788,29 +788,40 @@ func widenFuncs(a *asm) {
 	}
 }
 
-// pairRows writes n slots, a multiple of 8, of two bfloat16: the value of x in
-// the lower half, that of y in the upper.
+// pairRows writes rows of n slots, a multiple of 8, of two bfloat16: the lower
+// halves hold a row of x, the upper ones the next row, ld bytes further.
 func pairRows(a *asm) {
-	a.text("pairRowsAVX2", "(dst *uint32, x, y *float32, n int)", 0, 32)
+	a.text("pairRowsAVX2", "(dst *uint32, x *float32, ld, rows, n int)", 0, 40)
 	a.op("MOVQ dst+0(FP), DI")
 	a.op("MOVQ x+8(FP), SI")
-	a.op("MOVQ y+16(FP), DX")
-	a.op("MOVQ n+24(FP), CX")
+	a.op("MOVQ ld+16(FP), R8")
+	a.op("MOVQ rows+24(FP), R9")
+	a.op("MOVQ n+32(FP), R10")
+	a.op("SHLQ $2, R10")
 	a.op("VMOVDQU elem_high16<>+0(SB), Y5")
+	a.label("row")
+	a.op("LEAQ (SI)(R8*1), DX")
+	a.op("LEAQ (DX)(R8*8), R11")
+	a.op("LEAQ (SI)(R8*8), BX") // rows far apart are not foreseen by the processor
+	a.op("XORQ AX, AX")
 	a.label("loop")
-	a.op("VMOVUPS (SI), Y0")
+	a.op("PREFETCHT0 (BX)(AX*1)")
+	a.op("VMOVUPS (SI)(AX*1), Y0")
 	roundBits(a)
 	a.op("VPSRLD $16, Y0, Y4")
-	a.op("VMOVUPS (DX), Y0")
+	a.op("PREFETCHT0 (R11)(AX*1)")
+	a.op("VMOVUPS (DX)(AX*1), Y0")
 	roundBits(a)
 	a.op("VPAND Y5, Y0, Y0")
 	a.op("VPOR Y4, Y0, Y0")
 	a.op("VMOVDQU Y0, (DI)")
-	for _, r := range []string{"SI", "DX", "DI"} {
-		a.op("ADDQ $32, %s", r)
-	}
-	a.op("SUBQ $8, CX")
-	a.op("JNE loop")
+	a.op("ADDQ $32, DI")
+	a.op("ADDQ $32, AX")
+	a.op("CMPQ AX, R10")
+	a.op("JLT loop")
+	a.op("LEAQ (SI)(R8*2), SI")
+	a.op("SUBQ $1, R9")
+	a.op("JNE row")
 	a.op("VZEROUPPER")
 	a.op("RET")
 }

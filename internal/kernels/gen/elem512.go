@@ -53,7 +53,8 @@ func elem512File() []byte {
 		rowsFunc512(a, "rows"+f, f, false)
 	}
 	rowsFunc512(a, "affineSiLU", "SiLU", true)
-	softmaxRows512(a)
+	softmaxRows512(a, "softmaxRowsAVX512", false)
+	softmaxRows512(a, "softmaxRowsBF16", true)
 	toBF16(a)
 	return a.Bytes()
 }
@@ -223,9 +224,10 @@ func reduce512(a *asm, ins string, r int) {
 	a.op("V%sSS X9, X%d, X%d", ins, r, r)
 }
 
-// softmaxRows512 is softmaxRows for rows of a multiple of 32 values.
-func softmaxRows512(a *asm) {
-	a.text("softmaxRowsAVX512", "(x *float32, pitch, rows, n int, scale float32, top, sum *float32)", 0, 56)
+// softmaxRows512 is softmaxRows for rows of a multiple of 32 values. With half
+// the row is written over by as many bfloat16; the sum is of the float32.
+func softmaxRows512(a *asm, name string, half bool) {
+	a.text(name, "(x *float32, pitch, rows, n int, scale float32, top, sum *float32)", 0, 56)
 	a.op("MOVQ x+0(FP), DI")
 	a.op("MOVQ pitch+8(FP), R8")
 	a.op("MOVQ rows+16(FP), R9")
@@ -254,6 +256,7 @@ func softmaxRows512(a *asm) {
 	a.op("VPXORQ Z28, Z28, Z28")
 	a.op("MOVQ R12, CX")
 	a.op("MOVQ DI, SI")
+	a.op("MOVQ DI, DX")
 	for _, lanes := range []int{8, 2} {
 		l := fmt.Sprintf("exp%d", lanes)
 		a.label(l)
@@ -262,7 +265,15 @@ func softmaxRows512(a *asm) {
 		each512(a, lanes, "VMOVUPS %[4]d(SI), Z%[1]d")
 		each512(a, lanes, "VFMSUB213PS Z29, Z30, Z%[1]d")
 		exp512(a, lanes)
-		each512(a, lanes, "VMOVUPS Z%[1]d, %[4]d(SI)")
+		if half {
+			for i := 0; i < lanes; i += 2 {
+				narrowPair(a, 8+i, i, i+1)
+				a.op("VMOVDQU64 Z%d, %d(DX)", 8+i, 32*i)
+			}
+			a.op("ADDQ $%d, DX", 32*lanes)
+		} else {
+			each512(a, lanes, "VMOVUPS Z%[1]d, %[4]d(SI)")
+		}
 		for w := lanes / 2; w > 0; w /= 2 {
 			for i := range w {
 				a.op("VADDPS Z%d, Z%d, Z%d", i+w, i, i)
@@ -294,14 +305,18 @@ func toBF16(a *asm) {
 		names := strings.Fields("dst src ldDst ldSrc rows c")
 		a.op("MOVQ %s+%d(FP), %s", names[i], 8*i, r)
 	}
+	a.op("MOVQ R9, R12")
+	a.op("SHLQ $3, R12") // rows far apart are not foreseen by the processor
 	a.label("row")
 	a.op("MOVQ DI, DX")
 	a.op("MOVQ SI, BX")
 	a.op("MOVQ R11, CX")
 	a.label("loop")
+	a.op("PREFETCHT0 (BX)(R12*1)")
+	a.op("PREFETCHT0 64(BX)(R12*1)")
 	a.op("VMOVUPS (BX), Z0")
 	a.op("VMOVUPS 64(BX), Z1")
-	a.bytes([]byte{0x62, 0xf2, 0x77, 0x48, 0x72, 0xd0}, "VCVTNE2PS2BF16 Z0, Z1, Z2")
+	narrowPair(a, 2, 0, 1)
 	a.op("VMOVDQU64 Z2, (DX)")
 	a.op("ADDQ $128, BX")
 	a.op("ADDQ $64, DX")
@@ -313,4 +328,13 @@ func toBF16(a *asm) {
 	a.op("JNE row")
 	a.op("VZEROUPPER")
 	a.op("RET")
+}
+
+// narrowPair writes VCVTNE2PS2BF16, which the assembler does not know: the
+// lower half of dst becomes low, the upper half high. Registers below 16.
+// EVEX.512.F2.0F38.W0 72 /r.
+func narrowPair(a *asm, dst, low, high int) {
+	inv := func(v int) byte { return byte(^v & 1) }
+	code := []byte{0x62, inv(dst>>3)<<7 | 1<<6 | inv(low>>3)<<5 | 1<<4 | 2, byte(^high&15)<<3 | 4 | 3, 0x48, 0x72, byte(0xc0 | dst&7<<3 | low&7)}
+	a.bytes(code, "VCVTNE2PS2BF16 Z%d, Z%d, Z%d", low, high, dst)
 }
