@@ -40,6 +40,9 @@ type RSD struct {
 	// Relative makes Gamma the size of the repulsion as a share of the residual's, |Gamma sigma R_i| -> Gamma |eps_hat -
 	// eps|, whatever the dimension and the features: without it useful values go from 5 in two dimensions to hundreds.
 	Relative bool
+	// Limit is the largest such share: a longer repulsion is cut to it, so that it can turn the residual but not drown it,
+	// as an early one with SGD would. 0 = no limit.
+	Limit    float64
 	Off      float64  // last fraction of the run without repulsion
 	Decay    bool     // Gamma falls linearly to 0 where Off begins
 	Break    float64  // no repulsion at sigma/alpha <= Break
@@ -110,7 +113,7 @@ func (m RSD) check() error {
 		v      float64
 		lo, hi float64
 	}{
-		{"gamma", m.Gamma, -math.MaxFloat64, math.MaxFloat64}, {"off", m.Off, 0, 1}, {"break", m.Break, 0, math.MaxFloat64}, {"spread", m.Spread, 0, 1},
+		{"gamma", m.Gamma, -math.MaxFloat64, math.MaxFloat64}, {"off", m.Off, 0, 1}, {"limit", m.Limit, 0, math.MaxFloat64}, {"break", m.Break, 0, math.MaxFloat64}, {"spread", m.Spread, 0, 1},
 		{"bandwidth", m.Kernel.Bandwidth, 0, math.MaxFloat64},
 	} {
 		if !(f.v >= f.lo && f.v <= f.hi) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"gorgonia.org/tensor"
 
 	"drift/guidance"
+	"drift/internal/spec"
 	"drift/models"
 	"drift/models/analytic"
 	"drift/samplers"
@@ -553,5 +555,88 @@ func TestREDdiff(t *testing.T) {
 	c := 0.5 * n.Sigma * n.Sigma
 	if got, want := sample(t, m, p)[0], 2/(1+0.5*(1-1/(1+c))); math.Abs(got-want) > 1e-9 {
 		t.Errorf("augmented: settles at %.9g, want %.9g", got, want)
+	}
+}
+
+// TestRead holds the options by name.
+func TestRead(t *testing.T) {
+	read := func(text string) (RSD, error) {
+		sp, err := spec.Parse("rsd:" + text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := sp.Options()
+		m, err := Read(o)
+		return m, errors.Join(err, o.Err())
+	}
+	m, err := read("gamma=3,limit=0,relative=true,off=0.1,decay=true,break=0.2,noisy=true,features=project:8,global=true,bandwidth=2,parity=true,residual=vsd,weight=sqrt,levels=0.2,scene=lowres:2,optimizer=adam,cool=0.5,beta1=0.8,beta2=0.7,eps=0.1,momentum=0.3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := m.Weight(schedules.Node{Alpha: 1, Sigma: 4}, nil)
+	m.Weight = nil
+	want := RSD{Gamma: 3, Relative: true, Off: 0.1, Decay: true, Break: 0.2, Noisy: true, Features: Project{Dim: 8}, Kernel: Kernel{Global: true, Bandwidth: 2, Parity: true}, Residual: VSD, Spread: 0.2, Scene: LowRes{2},
+		Optimizer: Optimizer{Rate: 0.05, Final: 0.5, Beta1: 0.8, Beta2: 0.7, Eps: 0.1, Momentum: 0.3}}
+	if w != 2 || !reflect.DeepEqual(m, want) {
+		t.Errorf("%+v, want %+v", m, want)
+	}
+	if m, err = read("levels=random,features=pool:4,scene=fourier:0.5"); err != nil || m.Spread != 1 || !m.SGD || m.Rate != 0.2 || m.Features != (Pool{4}) || m.Scene != (Fourier{0.5}) {
+		t.Errorf("%+v, %v", m, err)
+	}
+	names := map[string]bool{}
+	for _, o := range Options() {
+		names[o.Name] = true
+		if o.Help == "" || o.Default == "" {
+			t.Errorf("%+v is not told of", o)
+		}
+		if _, err := read(o.Name + "=?"); err == nil {
+			t.Errorf("%s=? is read", o.Name)
+		}
+	}
+	if len(names) != 22 {
+		t.Errorf("%d options", len(names))
+	}
+	for _, bad := range []string{"features=pool:0.5", "features=pool:x", "features=none:2", "scene=lowres:0", "scene=cube", "gama=1", "levels=2"} {
+		if _, err := read(bad); err == nil {
+			t.Errorf("%s is read", bad)
+		}
+	}
+}
+
+// TestLimit holds that a repulsion is cut to a share of the residual and no further.
+func TestLimit(t *testing.T) {
+	target := two(t, schedules.VPLinear{}, schedules.Eps)
+	rows := Rows([]uint64{3}, 4)
+	step := func(m RSD) ([]float64, []float64) {
+		b, err := m.Begin(context.Background(), problem(t, target, 10, rows))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Next(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		r := b.(*run)
+		return slices.Clone(models.Data(r.grad)), r.force
+	}
+	bare, _ := step(RSD{})
+	for _, c := range []struct {
+		m    RSD
+		want func(i int, R []float64) float64 // length of the repulsion by that of the residual
+	}{
+		{RSD{Gamma: 1e6, Limit: 0.4}, func(int, []float64) float64 { return 0.4 }},
+		{RSD{Gamma: 1e-6, Limit: 0.4}, func(i int, R []float64) float64 {
+			return 1e-6 * problem(t, target, 10, rows).Grid[0].Sigma * math.Hypot(R[2*i], R[2*i+1]) / math.Hypot(bare[2*i], bare[2*i+1])
+		}},
+		{RSD{Gamma: 0.7, Relative: true}, func(int, []float64) float64 { return 0.7 }},
+		{RSD{Gamma: 0.7, Relative: true, Limit: 0.2}, func(int, []float64) float64 { return 0.2 }},
+		{RSD{Gamma: -0.7, Relative: true, Limit: 0.2}, func(int, []float64) float64 { return 0.2 }},
+	} {
+		q, R := step(c.m)
+		for i := range rows {
+			got := math.Hypot(q[2*i]-bare[2*i], q[2*i+1]-bare[2*i+1]) / math.Hypot(bare[2*i], bare[2*i+1])
+			if want := c.want(i, R); math.Abs(got-want) > 1e-9 {
+				t.Errorf("%+v: particle %d is pushed by %g of its residual, want %g", c.m, i, got, want)
+			}
+		}
 	}
 }

@@ -14,7 +14,8 @@ import (
 //	x descends |y - A(x)|^2/2 + Tie |x - z|^2/2
 //
 // one step of the Optimizer each and in this order, every square and product a mean over its elements, so that neither
-// term grows with the size of the image. The weight is rho = sigma/alpha where RSD.Weight is nil. State.X is x.
+// term grows with the size of the image (with SGD all gradients are multiplied by the number of elements of z, so that a
+// rate means what it means without a measurement). The weight is rho = sigma/alpha where RSD.Weight is nil. State.X is x.
 //
 // Direct leaves x out: z descends |y - A(z)|^2/2 + Strength w <q, z>, which with Gamma = 0 is RED-diff (Mardani et al.
 // 2023, arXiv 2305.04391).
@@ -57,35 +58,39 @@ func (m *Measure) check(rows, dim int) (width int, err error) {
 	return width, nil
 }
 
-// misfit writes the gradient of m|y - A(x)|^2/2 of row i into grad, m the mean over all elements of a set of n.
-func (r *run) misfit(grad, x []float64, i, n int) {
+// misfit writes scale times the gradient of |y - A(x)|^2/2, a mean over y, of row i into grad.
+func (r *run) misfit(grad, x []float64, i int, scale float64) {
 	m := r.m.Measure
 	got, y := r.y[:r.width], each(m.Y, i, r.rows, r.width)
 	m.Op.Apply(got, x)
 	for j, v := range y {
-		got[j] = (got[j] - v) / float64(n*r.width)
+		got[j] = scale * (got[j] - v) / float64(r.width)
 	}
 	m.Op.VJP(grad, x, got)
 }
 
 // measured makes the two gradient steps of iteration k on the set lo..hi, where grad holds w q of its particles.
 func (r *run) measured(grad []float64, lo, hi, k int) {
-	m, n := r.m.Measure, hi-lo
-	elements := float64(n * r.dim)
+	m := r.m.Measure
+	scale := 1 / float64(hi-lo) // of a mean over an image
+	if r.m.SGD {
+		scale = float64(r.dim)
+	}
+	each := scale / float64(r.dim)
 	strength, tie := or(m.Strength, 0.15), or(m.Tie, 0.07)
 	z, x := models.Data(r.z), r.X
 	for i := lo; i < hi; i++ {
 		g := grad[i*r.dim : (i+1)*r.dim]
 		if m.Direct {
-			r.misfit(r.tmp, z[i*r.dim:(i+1)*r.dim], i, n)
+			r.misfit(r.tmp, z[i*r.dim:(i+1)*r.dim], i, scale)
 			for j, v := range r.tmp {
-				g[j] = v + strength*g[j]/elements
+				g[j] = v + each*strength*g[j]
 			}
 			continue
 		}
 		for j, v := range g {
 			e := i*r.dim + j
-			g[j] = (z[e] - x[e] + strength/tie*v) / elements
+			g[j] = each * (z[e] - x[e] + strength/tie*v)
 		}
 	}
 	r.move(lo, hi, k)
@@ -95,9 +100,9 @@ func (r *run) measured(grad []float64, lo, hi, k int) {
 	r.render(lo, hi)
 	for i := lo; i < hi; i++ {
 		g, xi := r.tmp, x[i*r.dim:(i+1)*r.dim]
-		r.misfit(g, xi, i, n)
+		r.misfit(g, xi, i, scale)
 		for j := range g {
-			g[j] += tie * (xi[j] - z[i*r.dim+j]) / elements
+			g[j] += each * tie * (xi[j] - z[i*r.dim+j])
 		}
 		r.m.step(xi, g, r.MX.row(i, r.dim), or(m.RateX, r.Rate), k+1, r.total)
 	}

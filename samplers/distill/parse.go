@@ -19,8 +19,9 @@ func Options() []Option {
 		names = append(names, w.Name)
 	}
 	return []Option{
-		{"gamma", "0.5", "strength of the repulsion; 0 = plain score distillation"},
-		{"relative", "true", "gamma as a share of the residual's size, whatever the dimension; false = the published gamma sigma R"},
+		{"gamma", "150", "strength of the repulsion; 0 = plain score distillation"},
+		{"relative", "false", "gamma as a share of the residual's size, whatever the dimension, in place of the published gamma sigma R"},
+		{"limit", "0.4", "largest size of the repulsion as a share of the residual's; 0 = no limit"},
 		{"off", "0.3", "last fraction of the run without repulsion"},
 		{"decay", "false", "gamma falls linearly to 0 where off begins"},
 		{"break", "0", "no repulsion at sigma/alpha up to this"},
@@ -44,7 +45,7 @@ func Options() []Option {
 // Read takes the options of RSD from o, as Options lists them. Defaults are those that suit images.
 func Read(o *spec.Options) (RSD, error) {
 	m := RSD{
-		Gamma: o.Float("gamma", 0.5), Relative: o.Bool("relative", true), Off: o.FloatIn("off", 0.3, 0, 1), Decay: o.Bool("decay", false),
+		Gamma: o.Float("gamma", 150), Relative: o.Bool("relative", false), Limit: o.FloatIn("limit", 0.4, 0, math.MaxFloat64), Off: o.FloatIn("off", 0.3, 0, 1), Decay: o.Bool("decay", false),
 		Break: o.FloatIn("break", 0, 0, math.MaxFloat64), Noisy: o.Bool("noisy", false),
 		Kernel: Kernel{Global: o.Bool("global", false), Parity: o.Bool("parity", false)},
 		Optimizer: Optimizer{

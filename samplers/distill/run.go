@@ -384,12 +384,17 @@ func (r *run) repel(ctx context.Context, q []float64) error {
 	for i, n := range r.query.At {
 		c := r.m.gamma(r.Gamma, r.K, r.total, n)
 		qi, R := q[i*r.dim:(i+1)*r.dim], r.force[i*r.dim:(i+1)*r.dim]
+		share := 0.0 // of R that is as long as the residual
+		if size := math.Sqrt(dot(R, R)); size > 0 {
+			share = math.Sqrt(dot(qi, qi)) / size
+		}
 		if r.m.Relative {
-			if size := math.Sqrt(dot(R, R)); size > 0 {
-				c *= math.Sqrt(dot(qi, qi)) / size
-			}
+			c *= share
 		} else {
 			c *= n.Sigma
+		}
+		if most := r.m.Limit * share; r.m.Limit > 0 && math.Abs(c) > most {
+			c = math.Copysign(most, c)
 		}
 		if c == 0 {
 			continue

@@ -21,9 +21,9 @@ type RSD struct {
 func (r RSD) Particles() int { return r.N }
 
 func init() {
-	options := []Option{{"n", "4", "images of a set"}, {"strength", "0.15", "of the model against the measurement"},
-		{"tie", "0.07", "how firmly an image is tied to its particle, the paper's rho"}, {"rate-x", "rate", "of the measured images"},
-		{"direct", "false", "one variable in place of two; with gamma 0 RED-diff"}, {"from", "pinv", "where images start: pinv (A+ y; noise where there is none) or noise"}}
+	options := []Option{{"n", "4", "images of a set"}, {"strength", "2", "of the model against the measurement; 0.5 with rate 0.5 for phase"},
+		{"tie", "1", "of direct=false: how firmly an image is tied to its particle, the paper's rho"}, {"rate-x", "rate", "of the measured images"},
+		{"direct", "true", "one variable; with gamma 0 RED-diff. false = the published two (there with adam, rates 0.4, tie 0.07, strength 0.15 and 500 steps)"}, {"from", "pinv", "where images start: pinv (A+ y; noise where there is none) or noise"}}
 	for _, o := range distill.Options() {
 		if o.Name != "scene" {
 			options = append(options, Option(o))
@@ -42,7 +42,7 @@ func newRSD(o *spec.Options) (Method, error) {
 	if m.Scene != nil {
 		return nil, fmt.Errorf("rsd: a scene cannot be measured")
 	}
-	me := distill.Measure{Strength: o.FloatIn("strength", 0.15, 1e-12, 1e12), Tie: o.FloatIn("tie", 0.07, 1e-12, 1e12), RateX: m.Rate, Direct: o.Bool("direct", false)}
+	me := distill.Measure{Strength: o.FloatIn("strength", 2, 1e-12, 1e12), Tie: o.FloatIn("tie", 1, 1e-12, 1e12), RateX: m.Rate, Direct: o.Bool("direct", true)}
 	if o.Has("rate-x") {
 		me.RateX = o.FloatIn("rate-x", 1, 1e-12, 1e12)
 	}
