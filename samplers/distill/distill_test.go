@@ -408,7 +408,6 @@ func TestRefused(t *testing.T) {
 		{"operator", RSD{Measure: &Measure{Y: []float64{1}}}, nil, "without an operator"},
 		{"measure", RSD{Measure: &Measure{Op: first{2}}}, nil, "without values"},
 		{"measured", RSD{Measure: &Measure{Op: first{2}, Y: make([]float64, 3)}}, nil, "3 measured values"},
-		{"measure start", RSD{Measure: &Measure{Op: first{2}, Y: make([]float64, 1), Start: make([]float64, 3)}}, nil, "a start of 3"},
 		{"measure scene", RSD{Scene: same{}, Measure: &Measure{Op: first{2}, Y: make([]float64, 1)}}, nil, "leave one of them out"},
 	} {
 		p := problem(t, target, 4, Rows([]uint64{1}, 2))

@@ -259,7 +259,7 @@ func TestInverseIteration(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := RSD{Gamma: g.Options.Gamma, Noisy: true, Optimizer: Optimizer{Rate: g.Options.LRZ},
-			Measure: &Measure{Op: first{2}, Y: flat(in.Y), Strength: g.Options.W, Tie: g.Options.Rho, RateX: g.Options.LRX, Start: flat(in.X)}}
+			Measure: &Measure{Op: first{2}, Y: flat(in.Y), Strength: g.Options.W, Tie: g.Options.Rho, RateX: g.Options.LRX, Start: func(i int, x []float64) { copy(x, in.X[i]) }}}
 		p := &samplers.Problem{Model: target, Grid: gridAt(target.Target().Process, in.T), Rows: Rows([]uint64{1}, n), Shape: []int{2}, Start: models.Wrap(flat(in.Z), n, 2), Noise: noise}
 		b, err := m.Begin(context.Background(), p)
 		if err != nil {

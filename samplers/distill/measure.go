@@ -26,8 +26,9 @@ type Measure struct {
 	Tie      float64   // rho of the paper; 0 = 0.07
 	RateX    float64   // rate of x; 0 = the Optimizer's
 	Direct   bool
-	// Start is where x (with Direct, z) starts, one image for all or one per row; nil = where the particles do.
-	Start []float64
+	// Start moves the start of image x of a row (with Direct, of the particle itself) from where its particle starts; nil
+	// leaves it there. Images of one set should not start at one place.
+	Start func(row int, x []float64)
 }
 
 // each returns row i of v, which has one entry for all of rows or one per row.
@@ -44,8 +45,6 @@ func (m *Measure) check(rows, dim int) (width int, err error) {
 		return 0, fmt.Errorf("a measurement without an operator")
 	case len(m.Y) == 0:
 		return 0, fmt.Errorf("a measurement without values")
-	case len(m.Start) != 0 && len(m.Start) != dim && len(m.Start) != rows*dim:
-		return 0, fmt.Errorf("a start of %d values for %d images of %d", len(m.Start), rows, dim)
 	case !(m.Strength >= 0 && m.Tie >= 0 && m.RateX >= 0):
 		return 0, fmt.Errorf("strength = %g, tie = %g, rate = %g of a measurement: want positive numbers", m.Strength, m.Tie, m.RateX)
 	}

@@ -194,7 +194,7 @@ func (r *run) start() error {
 			x := dst[i*r.dim : (i+1)*r.dim]
 			copy(x, r.Theta[i*r.dim:(i+1)*r.dim])
 			if m.Start != nil {
-				copy(x, each(m.Start, i, r.rows, r.dim))
+				m.Start(i, x)
 			}
 		}
 	}

@@ -2,7 +2,6 @@ package inverse
 
 import (
 	"fmt"
-	"slices"
 
 	"drift/internal/operators"
 	"drift/internal/spec"
@@ -23,7 +22,7 @@ func (r RSD) Particles() int { return r.N }
 func init() {
 	options := []Option{{"n", "4", "images of a set"}, {"strength", "2", "of the model against the measurement; 0.5 with rate 0.5 for phase"},
 		{"tie", "1", "of direct=false: how firmly an image is tied to its particle, the paper's rho"}, {"rate-x", "rate", "of the measured images"},
-		{"direct", "true", "one variable; with gamma 0 RED-diff. false = the published two (there with adam, rates 0.4, tie 0.07, strength 0.15 and 500 steps)"}, {"from", "pinv", "where images start: pinv (A+ y; noise where there is none) or noise"}}
+		{"direct", "true", "one variable; with gamma 0 RED-diff. false = the published two (there with adam, rates 0.4, tie 0.07, strength 0.15 and 500 steps)"}, {"from", "pinv", "where images start: pinv (noise that is made to fit the measurement, of a linear operator) or noise"}}
 	for _, o := range distill.Options() {
 		if o.Name != "scene" {
 			options = append(options, Option(o))
@@ -51,8 +50,17 @@ func newRSD(o *spec.Options) (Method, error) {
 		me, r := me, m
 		me.Op, me.Y = y.A, y.Y
 		if a, linear := y.A.(operators.Linear); linear && pinv {
-			me.Start = make([]float64, operators.Size(a.In()))
-			operators.Pinv(a, me.Start, slices.Clone(y.Y))
+			me.Start = func(_ int, x []float64) { // x + A+ (y - A x): fits, and is noise where A does not see
+				fit, miss := make([]float64, operators.Size(a.In())), make([]float64, len(y.Y))
+				a.Apply(miss, x)
+				for i, v := range y.Y {
+					miss[i] = v - miss[i]
+				}
+				operators.Pinv(a, fit, miss)
+				for i, v := range fit {
+					x[i] += v
+				}
+			}
 		}
 		r.Measure = &me
 		return RSD{r, n}, nil
