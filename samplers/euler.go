@@ -70,7 +70,7 @@ func init() {
 }
 
 func (m Euler) step(ctx context.Context, r *run, s, t schedules.Node) error {
-	if r.flow != nil {
+	if r.gau == nil {
 		return r.firstOrder(ctx, t)
 	}
 	_, _, x0, err := m.Churn.start(ctx, r, s, schedules.X0)
@@ -99,9 +99,9 @@ func (r *run) finishFirst(t schedules.Node, x0 []float64, c float64) error {
 }
 
 // firstOrder writes x_t = alpha_t x0 + sigma_t eps, the step that is exact for a constant prediction and finite at both
-// ends (alpha_s = 0 and sigma_t = 0); on a schedules.Field x_t = x_s + (t - s) dx/dt.
+// ends (alpha_s = 0 and sigma_t = 0); on a schedules.Field or a bridge x_t = x_s + (t - s) dx/dt.
 func (r *run) firstOrder(ctx context.Context, t schedules.Node) error {
-	if r.flow != nil {
+	if r.gau == nil {
 		u, err := r.predict(ctx, schedules.Velocity)
 		if err != nil {
 			return err

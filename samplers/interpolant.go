@@ -245,7 +245,7 @@ func (m Interpolant) walk(ctx context.Context, r *run, s, t schedules.Node, heun
 // drift is b + epsilon s along a run whose time changes in the direction of sign.
 func (m Interpolant) drift(r *run, a *answer, epsilon, sign float64) ([]float64, error) {
 	r.recent = a
-	b, err := r.field(schedules.Velocity)
+	b, err := r.convert(schedules.Velocity)
 	if err != nil {
 		return nil, err
 	}
@@ -254,22 +254,12 @@ func (m Interpolant) drift(r *run, a *answer, epsilon, sign float64) ([]float64,
 		lin(b, term{sign, b})
 		return b, nil
 	}
-	s, err := r.field(schedules.Score)
+	s, err := r.convert(schedules.Score)
 	if err != nil {
 		return nil, err
 	}
 	lin(b, term{sign, b}, term{epsilon, s})
 	return b, nil
-}
-
-// field is the most recent answer as a field of (x, t), on a Gaussian process or a bridge.
-func (r *run) field(kind schedules.Kind) ([]float64, error) {
-	if r.gau != nil {
-		return r.convert(kind)
-	}
-	a := r.recent
-	v := r.temp()
-	return v, onBridge(*r.bridge, v, a.x, &a.pred, kind, a.at)
 }
 
 // onBridge writes a field at (x, n) of a bridge into dst.

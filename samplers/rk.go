@@ -80,9 +80,9 @@ func init() {
 // asksAtEnd tells whether a stage asks the model at the end of the step.
 func (t *Tableau) asksAtEnd() bool { return t.C[len(t.C)-1] == 1 }
 
-// over is on for a run: on a schedules.Field there is nothing but time.
+// over is on for a run: on a schedules.Field or a bridge there is nothing but time.
 func (v Variable) over(r *run, g schedules.Grid) Variable {
-	if r.flow != nil {
+	if r.gau == nil {
 		return ByTime
 	}
 	return v.on(g)
@@ -103,7 +103,7 @@ func (m RK) step(ctx context.Context, r *run, s, t schedules.Node) error {
 		return errNoiseForm
 	}
 	tab := m.tableau()
-	if tab.asksAtEnd() && t.Sigma == 0 {
+	if tab.asksAtEnd() && t.Sigma == 0 && r.bridge == nil {
 		return r.firstOrder(ctx, t)
 	}
 	f, from, to := v.field(r, s, t)
@@ -221,10 +221,10 @@ func init() {
 }
 
 func (m Heun) step(ctx context.Context, r *run, s, t schedules.Node) error {
-	if Auto.over(r, r.grid) == ByTime && m.Churn.Churn == 0 && t.Sigma > 0 {
+	if Auto.over(r, r.grid) == ByTime && m.Churn.Churn == 0 && (t.Sigma > 0 || r.bridge != nil) {
 		return RK{HeunRK, ByTime}.step(ctx, r, s, t)
 	}
-	if r.flow != nil || s.Alpha == 0 || t.Sigma == 0 && m.Churn.Churn == 0 {
+	if r.gau == nil || s.Alpha == 0 || t.Sigma == 0 && m.Churn.Churn == 0 {
 		return r.firstOrder(ctx, t)
 	}
 	x, n, e, err := m.Churn.start(ctx, r, s, schedules.Eps)

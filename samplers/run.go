@@ -135,10 +135,12 @@ func (r *run) on(p schedules.Process, m method) error {
 		return nil
 	}
 	if b := bridgeOf(p); b != nil {
-		if _, able := m.(bridger); able {
+		_, able := m.(bridger)
+		if f, free := m.(byField); able || free && f.byField() {
 			r.path, r.bridge = b, b
 			return nil
 		}
+		return fmt.Errorf("needs a Gaussian process, the model's is %s; on a bridge run interpolant, or euler, heun, midpoint, rk4", p.Name())
 	}
 	flow, ok := p.(schedules.Field)
 	var s any = m
@@ -437,6 +439,10 @@ func (r *run) convert(kind schedules.Kind) ([]float64, error) {
 	if r.flow != nil {
 		v := r.temp()
 		return v, r.flowing(v, a.x, models.Data(a.pred.Out), a.pred.Kind, kind, a.at)
+	}
+	if r.bridge != nil {
+		v := r.temp()
+		return v, onBridge(*r.bridge, v, a.x, &a.pred, kind, a.at)
 	}
 	cx, co, err := schedules.Convert(r.gau, a.pred.Kind, kind, a.at)
 	if err != nil {
