@@ -441,6 +441,17 @@ func (s *steering) openReward(ctx context.Context) error {
 	if err := r.Check(ctx, shape, s.conf.Particles); err != nil {
 		return badUse("reward", err)
 	}
+	if s.conf.Method == "tds" { // its gradient too
+		n := 1
+		for _, d := range shape {
+			n *= d
+		}
+		at := []reward.Point{{Previous: math.NaN()}}
+		at[0].Steps, at[0].Sigma, at[0].Alpha, at[0].Progress, at[0].Class = 1, 0.5, 0.9, 0.5, models.NoClass
+		if err := r.Gradient(ctx, at, make([]float64, n), shape, make([]float64, n)); err != nil {
+			return badUse("reward", err)
+		}
+	}
 	s.conf.Reward, s.conf.Script, s.conf.Files = text, r.Script, r.Files
 	if strings.EqualFold(filepath.Ext(text), ".star") {
 		s.conf.Reward = filepath.Base(text)
