@@ -75,7 +75,8 @@ type steered struct {
 	scores  *reward.Scores // what the reward said last
 	state   script.State
 	started bool
-	settled int // step that the control script has seen
+	settled int     // step that the control script has seen
+	spent   float64 // evaluations per particle before the run was resumed
 	x0      *tensor.Dense
 }
 
@@ -242,6 +243,7 @@ type savedSteered struct {
 	Started bool
 	Settled int
 	Scale   float64
+	Spent   float64
 	Scores  *reward.Scores
 	Inner   []byte
 }
@@ -252,7 +254,7 @@ func (r *steered) Save(w io.Writer) error {
 	if !ok {
 		return fmt.Errorf("runs of --method %s cannot be saved", r.s.conf.Method)
 	}
-	v := savedSteered{Log: r.log, Started: r.started, Settled: r.settled, Scores: r.scores, Scale: math.NaN()}
+	v := savedSteered{Log: r.log, Started: r.started, Settled: r.settled, Scores: r.scores, Scale: math.NaN(), Spent: r.nfe()}
 	if r.scale != nil {
 		v.Scale = *r.scale
 	}
@@ -276,7 +278,7 @@ func (m method) Resume(ctx context.Context, p *samplers.Problem, rd io.Reader) (
 	if err := gob.NewDecoder(rd).Decode(&v); err != nil {
 		return nil, fmt.Errorf("reading a saved run: %w", err)
 	}
-	r := &steered{s: m.s, p: p, scale: m.s.live, log: v.Log, started: v.Started, settled: v.Settled, scores: v.Scores}
+	r := &steered{s: m.s, p: p, scale: m.s.live, log: v.Log, started: v.Started, settled: v.Settled, scores: v.Scores, spent: v.Spent}
 	if r.scale != nil {
 		*r.scale = v.Scale
 	}
@@ -388,7 +390,7 @@ func (r *steered) view() script.View {
 }
 
 func (r *steered) nfe() float64 {
-	return float64(r.p.Meter.Evals()) / float64(len(r.p.Rows))
+	return r.spent + float64(r.p.Meter.Evals())/float64(len(r.p.Rows))
 }
 
 // score makes the reward of a batch; what it says beside numbers goes to r, unless that is nil.
