@@ -116,7 +116,7 @@ func TestPipelineFlags(t *testing.T) {
 		code       int
 		args, want string
 	}{
-		{2, "-W|33", "multiple of 2"}, {1, "--clip-skip|9", "layers cannot be skipped"}, {3, "--vae|" + filepath.Join(root, "models", "vae-kl-no-quant"), "the autoencoder on 16"},
+		{2, "-W|33", "multiple of 2"}, {3, "--lora|../../models/diffusers/testdata/lora/kohya.safetensors:0.5", "do not fit"}, {1, "--clip-skip|9", "layers cannot be skipped"}, {3, "--vae|" + filepath.Join(root, "models", "vae-kl-no-quant"), "the autoencoder on 16"},
 	} {
 		if msg := run(c.code, append([]string{"--model", sd, "--prompt", "x", "--out", file("z.png")}, strings.Split(c.args, "|")...)...); !strings.Contains(msg, c.want) {
 			t.Errorf("%s: %s", c.args, msg)

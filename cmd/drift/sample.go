@@ -54,6 +54,7 @@ func sampleVerb(a *app) *cli.Command {
 			&cli.IntFlag{Name: "width", Aliases: []string{"W"}, Usage: "width of the pictures, for models that take any (`PIXELS`)"},
 			&cli.IntFlag{Name: "height", Aliases: []string{"H"}, Usage: "height of the pictures (`PIXELS`)"},
 			&cli.StringFlag{Name: "vae", Usage: "another autoencoder, a folder in the diffusers layout (`FOLDER`)"},
+			&cli.StringSliceFlag{Name: "lora", Usage: "low-rank changes of the weights, by diffusers or kohya, with their scale (`FILE:0.8`); repeatable"},
 			&cli.IntFlag{Name: "clip-skip", Usage: "layers of the text encoder left out at the end (`N`)"},
 			&cli.IntFlag{Name: "text-tokens", Usage: "tokens that T5 sees of a prompt; default: the pipeline's own number (`N`)"},
 			&cli.Float64Flag{Name: "guidance", Usage: "scale that a distilled network takes as an input: Flux dev (3.5), latent consistency models (7.5) (`G`)"},

@@ -196,6 +196,9 @@ func (s *sampling) around(base *manifest.Run, other bool) (p open.Pipeline, set 
 	if s.c.IsSet("vae") {
 		p.VAE, set = s.c.String("vae"), true
 	}
+	if s.c.IsSet("lora") {
+		p.LoRA, set = strings.Join(s.c.StringSlice("lora"), ","), true
+	}
 	if s.c.IsSet("guidance") {
 		p.Guidance, set = s.c.Float64("guidance"), true
 	}

@@ -348,14 +348,36 @@ func (p *parts) open(opt Options) (*Model, error) {
 		threads = runtime.GOMAXPROCS(0)
 	}
 	pool := kernels.NewPool(tier, threads)
+	changes, err := openLoRAs(opt.LoRA)
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	for _, l := range changes {
+		sum, err := hashFiles([]string{l.Path()})
+		if err != nil {
+			changes.close()
+			pool.Close()
+			return nil, err
+		}
+		p.hash = fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s %s %g", p.hash, sum, l.scale)))
+	}
+	if p.repo != nil {
+		if p.weights, err = changes.merge(p.repo.Denoiser(), p.weights); err != nil {
+			changes.close()
+			pool.Close()
+			return nil, err
+		}
+	}
 	net, err := native.New(p.config, p.weights, native.Options{Pool: pool, DType: dtype})
 	if err != nil {
+		changes.close()
 		pool.Close()
 		return nil, fmt.Errorf("models: %s: %w", p.name, err)
 	}
 	around := &frame{scale: 1}
 	if p.repo != nil {
-		f, err := frames(p.repo, p.config, p.sched, pool, dtype, opt.Pipeline)
+		f, err := frames(p.repo, p.config, changes, pool, dtype, opt.Pipeline)
 		if err != nil {
 			net.Close()
 			pool.Close()
@@ -397,6 +419,7 @@ func (p *parts) open(opt Options) (*Model, error) {
 		close: func() {
 			around.close()
 			net.Close()
+			changes.close()
 			pool.Close()
 			if p.done != nil {
 				_ = p.done() // files that were only read

@@ -5,6 +5,9 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 
 	"drift/internal/kernels"
 	"drift/internal/refuse"
@@ -23,6 +26,7 @@ type Pipeline struct {
 	ClipSkip   int     `json:"clip_skip,omitempty"`   // layers of the text encoder left out at the end
 	TextTokens int     `json:"text_tokens,omitempty"` // tokens that T5 sees, 0 = the pipeline's own number
 	Guidance   float64 `json:"guidance,omitempty"`    // the scale that a distilled network takes as an input (Flux dev, LCM), 0 = 3.5 and 7.5
+	LoRA       string  `json:"lora,omitempty"`        // files merged into the weights, with their scales: "a.safetensors:0.8,b.safetensors"
 	Tile       int     `json:"tile,omitempty"`        // side of the latents that are decoded at once, 0 = 128
 }
 
@@ -48,8 +52,8 @@ func (f *frame) close() {
 }
 
 // frames opens the parts of a pipeline around its denoiser. Without any, nil.
-func frames(r *diffusers.Repository, cfg diffusers.Config, sched *diffusers.SchedulerConfig, pool *kernels.Pool, dtype kernels.DType, opt Pipeline) (f *frame, err error) {
-	o := opener{r: r, opt: engine.Options{Pool: pool, DType: dtype}, frame: &frame{scale: 1}}
+func frames(r *diffusers.Repository, cfg diffusers.Config, changes loras, pool *kernels.Pool, dtype kernels.DType, opt Pipeline) (f *frame, err error) {
+	o := opener{r: r, loras: changes, opt: engine.Options{Pool: pool, DType: dtype}, frame: &frame{scale: 1}}
 	defer func() {
 		if err != nil {
 			o.close()
@@ -62,7 +66,7 @@ func frames(r *diffusers.Repository, cfg diffusers.Config, sched *diffusers.Sche
 		return nil, err
 	}
 	if c := o.codec; c == nil && o.text == nil {
-		if opt != (Pipeline{}) {
+		if opt.LoRA = ""; opt != (Pipeline{}) {
 			return nil, &AskedError{r.Dir + " has neither an autoencoder nor a text encoder: sizes, clip skip and the like are not for it"}
 		}
 		return nil, nil
@@ -73,8 +77,66 @@ func frames(r *diffusers.Repository, cfg diffusers.Config, sched *diffusers.Sche
 // opener opens components of a repository.
 type opener struct {
 	*frame
-	r   *diffusers.Repository
-	opt engine.Options
+	r     *diffusers.Repository
+	opt   engine.Options
+	loras loras
+}
+
+// loras are opened LoRA files and their scales.
+type loras []struct {
+	*diffusers.LoRA
+	scale float64
+}
+
+// openLoRAs opens the files of a list such as "a.safetensors:0.8,b.safetensors".
+func openLoRAs(list string) (out loras, err error) {
+	defer func() {
+		if err != nil {
+			out.close()
+		}
+	}()
+	for part := range strings.SplitSeq(list, ",") {
+		if list == "" {
+			break
+		}
+		path, scale := part, 1.0
+		if i := strings.LastIndexByte(part, ':'); i > 0 {
+			if v, err := strconv.ParseFloat(part[i+1:], 64); err == nil {
+				path, scale = part[:i], v
+			}
+		}
+		l, err := diffusers.OpenLoRA(path)
+		if err != nil {
+			return out, err
+		}
+		out = append(out, struct {
+			*diffusers.LoRA
+			scale float64
+		}{l, scale})
+		for _, c := range l.Components() {
+			if !slices.Contains([]string{"unet", "transformer", "text_encoder", "text_encoder_2"}, c) {
+				return out, refuse.Errorf(path, "changes a %s", c)
+			}
+		}
+	}
+	return out, nil
+}
+
+func (l loras) close() {
+	for _, x := range l {
+		_ = x.Close() // files that were only read
+	}
+}
+
+// merge puts the changes of a component into its weights.
+func (l loras) merge(component string, w diffusers.Weights) (diffusers.Weights, error) {
+	for _, x := range l {
+		var err error
+		if w, err = x.Merge(component, w, x.scale); err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
 }
 
 // has tells whether the repository has a component.
@@ -124,7 +186,11 @@ func (o *opener) encoder(name string) (*text.Encoder, error) {
 		return nil, err
 	}
 	o.closes = append(o.closes, func() { _ = m.Close() }) // files that were only read
-	e, err := text.New(m.Config, m.Weights, o.opt)
+	w, err := o.loras.merge(name, m.Weights)
+	if err != nil {
+		return nil, err
+	}
+	e, err := text.New(m.Config, w, o.opt)
 	if err != nil {
 		return nil, fmt.Errorf("models: %w", err)
 	}
