@@ -299,8 +299,8 @@ func (c *golden) updates(t *testing.T) {
 		Start: models.Wrap(slices.Concat(x...), len(x), dim), Noise: given(slices.Concat(get[[][]float64](t, c.Inputs, "noise")...))}
 	want := func(key string) [][]float64 { return get[[][]float64](t, c.Expected, key) }
 	for key, text := range map[string]string{
-		"dps_zeta0.5": "dps:zeta=0.5", "x_pigdm": "pigdm", "x_exact_covariance": "tmpd", "x_dps_gaussian": "dps:form=gaussian", "x_ddnm": "ddnm",
-		"x_mpgd_c0.5": "mpgd", "x_ddrm": "ddrm", "x_ddnm_plus": "ddnm+", "x_diffpir": "diffpir", "plain": "dps:zeta=0",
+		"dps_zeta0.5": "dps:zeta=0.5", "x_pigdm": "pigdm", "x_exact_covariance": "tmpd:iterations=5", "x_dps_gaussian": "dps:form=gaussian", "x_ddnm": "ddnm",
+		"x_mpgd_c0.5": "mpgd:c=1", "x_ddrm": "ddrm", "x_ddnm_plus": "ddnm+", "x_diffpir": "diffpir:lambda=7,zeta=0.3", "plain": "dps:zeta=0",
 	} {
 		own := p
 		res, err := samplers.Sample(context.Background(), method(t, text, y), &own)

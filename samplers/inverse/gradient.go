@@ -57,7 +57,7 @@ type DPS struct {
 
 func init() {
 	Register(Info{Name: "dps", NFE: "1 + 1 VJP", VJP: true, Summary: "diffusion posterior sampling: after a step, zeta down the gradient of the misfit's norm; any operator", Source: "arXiv 2209.14687, algorithm 1",
-		Options: gradOptions(Option{"zeta", "0.5", "length of the step down the gradient (form=norm)"}, Option{"form", "norm", "norm, or gaussian: the gradient of log N(y; A(x0), sigma_y^2 I) is added to the score"}, etaOption("1"),
+		Options: gradOptions(Option{"zeta", "2", "length of the step down the gradient (form=norm): about 200 over the number of steps, 0.3 to 1 at 1000"}, Option{"form", "norm", "norm, or gaussian: the gradient of log N(y; A(x0), sigma_y^2 I) is added to the score"}, etaOption("1"),
 			Option{"w", "1", "strength (form=gaussian)"}, Option{"clip", "0", "largest norm of a row's gradient (form=gaussian); 0 = no limit"}),
 		New: func(o *spec.Options) (Method, error) {
 			way, h := readWay(o)
@@ -73,7 +73,7 @@ func init() {
 					return Guided{Name: "dps", Guider: g, Way: way, Eta: eta}, nil
 				}, nil
 			}
-			d := DPS{Zeta: o.FloatIn("zeta", 0.5, 0, math.MaxFloat64), Eta: eta, Way: way, H: h}
+			d := DPS{Zeta: o.FloatIn("zeta", 2, 0, math.MaxFloat64), Eta: eta, Way: way, H: h}
 			return func(m operators.Measurement) (samplers.Sampler, error) {
 				d := d
 				d.Of = m
@@ -154,10 +154,10 @@ type MCG struct {
 
 func init() {
 	Register(Info{Name: "mcg", NFE: "1 + 1 VJP", VJP: true, Linear: true, Summary: "manifold-constrained gradient: down the misfit, then what was measured is drawn from the forward process", Source: "arXiv 2206.00941, eq. 14-15",
-		Options: gradOptions(Option{"w", "0.5", "length of the step down the gradient"}, etaOption("1")),
+		Options: gradOptions(Option{"w", "1", "length of the step down the gradient"}, etaOption("1")),
 		New: func(o *spec.Options) (Method, error) {
 			way, h := readWay(o)
-			d := MCG{W: o.FloatIn("w", 0.5, 0, math.MaxFloat64), Eta: o.FloatIn("eta", 1, 0, 1), Way: way, H: h}
+			d := MCG{W: o.FloatIn("w", 1, 0, math.MaxFloat64), Eta: o.FloatIn("eta", 1, 0, 1), Way: way, H: h}
 			return func(m operators.Measurement) (samplers.Sampler, error) {
 				d := d
 				d.Of = m
@@ -209,9 +209,9 @@ func (d MCG) Gradient() guidance.Way { return d.Way }
 //
 //	x <- x - grad_x [ Lambda |y - A(x0)|^2 + Second/d e.(score(x + Delta e) - score(x))/Delta ]
 //
-// d the number of elements. The second term estimates the trace of the Hessian of log p, smoothed by noise of size
-// Delta; on Gaussian data its gradient is zero. The start is not noise but the flow's inversion of A+ y (A^T y scaled
-// right), unless FromNoise. Each inner turn takes two evaluations and two vector-Jacobian products, each step one
+// d the number of elements; with Norm the misfit is not squared (as in PSLD, arXiv 2307.00619). The second term estimates
+// the trace of the Hessian of log p, smoothed by noise of size Delta; on Gaussian data its gradient is zero. The start is
+// the flow's inversion of A+ y (the paper's A^T y, scaled right), unless FromNoise. Each inner turn takes two evaluations and two vector-Jacobian products, each step one
 // evaluation, and the inversion as many as there are steps.
 type STSL struct {
 	Of        operators.Measurement // of a linear operator, unless FromNoise
@@ -220,19 +220,20 @@ type STSL struct {
 	Delta     float64 // 0 = 1
 	Inner     int
 	Eta       float64
+	Norm      bool // Lambda |y - A(x0)| in place of its square
 	FromNoise bool
 	Way       guidance.Way
 	H         float64
 }
 
 func init() {
-	Register(Info{Name: "stsl", NFE: "(2 + 2 VJP) x inner + 1, and 1 for the inverted start", VJP: true, Summary: "second-order Tweedie: inner steps down misfit and curvature before every step, from the inverted measurement", Source: "Rout et al., CVPR 2024 (arXiv 2312.00852)",
-		Options: gradOptions(Option{"lambda", "0.5", "weight of the misfit"}, Option{"second", "0.02", "weight of the curvature; 0 = first order"}, Option{"delta", "1", "size of the probe"},
-			Option{"inner", "5", "turns before every step"}, etaOption("0"), Option{"start", "inversion", "inversion of the measurement by the flow, or noise"}),
+	Register(Info{Name: "stsl", NFE: "(2 + 2 VJP) x inner + 1, and 1 for an inverted start", VJP: true, Summary: "second-order Tweedie: inner steps down misfit and curvature before every step", Source: "Rout et al., CVPR 2024 (arXiv 2312.00852)",
+		Options: gradOptions(Option{"lambda", "1", "weight of the misfit"}, Option{"second", "0.02", "weight of the curvature; 0 = first order"}, Option{"delta", "1", "size of the probe"},
+			Option{"inner", "2", "turns before every step (the paper: 5)"}, etaOption("1"), Option{"form", "norm", "of the misfit: norm, or square (the paper's; then lambda about 0.05)"}, Option{"start", "noise", "noise, or inversion of the measurement by the flow (the paper's, for latent models)"}),
 		New: func(o *spec.Options) (Method, error) {
 			way, h := readWay(o)
-			d := STSL{Lambda: o.FloatIn("lambda", 0.5, 0, math.MaxFloat64), Second: o.Float("second", 0.02), Delta: o.FloatIn("delta", 1, 1e-9, 1e9), Inner: o.Int("inner", 5, 0, 1<<10),
-				Eta: o.FloatIn("eta", 0, 0, 1), FromNoise: o.Choice("start", "inversion", "noise") == "noise", Way: way, H: h}
+			d := STSL{Lambda: o.FloatIn("lambda", 1, 0, math.MaxFloat64), Second: o.Float("second", 0.02), Delta: o.FloatIn("delta", 1, 1e-9, 1e9), Inner: o.Int("inner", 2, 0, 1<<10), Eta: o.FloatIn("eta", 1, 0, 1),
+				Norm: o.Choice("form", "norm", "square") == "norm", FromNoise: o.Choice("start", "noise", "inversion") == "noise", Way: way, H: h}
 			return func(m operators.Measurement) (samplers.Sampler, error) {
 				d := d
 				d.Of = m
@@ -283,10 +284,14 @@ func (d STSL) Step(ctx context.Context, m *samplers.Move) error {
 		if err := down(x, func(x0, u []float64) error {
 			for i := range m.Rows {
 				row := x0[i*n : (i+1)*n]
-				d.Of.A.VJP(u[i*n:(i+1)*n], row, d.Of.Residual(row))
-			}
-			for i := range u {
-				u[i] = -2*d.Lambda*u[i] - c*e[i]
+				r, f := d.Of.Residual(row), 2*d.Lambda
+				if d.Norm {
+					f = d.Lambda / max(norm(r), math.SmallestNonzeroFloat64)
+				}
+				d.Of.A.VJP(u[i*n:(i+1)*n], row, r)
+				for j := i * n; j < (i+1)*n; j++ {
+					u[j] = -f*u[j] - c*e[j]
+				}
 			}
 			return nil
 		}); err != nil {

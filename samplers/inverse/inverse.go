@@ -167,7 +167,7 @@ func init() {
 			way, h := readWay(o)
 			g := guidance.Measured{Form: form, Way: way, H: h, W: o.Float("w", 1), MaxNorm: o.FloatIn("clip", 0, 0, math.MaxFloat64)}
 			if form == guidance.LikelihoodCovariance {
-				g.Most = o.Int("iterations", 5, 1, 1<<16)
+				g.Most = o.Int("iterations", 1, 1, 1<<16)
 			}
 			eta := o.FloatIn("eta", 1, 0, 1)
 			return func(m operators.Measurement) (samplers.Sampler, error) {
@@ -181,12 +181,20 @@ func init() {
 	Register(Info{Name: "pigdm", NFE: "1 + 1 VJP", VJP: true, Linear: true, Summary: "pseudoinverse guidance: the predicted data have the variance s^2/(a^2+s^2)", Source: "Song et al. 2023, ICLR, eq. 8",
 		Options: gradOptions(w, clip, etaOption("1")), New: measured(guidance.LikelihoodPiGDM, "pigdm")})
 	Register(Info{Name: "tmpd", NFE: "1 + 1 VJP for every iteration and one more", VJP: true, Linear: true, Summary: "guidance with the covariance that Tweedie's formula gives the predicted data; exact for Gaussian data", Source: "arXiv 2310.06721, eq. 9",
-		Options: gradOptions(w, clip, etaOption("1"), Option{"iterations", "5", "of conjugate gradients"}), New: measured(guidance.LikelihoodCovariance, "tmpd")})
+		Options: gradOptions(w, clip, etaOption("1"), Option{"iterations", "1", "of conjugate gradients: as many as there are measured numbers are exact, and more than one may go astray on a network, whose Jacobian is not symmetric"}), New: measured(guidance.LikelihoodCovariance, "tmpd")})
 	Register(Info{Name: "mpgd", NFE: "1", Summary: "moves the predicted data down the misfit, no gradient through the model; any operator", Source: "arXiv 2311.16424",
-		Options: []Option{{"c", "1", "step: x0' = x0 + c A^T r_y"}, etaOption("1")},
+		Options: []Option{{"c", "auto", "step: x0' = x0 + c A^T r_y; auto = 1 over the largest squared singular value"}, etaOption("1")},
 		New: func(o *spec.Options) (Method, error) {
-			c, eta := o.Float("c", 1), o.FloatIn("eta", 1, 0, 1)
+			auto := o.Text("c", "auto") == "auto"
+			c, eta := 1.0, o.FloatIn("eta", 1, 0, 1)
+			if !auto {
+				c = o.Float("c", 1)
+			}
 			return func(m operators.Measurement) (samplers.Sampler, error) {
+				c := c
+				if auto {
+					c /= square(m.A)
+				}
 				return Guided{Name: "mpgd", Guider: guidance.Gradient{W: c, Of: guidance.Misfit{Of: m}}, Way: guidance.WayScalar, Eta: eta}, nil
 			}, nil
 		}})
@@ -198,6 +206,15 @@ func begin(ctx context.Context, p *samplers.Problem, s samplers.Stepper, m opera
 		return nil, fmt.Errorf("inverse: %s: rows of shape %v, the operator takes %v", s.Label(), p.Shape, m.A.In())
 	}
 	return samplers.Begin(ctx, p, s)
+}
+
+// square is the largest squared singular value of an operator, 1 where it is not linear.
+func square(a operators.Operator) float64 {
+	l, ok := a.(operators.Linear)
+	if !ok {
+		return 1
+	}
+	return sq(slices.Max(l.Singular()))
 }
 
 // Travel repeats every length steps of a grid repeat times, with forward noise between (RePaint's resampling, arXiv
