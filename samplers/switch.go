@@ -75,6 +75,15 @@ func (s Switch) Begin(ctx context.Context, p *Problem) (Run, error) {
 	}
 	base, main := s.Base.Process(), d.Process()
 	r := &switched{s: s, p: p, main: last}
+	if s.Grid == nil && !schedules.Same(base, main) { // the same noise levels, where the base has them
+		gau, ok := base.(schedules.Gaussian)
+		if !ok {
+			return nil, fmt.Errorf("samplers: switch: the base's process %s is not Gaussian", base.Name())
+		}
+		for _, n := range p.Grid[:s.K+1] {
+			s.Grid = append(s.Grid, gau.AtRatio(n.Ratio()))
+		}
+	}
 	if s.Grid != nil {
 		first.Grid = s.Grid
 		if first.Last = SwitchAt(s.Grid, p.Grid[s.K].T); !schedules.Same(base, main) { // times mean other things there: the noise level counts

@@ -91,6 +91,11 @@ func TestSwitch(t *testing.T) {
 	crossed = nil
 	sw = Switch{Base: models.Metered(ve), Main: Euler{}, K: 1, Grid: levels, Handing: func(x []float64, from, to schedules.Node) { crossed = slices.Clone(x) }}
 	switchRun(t, sw, models.Metered(m), g)
+	given := crossed
+	sw.Grid = nil
+	if switchRun(t, sw, models.Metered(m), g); !slices.Equal(crossed, given) {
+		t.Error("without a grid of its own the base does not take the main one's noise levels")
+	}
 	alone, err = Sample(context.Background(), Euler{}, &Problem{Model: models.Metered(ve), Grid: levels, Last: 1, Shape: []int{2}, Rows: []models.Row{{Seed: 1}, {Seed: 2}, {Seed: 3}}})
 	if err != nil {
 		t.Fatal(err)

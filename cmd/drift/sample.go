@@ -62,6 +62,8 @@ func sampleVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "prompts", Usage: "one prompt or class per line: one image set each (`FILE`)"},
 			&cli.Float64Flag{Name: "cfg-scale", Usage: "classifier-free guidance, --guider cfg:w=W (`W`); 1 = off (default 1; 2 when no --model is named)"},
 			&cli.StringSliceFlag{Name: "guider", Usage: "name:key=value,... (`SPEC`); repeatable, chained left to right, then what the model's scheduler asks for, such as clip (none drops that); see drift list guiders"},
+			&cli.StringFlag{Name: "switch", Usage: "another model for the first steps: MODEL:k=1,steps=20,sampler=ddim,guider=cfg:w=7 takes over at step k of this run (`SPEC`)"},
+			&cli.StringFlag{Name: "dt", Usage: "draw what each step already decides: the predicted data, one row per image (`FILE.png`)"},
 			&cli.StringFlag{Name: "guide-model", Usage: "second network of autoguidance (`M`)"},
 			&cli.StringFlag{Name: "init-image", Usage: "start from this picture with noise on it, SDEdit (`IMG`)"},
 			&cli.Float64Flag{Name: "strength", Usage: "part of the run that --init-image goes through, 0 to 1, default 0.75 (`S`)"},
@@ -106,7 +108,7 @@ func (s *sampling) close() {
 		s.closeAll()
 		s.model = nil
 	}
-	for _, m := range []*open.Model{s.model, s.second} {
+	for _, m := range []*open.Model{s.model, s.second, s.third} {
 		if m != nil {
 			m.Close()
 		}
@@ -234,6 +236,7 @@ type sampling struct {
 
 	model  *open.Model
 	second *open.Model // of --guide-model
+	third  *open.Model // of --switch
 
 	closeAll func() // gives back the models of a composition
 	tell     tell   // what guiders report to; nil without a log

@@ -59,6 +59,13 @@ func (s *sampling) run(ctx context.Context) error {
 	} else if l != nil {
 		observers = append(observers, l)
 	}
+	if s.c.IsSet("dt") {
+		d, err := newDecided(s)
+		if err != nil {
+			return err
+		}
+		observers = append(observers, d)
+	}
 	if s.c.IsSet("preview") {
 		p, err := s.newPreview()
 		if err != nil {

@@ -35,6 +35,7 @@ type Run struct {
 	Guide   *Model `json:"guide_model,omitempty"` // second network of autoguidance
 
 	Compose *Compose `json:"compose,omitempty"` // of which Model is made
+	Switch  *Switch  `json:"switch,omitempty"`  // the model of the first steps
 
 	Pipeline *open.Pipeline `json:"pipeline,omitempty"` // what stands around the network of Model, where it was asked for
 
@@ -94,6 +95,12 @@ type Steer struct {
 type Script struct {
 	Name string `json:"name"`
 	Text string `json:"text"`
+}
+
+// Switch is another model for the first steps, as the user wrote it.
+type Switch struct {
+	Text  string `json:"text"`
+	Model Model  `json:"model"`
 }
 
 // Compose says of which models a composition is made, as the user wrote it. It does not count in the hash: that of the
