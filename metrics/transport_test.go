@@ -687,7 +687,7 @@ func TestSinkhornSymmetric(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, eta := range []float64{0.5, 5, 40} {
+	for _, eta := range []float64{0.5, 5} {
 		plan, err := Sinkhorn{Eta: eta}.Solve(ctx, cost, nil, nil)
 		if err != nil || !plan.Converged {
 			t.Fatalf("eta %g: %v", eta, err)
