@@ -286,7 +286,7 @@ func finish(a *app, cmds []*cli.Command) {
 				a.json, a.quiet = ctx.Bool("json"), ctx.Bool("quiet")
 				switch n := ctx.Int("threads"); {
 				case ctx.IsSet("threads") && (n < 1 || n > 1<<16):
-					return usagef("--threads %d: want 1 or more", n)
+					return usagef("--threads %d: want 1 to %d", n, 1<<16)
 				case n > 0:
 					runtime.GOMAXPROCS(n)
 				}
