@@ -44,6 +44,10 @@ func ParseKind(s string) (Kind, error) {
 		return Velocity, nil
 	case "score":
 		return Score, nil
+	case "transport":
+		return Transport, nil
+	case "source":
+		return Source, nil
 	}
 	return 0, fmt.Errorf("unknown prediction %q; known: eps, x0, v, velocity, score", s)
 }

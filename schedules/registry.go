@@ -172,7 +172,7 @@ func DefaultGrid(p Process) string {
 		if p.betas.ZeroSNR {
 			return "trailing"
 		}
-	case Trig, Interpolant, *Interpolant, Dirichlet, SimplexLinear:
+	case Trig, Interpolant, *Interpolant, Dirichlet, SimplexLinear, Bridge:
 		return "time"
 	}
 	return "karras"

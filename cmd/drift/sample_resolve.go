@@ -266,9 +266,9 @@ func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 			}
 		}
 	}
-	p, ok := s.model.Denoiser.Process().(schedules.Gaussian)
+	p, ok := s.model.Denoiser.Process().(schedules.Path)
 	if !ok {
-		return fmt.Errorf("%s: the process %s is not Gaussian: no solver here runs on it", s.desc.Model.Path, s.model.Denoiser.Process().Name())
+		return fmt.Errorf("%s: no solver here runs on the process %s", s.desc.Model.Path, s.model.Denoiser.Process().Name())
 	}
 	if n := s.c.Int("nfe"); s.c.IsSet("nfe") && (n < 1 || n > mostSteps) {
 		return usagef("--nfe %d: want 1 to %d", n, mostSteps)
@@ -311,7 +311,11 @@ func (s *sampling) resolveGrid(ctx context.Context, base *manifest.Run) error {
 		if s.c.IsSet("steps") || s.c.IsSet("nfe") || given && !s.c.IsSet("model") {
 			return usagef("--sampler %s brings its own nodes: leave the flags of the grid out", name)
 		}
-		if g, err = own.Grid(p); err != nil {
+		gau, ok := p.(schedules.Gaussian)
+		if !ok {
+			return usagef("--sampler %s needs a Gaussian process, the model's is %s", name, p.Name())
+		}
+		if g, err = own.Grid(gau); err != nil {
 			return badUse("sampler", err)
 		}
 	}
@@ -362,7 +366,7 @@ func withOption(text, key string, value float64) (string, error) {
 }
 
 // explicit returns the nodes that flags spell out, or nil.
-func (s *sampling) explicit(p schedules.Gaussian) (schedules.Grid, error) {
+func (s *sampling) explicit(p schedules.Path) (schedules.Grid, error) {
 	switch {
 	case s.c.IsSet("grid"):
 		name := s.c.String("grid")
@@ -395,7 +399,7 @@ func (s *sampling) explicit(p schedules.Gaussian) (schedules.Grid, error) {
 }
 
 // named makes the grid of a named schedule.
-func (s *sampling) named(ctx context.Context, p schedules.Gaussian, base *manifest.Run, smp samplers.Sampler, implied string, own bool) (schedules.Grid, error) {
+func (s *sampling) named(ctx context.Context, p schedules.Path, base *manifest.Run, smp samplers.Sampler, implied string, own bool) (schedules.Grid, error) {
 	def := implied
 	if def == "" {
 		def = s.defaultSchedule(p)
@@ -497,7 +501,7 @@ func (u *usualGrid) ends(p schedules.Process) schedules.Ends {
 // modelSchedule names the grid that a model's own scheduler configuration asks for.
 const modelSchedule = "model"
 
-func (s *sampling) defaultSchedule(p schedules.Gaussian) string {
+func (s *sampling) defaultSchedule(p schedules.Path) string {
 	d := s.model.Defaults
 	switch {
 	case s.ownGrid: // not the model's, which may end far from the data
@@ -524,7 +528,7 @@ func (s *sampling) modelGrid(ctx context.Context, smp samplers.Sampler, asked *m
 }
 
 // fileGrid reads a grid that drift search wrote.
-func (s *sampling) fileGrid(p schedules.Gaussian, path string) (schedules.Grid, error) {
+func (s *sampling) fileGrid(p schedules.Path, path string) (schedules.Grid, error) {
 	for _, f := range []string{"steps", "nfe", "rho", "t-start", "t-end", "sigma-min", "sigma-max", "final"} {
 		if s.c.IsSet(f) {
 			return nil, usagef("--schedule @%s and --%s exclude each other: the file has the nodes", path, f)

@@ -5,11 +5,16 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"gorgonia.org/tensor"
 
+	"drift/internal/refuse"
+	"drift/internal/spec"
+	"drift/internal/strictjson"
 	"drift/models"
 	"drift/schedules"
 )
@@ -88,11 +93,99 @@ func NewEnds(e Ends) (*Ends, error) {
 			To      Side            `json:"to"`
 			Process json.RawMessage `json:"process"`
 			Predict []string        `json:"prediction"`
-		}{"bridge", e.From, e.To, fmt.Appendf(nil, `{"type":"bridge","kind":%q,"gamma":%q,"scale":%v}`, kind, gamma, scale), []string{e.First.String(), e.Second.String()}}); err != nil {
+		}{"bridge", e.From, e.To, fmt.Appendf(nil, `{"kind":%q,"gamma":%q,"scale":%v}`, kind, gamma, scale), []string{e.First.String(), e.Second.String()}}); err != nil {
 			return nil, fmt.Errorf("analytic: writing the target: %w", err)
 		}
 	}
 	return &e, nil
+}
+
+// bridgeFrom reads a target of type bridge (see OpenTarget).
+func bridgeFrom(path string, o *strictjson.Object) (*Ends, error) {
+	only := func(o *strictjson.Object, what string, known ...string) error {
+		for _, k := range o.Keys() {
+			if !slices.Contains(known, k) {
+				return refuse.Errorf(path, "%s has no key %q%s", what, k, spec.Suggest(k, known))
+			}
+		}
+		return nil
+	}
+	if err := only(o, "a bridge", "type", "from", "to", "process", "prediction"); err != nil {
+		return nil, err
+	}
+	object := func(key string, needed bool) (*strictjson.Object, error) {
+		v, ok := o.Get(key)
+		if !ok && !needed {
+			return nil, nil
+		}
+		inner, is := v.(*strictjson.Object)
+		if !is {
+			return nil, refuse.Errorf(path, "%s: want an object", key)
+		}
+		return inner, nil
+	}
+	e := Ends{First: schedules.Velocity, Second: schedules.Score}
+	process, err := object("process", true)
+	if err == nil {
+		err = only(process, "the process of a bridge", "kind", "gamma", "scale")
+	}
+	if err != nil {
+		return nil, err
+	}
+	text := func(key string) string {
+		v, _ := process.Get(key)
+		s, _ := v.(string)
+		return s
+	}
+	scale := 1.0
+	if v, ok := process.Get("scale"); ok {
+		if scale, err = number(v); err != nil {
+			return nil, refuse.Errorf(path, "scale%v", err)
+		}
+	}
+	if e.Bridge, err = schedules.NewBridge(text("kind"), text("gamma"), scale); err != nil {
+		return nil, refuse.Errorf(path, "%v", err)
+	}
+	for _, s := range []struct {
+		key    string
+		needed bool
+		into   *Side
+	}{{"from", text("kind") != "mirror", &e.From}, {"to", true, &e.To}} {
+		side, err := object(s.key, s.needed)
+		if err != nil {
+			return nil, err
+		}
+		if side == nil {
+			continue
+		}
+		if err := only(side, s.key, "weights", "means", "vars"); err != nil {
+			return nil, err
+		}
+		r := reader{path: path, o: side}
+		*s.into = Side{Weights: read(&r, "weights", true, number), Means: read(&r, "means", true, vector), Vars: read(&r, "vars", true, vector)}
+		if r.err != nil {
+			return nil, r.err
+		}
+	}
+	if v, ok := o.Get("prediction"); ok {
+		pair, err := list(v, func(v any) (schedules.Kind, error) {
+			s, ok := v.(string)
+			if !ok {
+				return 0, errors.New(": want a text")
+			}
+			return schedules.ParseKind(s)
+		})
+		if err != nil || len(pair) != 2 {
+			return nil, refuse.Errorf(path, "prediction: want two of x0, source, eps, score, transport, velocity")
+		}
+		e.First, e.Second = pair[0], pair[1]
+	}
+	made, err := NewEnds(e)
+	if err != nil {
+		return nil, refuse.Errorf(path, "%v", err)
+	}
+	made.name = path
+	return made, nil
 }
 
 // Process returns the bridge.

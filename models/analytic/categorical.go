@@ -289,7 +289,13 @@ func (s *Sequences) LogProb(ctx context.Context, x *tensor.Dense, at []schedules
 //	{"type": "categorical", "weights": [0.5, 0.5], "probs": [[[0.7, 0.1, 0.1, 0.1]], [[0.1, 0.1, 0.1, 0.7]]],
 //	 "labels": [0, 1], "process": {"type": "dirichlet", "end": 7}}
 //
-// with probs (component, position, category); the process is dirichlet (end may be left out) or simplex-linear.
+// with probs (component, position, category); the process is dirichlet (end may be left out) or simplex-linear; or a bridge
+// between two mixtures (see Ends),
+//
+//	{"type": "bridge", "from": {"weights": [1], "means": [[-1]], "vars": [[0.5]]}, "to": {...},
+//	 "process": {"kind": "linear", "gamma": "brownian", "scale": 1}, "prediction": ["velocity", "score"]}
+//
+// whose process is that of schedules.NewBridge (scale 1 and the prediction may be left out, and from on a mirror).
 func OpenTarget(path string) (interface {
 	models.Denoiser
 	models.Described
@@ -298,8 +304,11 @@ func OpenTarget(path string) (interface {
 	if err != nil {
 		return nil, err
 	}
-	if kind, _ := o.Get("type"); kind == "categorical" {
+	switch kind, _ := o.Get("type"); kind {
+	case "categorical":
 		return categorical(path, o)
+	case "bridge":
+		return bridgeFrom(path, o)
 	}
 	return fromObject(path, o)
 }

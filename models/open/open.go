@@ -114,8 +114,11 @@ func target(path string, opt Options) (*Model, error) {
 	info := m.Info()
 	info.Name = path
 	solver := "dpmpp-2m"
-	if _, ok := m.Process().(schedules.Field); ok {
+	switch m.Process().(type) {
+	case schedules.Field:
 		solver = "euler"
+	case schedules.Bridge:
+		solver = "interpolant"
 	}
 	return &Model{Denoiser: models.Metered(m), Info: info, Defaults: Defaults{
 		Sampler: solver, Schedule: schedules.DefaultGrid(m.Process()), Steps: 20, CFGScale: 1,

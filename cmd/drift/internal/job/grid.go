@@ -27,7 +27,7 @@ func ReadSmall(name string) ([]byte, error) {
 }
 
 // ParseGrid reads {"sigmas": [...]} or {"times": [...]}; a sigma may be "inf".
-func ParseGrid(p schedules.Gaussian, text []byte) (schedules.Grid, error) {
+func ParseGrid(p schedules.Path, text []byte) (schedules.Grid, error) {
 	var f struct {
 		Sigmas []looseFloat `json:"sigmas"`
 		Times  []looseFloat `json:"times"`

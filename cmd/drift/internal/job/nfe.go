@@ -57,10 +57,23 @@ func (b blank) Process() schedules.Process { return b.process }
 
 // Predict implements models.Denoiser.
 func (b blank) Predict(_ context.Context, q *models.Query, p *models.Pred) error {
-	in, out := p.Fit(q.X, schedules.V)
+	kind := schedules.V
+	if _, ok := b.process.(schedules.Field); ok {
+		kind = schedules.X0
+	}
+	in, out := p.Fit(q.X, kind)
 	for j, x := range in {
 		out[j] = 0.1 * x
 	}
+	if _, ok := b.process.(schedules.Bridge); ok {
+		p.Kind, p.Extra, p.ExtraKind = schedules.Velocity, p.Out, schedules.Score
+	}
+	return nil
+}
+
+// Source implements models.Sourced, for runs on a bridge.
+func (blank) Source(dst, z []float64) error {
+	copy(dst, z)
 	return nil
 }
 
