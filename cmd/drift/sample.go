@@ -11,6 +11,7 @@ import (
 
 	"drift/cmd/drift/internal/job"
 	"drift/cmd/drift/internal/manifest"
+	"drift/internal/script"
 	"drift/models/open"
 )
 
@@ -76,6 +77,7 @@ func sampleVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "trajectory", Usage: "write x, t, sigma, alpha, x0 of every step (`FILE.npz`)"},
 			&cli.BoolFlag{Name: "print-schedule", Usage: "print t, alpha, sigma, lambda of every node, and stop"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what the run would cost, and stop"},
+			&cli.StringFlag{Name: "control", Usage: "script called after every step: may set cfg_scale, eta and stop; images run one at a time (`FILE.star`)"},
 			&cli.StringFlag{Name: "preview", Usage: "draw the predicted pictures in the terminal every so many steps (`N`); or sixel, kitty, iterm, block, ascii, auto, MODE:N"},
 			&cli.StringFlag{Name: "from", Usage: "rerun what a picture's metadata say (`IMG.png`); other flags override"},
 			&cli.BoolFlag{Name: "resume", Usage: "go on with the run in --out, with its settings"},
@@ -223,6 +225,9 @@ func (s *sampling) steps() int {
 
 // batch is the number of images at a time.
 func (s *sampling) batch() int {
+	if s.script != nil {
+		return 1 // what a script sets is for its image alone
+	}
 	if n := s.c.Int("batch"); n > 0 {
 		return n
 	}
@@ -252,6 +257,9 @@ type sampling struct {
 	saved    string // what an interrupt saved beside finished images
 
 	unstored bool // the output failed
+
+	script *script.Control // of --control
+	live   *float64        // scale of classifier-free guidance that it sets
 
 	verb        string // of the description; empty = sample
 	sampler     string // default in place of the model's

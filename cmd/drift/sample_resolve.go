@@ -43,7 +43,7 @@ func (s *sampling) resolve(ctx context.Context) error {
 	s.desc = manifest.Run{Format: manifest.Format, Version: release, Verb: cmp.Or(s.verb, "sample")}
 	s.plan = &job.Plan{}
 	for _, step := range []func(context.Context, *manifest.Run) error{
-		s.resolveModel, s.resolveSeeds, s.resolveOut, s.resolveSets, s.resolveGuiders, s.resolveGrid, s.resolveSwitch, s.resolveStart, s.resolveNoise, s.count,
+		s.resolveModel, s.resolveSeeds, s.resolveOut, s.resolveSets, s.resolveGuiders, s.resolveGrid, s.resolveSwitch, s.resolveStart, s.resolveNoise, s.count, s.resolveControl,
 	} {
 		if err := step(ctx, base); err != nil {
 			return err

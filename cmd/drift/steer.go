@@ -113,8 +113,6 @@ type steering struct {
 	groups  []job.Item
 	now     *steered // the batch under way
 
-	live *float64 // scale of classifier-free guidance that a control script sets
-
 	parts  int // experts that fkc corrects
 	points int // checks that have rewards
 }
@@ -437,7 +435,13 @@ func (s *steering) openReward(ctx context.Context) error {
 		return badUse("reward", err)
 	}
 	s.reward = r
-	shape := s.info.Shape
+	if r.Latent() {
+		s.fk.Latent = true
+	}
+	if s.conf.Method == "tds" && s.plan.Codec != nil && !r.Latent() {
+		return usagef("--method tds needs the gradient of the decoder for a reward of pictures, which is not there: define reward_latent(z, ctx)")
+	}
+	shape := s.seen()
 	if err := r.Check(ctx, shape, s.conf.Particles); err != nil {
 		return badUse("reward", err)
 	}
@@ -459,10 +463,15 @@ func (s *steering) openReward(ctx context.Context) error {
 	if r.Script != "" {
 		s.conf.ScriptID = hashText(r.Script)
 	}
-	if r.Latent() {
-		s.fk.Latent = true
-	}
 	return nil
+}
+
+// seen is the shape of what a reward sees: decoded pictures, or states of the model's own space.
+func (s *steering) seen() []int {
+	if s.fk.Latent || s.conf.Method == "tds" || s.conf.Method == "fkc" || s.conf.Method == "dgfs" {
+		return s.info.Shape
+	}
+	return s.info.Image()
 }
 
 func (s *steering) openControl() error {

@@ -108,12 +108,12 @@ func (s *steering) perGroup() bench.Cost {
 func (r *steerRunner) Facts() bench.Facts {
 	desc, set := r.desc, r.desc.Sets[0]
 	desc.Seeds = ""
-	f := bench.Facts{Settings: steerSettings{desc}, Columns: steerScores, Shape: r.info.Shape, Rounding: desc.Rounding, Batch: max(1, r.plan.Batch()), Cost: r.perGroup(),
+	f := bench.Facts{Settings: steerSettings{desc}, Columns: steerScores, Shape: r.info.Image(), Rounding: desc.Rounding, Batch: max(1, r.plan.Batch()), Cost: r.perGroup(),
 		Class: func(place, _ int) int { return set.Class(place) }}
 	if r.control != nil {
 		f.Batch = 1
 	}
-	if pixels.Picture(r.info.Shape) {
+	if pixels.Picture(r.info.Image()) {
 		f.Pictures = 1
 		if r.conf.Keep != "best" {
 			f.Pictures = r.plan.Particles
@@ -158,7 +158,7 @@ func (r *steerRunner) Run(ctx context.Context, t bench.Task) error {
 				for _, c := range steerScores {
 					res.Values = append(res.Values, values[c.Name])
 				}
-				if pixels.Picture(r.info.Shape) {
+				if pixels.Picture(r.info.Image()) {
 					for _, j := range o.Chosen {
 						i := g*k + j
 						res.X = append(res.X, p[i*w:(i+1)*w]...)

@@ -346,7 +346,7 @@ func (s *steering) writeTrace(name string, all []outcome) error {
 			}))
 		}
 		w := 1
-		for _, d := range s.info.Shape {
+		for _, d := range s.seen() {
 			w *= d
 		}
 		x0 := make([]float32, t.groups*t.checks*t.parts*w)
@@ -355,7 +355,7 @@ func (s *steering) writeTrace(name string, all []outcome) error {
 				copy(x0[(g*t.checks+i)*t.parts*w:], c.X0)
 			}
 		}
-		arrays = append(arrays, npz.Array{Name: "x0", Shape: append([]int{t.groups, t.checks, t.parts}, s.info.Shape...), Data: x0})
+		arrays = append(arrays, npz.Array{Name: "x0", Shape: append([]int{t.groups, t.checks, t.parts}, s.seen()...), Data: x0})
 	}
 	return npz.Write(name, arrays...)
 }
@@ -404,8 +404,8 @@ func (s *steering) plot(name, path string, all []outcome) error {
 // family is the genealogy of a group.
 func (s *steering) family(o *outcome) genealogy.Family {
 	f := genealogy.Family{Particles: s.width(), Title: fmt.Sprintf("seed %d", o.Seed)}
-	if pixels.Picture(s.info.Shape) {
-		f.Shape = s.info.Shape
+	if pixels.Picture(s.seen()) && slices.Equal(s.seen(), s.info.Image()) {
+		f.Shape = s.seen()
 	}
 	for i := range o.Log {
 		c := &o.Log[i]

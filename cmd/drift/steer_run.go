@@ -663,8 +663,8 @@ func (s *steering) run(ctx context.Context) error {
 		KeepX: s.c.Bool("float") || s.plan.Last != 0, Cols: s.cols, Rows: s.rows,
 		Extra: func() []npz.Array { return s.extra(all) },
 	}
-	if pixels.Picture(s.info.Shape) {
-		o.Picture = s.info.Shape
+	if pixels.Picture(s.info.Image()) {
+		o.Picture = s.info.Image()
 	}
 	if !s.c.Bool("no-metadata") {
 		o.Texts = func(it *job.Item) []pngmeta.Text { return s.texts(it, hash) }
@@ -761,7 +761,7 @@ func (s *steering) run(ctx context.Context) error {
 
 // preview draws the first particles of a batch while they are made; arrays are told in a line.
 func (s *steering) preview() (observer, error) {
-	if pixels.Picture(s.info.Shape) {
+	if pixels.Picture(s.info.Image()) {
 		d, err := s.newPreview()
 		if d == nil || err != nil {
 			return nil, err
@@ -900,7 +900,7 @@ func (s *steering) particleDir() string {
 
 // sheet stores all particles of a group in one picture.
 func (s *steering) sheet(dir string, it job.Item, p []float64) error {
-	shape := s.info.Shape
+	shape := s.info.Image()
 	k := s.plan.Particles
 	w := len(p) / k
 	pictures := make([][]byte, k)

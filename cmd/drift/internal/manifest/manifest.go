@@ -63,6 +63,8 @@ type Run struct {
 
 	Rounding string `json:"rounding,omitempty"` // rule to 8 bit, of pictures
 
+	Control string `json:"control_script,omitempty"` // of verb sample
+
 	Steer *Steer `json:"steer,omitempty"` // of verb steer
 }
 
