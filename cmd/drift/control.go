@@ -267,7 +267,7 @@ func (s *sampling) resolveControl(_ context.Context, base *manifest.Run) error {
 	if text == "" {
 		return nil
 	}
-	if s.c.IsSet("switch") {
+	if s.c.IsSet("switch") { // which changes the model on the way
 		return usagef("--control and --switch exclude each other")
 	}
 	name := s.c.String("control")

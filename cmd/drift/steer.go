@@ -72,7 +72,7 @@ func steerVerb(a *app) *cli.Command {
 		have[f.Names()[0]] = true
 	}
 	for _, f := range sampleVerb(a).Flags {
-		if n := f.Names()[0]; !have[n] && n != "trajectory" && n != "prompts" && n != "from" {
+		if n := f.Names()[0]; !have[n] && n != "trajectory" && n != "prompts" && n != "from" && n != "switch" {
 			own = append(own, f)
 		}
 	}
