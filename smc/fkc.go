@@ -49,8 +49,24 @@ type FKC struct {
 	Off    bool     // no weights: the naive sum of scores
 	Policy Policy
 
+	// Tilt multiplies the law by exp(beta r(xb)), beta depending on the noise level; nil: none. It goes with one expert of
+	// power 1.
+	Tilt *Tilt
+
 	Weighted bool // leave the weights of the last step on the particles
 	Observe  func(*Check) error
+}
+
+// Tilt is a reward with a strength that grows as noise falls. The step of FKC becomes, with zeta = 1,
+//
+//	lw  += (beta' - beta) r(xb) + beta grad r . D/2 s      at the old point
+//	xb' = xb + D (s + beta/2 grad r) + sqrt(D) z
+//
+// which is the derivative of beta r along the probability flow. Beta at sb = 0 is the tilt of the result.
+type Tilt struct {
+	// Reward returns r of every row of xb = x/alpha and writes its gradients.
+	Reward func(ctx context.Context, xb, grad *tensor.Dense) ([]float64, error)
+	Beta   func(sb float64) float64
 }
 
 // Needs implements samplers.Sampler.
@@ -120,6 +136,18 @@ func (f FKC) newRun(p *samplers.Problem) (*FKCRun, error) {
 	}
 	if err := f.Policy.check(); err != nil {
 		return nil, err
+	}
+	if t := f.Tilt; t != nil {
+		switch {
+		case t.Reward == nil || t.Beta == nil:
+			return fail("a tilt wants a reward and a strength")
+		case f.Power != 1 || f.Parts > 1 || f.Off:
+			return fail("a tilt goes with one expert of power 1 and its weights")
+		case zeta2 != 1:
+			return fail("a tilt has a corrector for zeta2 = 1 only")
+		case p.Start == nil:
+			return fail("a tilt needs a start that is drawn from the tilted law at the first node")
+		}
 	}
 	den, ok := p.Model.(models.Denoiser)
 	if !ok {
@@ -320,6 +348,16 @@ func (r *FKCRun) step(ctx context.Context) error {
 				r.noise.Normal(r.z[k*width:(k+1)*width], samplers.Draw{Row: row, Slot: k, Step: r.i, Purpose: samplers.DrawStep, From: s.Ratio(), To: t.Ratio()})
 			}
 		}
+		var push []float64 // beta/2 grad r
+		var pay []float64
+		if r.f.Tilt != nil {
+			if len(exps) != 1 || exps[0] != 1 {
+				return fmt.Errorf("a tilt goes with one expert of weight 1, the model has %d", len(exps))
+			}
+			if push, pay, err = r.tilt(ctx, s, t, delta); err != nil {
+				return err
+			}
+		}
 		drift, std := (1+zeta2)/2*delta, math.Sqrt(zeta2*delta)
 		for k := range rows {
 			sq := 0.0
@@ -327,6 +365,9 @@ func (r *FKCRun) step(ctx context.Context) error {
 				v := r.sum[j]
 				sq += float64(v * v)
 				xb := x[j]/s.Alpha + float64(drift*v)
+				if push != nil {
+					xb += float64(delta * push[j])
+				}
 				if zeta2 > 0 {
 					xb += float64(std * r.z[j])
 				}
@@ -336,6 +377,9 @@ func (r *FKCRun) step(ctx context.Context) error {
 		}
 		if len(exps) == 1 && exps[0] == 1 || r.f.Off { // exactly nothing
 			clear(lw)
+		}
+		if pay != nil {
+			copy(lw, pay)
 		}
 	} else {
 		for j := range x { // the same noise level
@@ -380,6 +424,38 @@ func (r *FKCRun) step(ctx context.Context) error {
 		return r.f.Observe(&c)
 	}
 	return nil
+}
+
+// tilt returns beta/2 grad r at the state, and the log weights of a step.
+func (r *FKCRun) tilt(ctx context.Context, s, t schedules.Node, delta float64) (push, lw []float64, err error) {
+	x := models.Data(r.x)
+	xb, grad := models.New(r.x.Shape()...), models.New(r.x.Shape()...)
+	for j, v := range x {
+		models.Data(xb)[j] = v / s.Alpha
+	}
+	v, err := r.f.Tilt.Reward(ctx, xb, grad)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reward: %w", err)
+	}
+	if len(v) != len(r.p.Rows) {
+		return nil, nil, fmt.Errorf("reward: %d numbers for %d particles", len(v), len(r.p.Rows))
+	}
+	b0, b1 := r.f.Tilt.Beta(s.Ratio()), r.f.Tilt.Beta(t.Ratio())
+	push = models.Data(grad)
+	w := len(x) / len(v)
+	lw = make([]float64, len(v))
+	for k := range v {
+		if math.IsNaN(v[k]) || math.IsInf(v[k], 0) {
+			return nil, nil, &RewardError{Row: r.p.Rows[k], Step: r.i, Value: v[k]}
+		}
+		dot := 0.0
+		for j := k * w; j < (k+1)*w; j++ {
+			dot += float64(push[j] * r.sum[j])
+			push[j] *= b0 / 2
+		}
+		lw[k] = (b1-b0)*v[k] + b0*delta/2*dot
+	}
+	return push, lw, nil
 }
 
 // adds checks that the answer is the weighted sum of its parts: else it was edited, and the weights would be wrong.

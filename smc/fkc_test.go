@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"gorgonia.org/tensor"
+
 	"drift/guidance"
 	"drift/internal/rng"
 	"drift/models"
@@ -483,5 +485,104 @@ func TestFKCSaveResume(t *testing.T) {
 	part.Rows = Rows([]uint64{2}, 8)
 	if got := sample(t, f, &part); !slices.Equal(models.Data(got.X), models.Data(want.X)[8:16]) {
 		t.Error("a group alone differs")
+	}
+}
+
+// linearTilt is r = x with gradient 1.
+func linearTilt(beta func(float64) float64) *Tilt {
+	return &Tilt{Beta: beta, Reward: func(_ context.Context, xb, grad *tensor.Dense) ([]float64, error) {
+		for i := range models.Data(grad) {
+			models.Data(grad)[i] = 1
+		}
+		return slices.Clone(models.Data(xb)), nil
+	}}
+}
+
+// TestFKCTilt: the step of a reward tilt, and its statistics on N(0, 1).
+func TestFKCTilt(t *testing.T) {
+	n := 0
+	for _, g := range goldens(t, "fkc.json") {
+		switch g.Method {
+		case "fkc-tilt-step":
+			n++
+			in := decode[struct {
+				X, Noise   []float64
+				Sigma      float64
+				Next       float64 `json:"sigma_next"`
+				Beta, Then float64
+				BetaNext   float64 `json:"beta_next"`
+			}](t, g.Inputs)
+			want := decode[struct {
+				Inc  []float64 `json:"log_increment"`
+				Next []float64 `json:"x_next"`
+			}](t, g.Expected)
+			k := len(in.X)
+			noise, err := samplers.NewRecorded(models.Wrap(slices.Clone(in.Noise), 1, k, 1), 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			beta := func(sb float64) float64 {
+				if sb == in.Sigma {
+					return in.Beta
+				}
+				return in.BetaNext
+			}
+			e, _ := expertsOf(t, json.RawMessage("["+string(g.Target)+"]"), []float64{1}, false)
+			res := sample(t, FKC{Tilt: linearTilt(beta), Policy: Policy{When: Never}}, &samplers.Problem{Model: e, Grid: veGrid(in.Sigma, in.Next), Rows: Rows([]uint64{1}, k),
+				Start: models.Wrap(slices.Clone(in.X), k, 1), Noise: noise})
+			g.close(t, "x", models.Data(res.X), want.Next)
+			g.close(t, "weights", res.LogWeights, want.Inc)
+		case "fkc-tilt":
+			n++
+			runs, k, steps := 4, 500, 1600
+			if isSlow() {
+				runs, k = g.Runs, 2000
+			}
+			beta := func(sb float64) float64 { return 2 / (1 + sb*sb) }
+			grid := logGrid(10, 0.005, steps)
+			v := 1 + 10*10.
+			rows := Rows(seeds(runs), k)
+			x := make([]float64, len(rows))
+			for i, row := range rows {
+				rng.Normal(x[i:i+1], rng.Key{Seed: row.Seed, Image: uint64(row.Particle), Purpose: rng.PurposeStart, Step: 78})
+				x[i] = beta(10)*v + math.Sqrt(v)*x[i]
+			}
+			e, _ := expertsOf(t, json.RawMessage("["+string(g.Target)+"]"), []float64{1}, false)
+			res := sample(t, FKC{Tilt: linearTilt(beta), LogZ: beta(10) * beta(10) * v / 2, Weighted: true}, &samplers.Problem{Model: e, Grid: grid, Rows: rows, Start: models.Wrap(x, len(rows), 1)})
+			got := tally{}
+			for _, gr := range res.Run.(*FKCRun).Groups() {
+				w, err := Weigh(res.LogWeights[gr.From:gr.To])
+				if err != nil {
+					t.Fatal(err)
+				}
+				m, sq := 0.0, 0.0
+				for i, p := range w.W {
+					y := models.Data(res.X)[gr.From+i]
+					m += p * y
+					sq += p * y * y
+				}
+				got.add("weighted mean", m)
+				got.add("weighted variance", sq-m*m)
+				got.add("log_Z", gr.LogZ)
+			}
+			for _, s := range g.Stats {
+				if !isSlow() { // fewer particles spread more
+					s.RunSD *= 2.5
+				}
+				m, _ := got.mean(s.Stat)
+				s.hold(t, m, runs)
+			}
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d cases, want 2", n)
+	}
+	e, _ := expertsOf(t, json.RawMessage(`[{"type":"mixture","weights":[1],"means":[[0]],"vars":[[1]],"process":{"type":"ve"},"prediction":"score"}]`), []float64{1}, false)
+	p := &samplers.Problem{Model: e, Grid: veGrid(2, 1), Rows: Rows(seeds(1), 2), Shape: []int{1}}
+	one := func(float64) float64 { return 1 }
+	for _, f := range []FKC{{Tilt: linearTilt(one)}, {Tilt: &Tilt{}}, {Tilt: linearTilt(one), Power: 2}, {Tilt: linearTilt(one), Off: true}} {
+		if _, err := f.Begin(context.Background(), p); err == nil {
+			t.Errorf("%+v is not refused", f)
+		}
 	}
 }
