@@ -294,6 +294,15 @@ func (c *Conv) cut() {
 // Spec gives the layer's shape.
 func (c *Conv) Spec() ConvSpec { return c.spec }
 
+// Bytes gives the size of the packed weights: what the layer keeps in memory.
+func (c *Conv) Bytes() int {
+	n := 4*len(c.w) + 2*len(c.w16)
+	if c.wino != nil {
+		n += 4 * len(c.wino.u)
+	}
+	return n
+}
+
 // MACs gives the multiply-adds of a run by definition, whatever the method.
 func (c *Conv) MACs(n, h, w int) int {
 	ho, wo := c.spec.OutSize(h, w)

@@ -30,6 +30,9 @@ func NewLinearGrad(tier Tier, dtype DType, in, out int, weight []float32) *Linea
 func (l *Linear) In() int  { return l.conv.spec.Cin }
 func (l *Linear) Out() int { return l.conv.spec.Cout }
 
+// Bytes gives the size of the packed weights.
+func (l *Linear) Bytes() int { return l.conv.Bytes() }
+
 // Scratch gives the float32 that Run needs for m rows.
 func (l *Linear) Scratch(workers, m int) int { return l.conv.Scratch(workers, 1, 1, m, false) }
 

@@ -136,6 +136,7 @@ func TestTensors(t *testing.T) {
 
 func ddpmCIFAR10() diffusers.UNet2DConfig {
 	c := classDefaults()
+	c.SampleSize = diffusers.Size{H: 32, W: 32}
 	c.BlockOutChannels = []int{128, 256, 256, 256}
 	c.DownBlockTypes = []string{"DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"}
 	c.UpBlockTypes = []string{"UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"}
@@ -146,6 +147,7 @@ func ddpmCIFAR10() diffusers.UNet2DConfig {
 // ddpm256 is the shape of google/ddpm-celebahq-256 and its like.
 func ddpm256() diffusers.UNet2DConfig {
 	c := ddpmCIFAR10()
+	c.SampleSize = diffusers.Size{H: 256, W: 256}
 	c.BlockOutChannels = []int{128, 128, 256, 256, 512, 512}
 	c.DownBlockTypes = []string{"DownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"}
 	c.UpBlockTypes = []string{"UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"}
