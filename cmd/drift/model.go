@@ -18,6 +18,7 @@ import (
 	"drift/internal/strictjson"
 	"drift/models/analytic"
 	"drift/models/diffusers"
+	"drift/models/native"
 	"drift/schedules"
 )
 
@@ -32,8 +33,10 @@ func modelVerb(a *app) *cli.Command {
 		Name: "model", Usage: "look into, check, run and time models", UsageText: "VERB [flags] X",
 		Subcommands: []*cli.Command{
 			{
-				Name: "info", Usage: "say what a model is", UsageText: "X", Flags: model(),
-				Action: func(c *cli.Context) error { return a.modelInfo(c) },
+				Name: "info", Usage: "say what a model is", UsageText: "X",
+				Description: "The memory line is what a forward pass of --batch images holds: packed weights, and activations with what the kernels need.",
+				Flags:       model(&cli.IntFlag{Name: "batch", Usage: "images at a time, for the memory line (`B`)", Value: 1}),
+				Action:      func(c *cli.Context) error { return a.modelInfo(c) },
 			},
 			{
 				Name: "verify", Usage: "read all of a file or folder with every check", UsageText: "X",
@@ -90,15 +93,22 @@ func (a *app) modelInfo(c *cli.Context) error {
 	if b, err := schedules.MarshalProcess(m.Denoiser.Process()); err == nil {
 		process = b
 	}
-	macs := 0
+	batch := c.Int("batch")
+	if batch < 1 || batch > 1<<16 {
+		return usagef("--batch wants 1 or more")
+	}
+	macs, memory := 0, native.Memory{}
 	if m.Net != nil && len(i.Shape) == 3 {
 		if macs, err = m.Net.MACs(i.Shape[1], i.Shape[2]); err != nil {
+			return err
+		}
+		if memory, err = m.Net.Need(i.Shape[1], i.Shape[2], batch); err != nil {
 			return err
 		}
 	}
 	if a.json {
 		a.emit(map[string]any{"name": name, "hash": i.Hash, "shape": i.Shape, "classes": i.Classes, "labels": i.Labels, "dtype": i.DType, "tier": i.Tier,
-			"parameters": i.Params, "macs": macs, "process": process, "sampler": d.Sampler, "schedule": d.Schedule, "steps": d.Steps, "guiders": d.Guiders})
+			"parameters": i.Params, "macs": macs, "batch": batch, "memory": memory, "process": process, "sampler": d.Sampler, "schedule": d.Schedule, "steps": d.Steps, "guiders": d.Guiders})
 		return nil
 	}
 	line := func(key, format string, args ...any) {
@@ -114,6 +124,8 @@ func (a *app) modelInfo(c *cli.Context) error {
 	line("parameters", "%d", i.Params)
 	if macs > 0 {
 		line("multiply-adds", "%.4g million per image", float64(macs)/1e6)
+		line("memory", "%.1f MB at batch %d: packed weights %.1f, activations %.1f", float64(memory.Weights+memory.Activations)/1e6, batch,
+			float64(memory.Weights)/1e6, float64(memory.Activations)/1e6)
 	}
 	line("process", "%s", string(process))
 	line("sampler", "%s, %d steps", d.Sampler, d.Steps)

@@ -176,6 +176,17 @@ func (e *Engine) nodes(ctx context.Context, nodes []node, trace func(Step)) erro
 	return nil
 }
 
+// Need gives the memory that a Run of n images holds, in bytes: arena and
+// scratch.
+func (e *Engine) Need(p *Plan, n int) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p.dOut.r == 0 {
+		n = e.together(p, n)
+	}
+	return 4 * (p.perImage*n + p.scratch(n))
+}
+
 // Activations is the most memory that arena and scratch had so far, in bytes.
 func (e *Engine) Activations() int {
 	e.mu.Lock()

@@ -61,6 +61,26 @@ type Layer struct {
 	asked    bool // a gradient is packed or being packed
 }
 
+// Bytes is the size of the packed weights, gradients included.
+func (s *Layers) Bytes() int {
+	n := 0
+	for _, l := range s.layers {
+		if l.conv != nil {
+			n += l.conv.Bytes()
+		}
+		if l.convGrad != nil {
+			n += l.convGrad.Bytes()
+		}
+		if l.lin != nil {
+			n += l.lin.Bytes()
+		}
+		if l.linGrad != nil {
+			n += l.linGrad.Bytes()
+		}
+	}
+	return n
+}
+
 // Out is the number of output channels.
 func (l *Layer) Out() int { return l.spec.Cout }
 

@@ -39,6 +39,9 @@ func NewConvGrad(tier Tier, dtype DType, spec ConvSpec, weight []float32) *ConvG
 	return &ConvGrad{spec: s, conv: NewConv(tier, dtype, g, t, nil)}
 }
 
+// Bytes gives the size of the packed weights.
+func (g *ConvGrad) Bytes() int { return g.conv.Bytes() }
+
 // pads gives the gradient's padding for a forward input of h by w.
 func (g *ConvGrad) pads(h, w int) (pad Pad, ho, wo int) {
 	s := g.spec

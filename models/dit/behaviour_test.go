@@ -106,7 +106,8 @@ func TestNoAllocations(t *testing.T) {
 // Memory stops growing where groups of images begin to follow each other.
 func TestMemory(t *testing.T) {
 	n := formulaNet(t, tiny(), Options{Threads: 1})
-	if got := n.Memory(); got.Weights != 4*n.Parameters() || got.Activations != 0 {
+	// Panels are filled up to whole ones, and tables are not packed.
+	if got := n.Memory(); got.Weights < 2*n.Parameters() || got.Weights > 40*n.Parameters() || got.Activations != 0 {
 		t.Errorf("a new network holds %+v", got)
 	}
 	n.chunk = 4
@@ -115,6 +116,9 @@ func TestMemory(t *testing.T) {
 		x, b := images(n, count, 8)
 		forwardOf(t, n, x, b)
 		use[count] = n.Memory().Activations
+		if need, err := n.Need(8, 8, count); err != nil || need.Activations > use[count] || need.Weights != n.Memory().Weights {
+			t.Errorf("%d images need %+v (%v), took %+v", count, need, err, n.Memory())
+		}
 	}
 	if use[64] != use[4] || use[4] > 4*use[1] || use[1] == 0 {
 		t.Errorf("bytes by batch: %v", use)

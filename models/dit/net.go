@@ -454,15 +454,42 @@ func (n *Net) MACs(h, w int) (int, error) {
 
 // Memory is what a network holds, in bytes.
 type Memory struct {
-	Weights     int // all tensors as float32; bfloat16 layers take less when they are packed
-	Activations int // arena and scratch at their largest so far
+	Weights     int // as packed, gradients included once they are asked for
+	Activations int // arena and scratch, at their largest so far
+}
+
+func (n *Net) packed() int {
+	sum := 0
+	for _, l := range n.tree.linears {
+		sum += l.layer.Bytes()
+		if l.grad != nil {
+			sum += l.grad.Bytes()
+		}
+	}
+	return sum
+}
+
+// Need gives what a Forward of so many images of h by w holds. It runs nothing.
+func (n *Net) Need(h, w, images int) (Memory, error) {
+	side, err := n.side(h, w)
+	if err != nil {
+		return Memory{}, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p, err := n.plan(side, &Batch{})
+	if err != nil {
+		return Memory{}, err
+	}
+	step := n.together(p, images)
+	return Memory{Weights: n.packed(), Activations: 4 * (p.perImage*step + p.scratch(step))}, nil
 }
 
 // Memory reports what the network holds now.
 func (n *Net) Memory() Memory {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return Memory{Weights: 4 * n.Parameters(), Activations: 4 * n.peak}
+	return Memory{Weights: n.packed(), Activations: 4 * n.peak}
 }
 
 // aligned makes n float32 that begin at a 64-byte boundary.

@@ -188,6 +188,24 @@ func (n *Net) plan(b *Batch) (*graph.Plan, error) {
 	return p, nil
 }
 
+// Need gives what a Forward of images of h by w, with the usual inputs, holds
+// in bytes: packed weights and activations.
+func (n *Net) Need(h, w, images int) (weights, activations int, err error) {
+	if _, _, err := n.Output(h, w); err != nil {
+		return 0, 0, err
+	}
+	b := n.Example(images)
+	b.H, b.W = h, w
+	p, err := n.plan(b)
+	if err != nil {
+		return 0, 0, err
+	}
+	return n.Weights(), n.eng.Need(p, images), nil
+}
+
+// Weights is the size of the packed weights in bytes.
+func (n *Net) Weights() int { return n.eng.Layers.Bytes() }
+
 // MACs gives the multiply-adds of a Forward of one image of h by w, with the
 // usual inputs.
 func (n *Net) MACs(h, w int) (int, error) {

@@ -28,7 +28,9 @@ type Network interface {
 	MACs(h, w int) (int, error) // multiply-adds of a Forward of one image
 	// Example makes up the inputs besides images, times and labels that n images need; nil for none.
 	Example(n int) map[string]engine.Array
-	Memory() Memory
+	Memory() Memory // what is held now
+	// Need is what a Forward of so many images of h by w holds, with the usual inputs. It runs nothing.
+	Need(h, w, images int) (Memory, error)
 	Tier() kernels.Tier
 	DType() kernels.DType
 
@@ -68,7 +70,7 @@ type Layer struct {
 
 // Memory is what a network holds, in bytes.
 type Memory struct {
-	Weights     int // as float32
+	Weights     int // as packed
 	Activations int
 }
 
@@ -165,6 +167,11 @@ func (n unet2dNet) NoClass() int { return models.NoClass }
 
 func (n unet2dNet) Memory() Memory { return Memory(n.Net.Memory()) }
 
+func (n unet2dNet) Need(h, w, images int) (Memory, error) {
+	m, err := n.Net.Need(h, w, images)
+	return Memory(m), err
+}
+
 func (n unet2dNet) Forward(ctx context.Context, dst, x []float64, b *Batch) error {
 	return n.Net.Forward(ctx, dst, x, n.batch(b))
 }
@@ -192,6 +199,11 @@ func (n ditNet) SampleSize() (h, w int) { return n.Config().SampleSize, n.Config
 func (n ditNet) NoClass() int { return n.Classes() - 1 }
 
 func (n ditNet) Memory() Memory { return Memory(n.Net.Memory()) }
+
+func (n ditNet) Need(h, w, images int) (Memory, error) {
+	m, err := n.Net.Need(h, w, images)
+	return Memory(m), err
+}
 
 func (n ditNet) Forward(ctx context.Context, dst, x []float64, b *Batch) error {
 	return n.Net.Forward(ctx, dst, x, n.batch(b))
@@ -231,7 +243,12 @@ func (n engineNet) Classes() int { return n.classes }
 func (engineNet) NoClass() int { return models.NoClass }
 
 func (n engineNet) Memory() Memory {
-	return Memory{Weights: 4 * n.Parameters(), Activations: n.Activations()}
+	return Memory{Weights: n.Weights(), Activations: n.Activations()}
+}
+
+func (n engineNet) Need(h, w, images int) (Memory, error) {
+	weights, activations, err := n.Net.Need(h, w, images)
+	return Memory{Weights: weights, Activations: activations}, err
 }
 
 func (n engineNet) Example(images int) map[string]engine.Array { return n.Net.Example(images).Inputs }

@@ -567,14 +567,9 @@ func vjp[T float32 | float64](ctx context.Context, n *Net, grad, cotangent []T) 
 // MACs gives the multiply-adds of a Forward of one image: convolutions, linear
 // layers and attention products.
 func (n *Net) MACs(h, w int) (int, error) {
-	b := &Batch{H: h, W: w, T: []float64{1}}
-	step := 1 << (n.tree.levels - 1)
-	if h < step || w < step || h%step != 0 || w%step != 0 {
-		return 0, badInput("images of %dx%d: height and width must be multiples of %d for %d levels", h, w, step, n.tree.levels)
-	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	p, err := n.plan(b)
+	p, err := n.planFor(h, w)
 	if err != nil {
 		return 0, err
 	}
@@ -585,17 +580,49 @@ func (n *Net) MACs(h, w int) (int, error) {
 	return sum, nil
 }
 
+// planFor is the plan of a plain Forward of images of h by w.
+func (n *Net) planFor(h, w int) (*plan, error) {
+	step := 1 << (n.tree.levels - 1)
+	if h < step || w < step || h%step != 0 || w%step != 0 {
+		return nil, badInput("images of %dx%d: height and width must be multiples of %d for %d levels", h, w, step, n.tree.levels)
+	}
+	return n.plan(&Batch{H: h, W: w, T: []float64{1}})
+}
+
 // Memory is what a network holds, in bytes.
 type Memory struct {
-	Weights     int // all tensors as float32; packing may take more (Winograd) or less (bfloat16)
-	Activations int // arena and scratch at their largest so far
+	Weights     int // as packed, gradients included once they are asked for
+	Activations int // arena and scratch, at their largest so far
+}
+
+func (n *Net) packed() int {
+	sum := 0
+	for _, l := range n.tree.convs {
+		sum += l.layer.Bytes()
+		if l.grad != nil {
+			sum += l.grad.Bytes()
+		}
+	}
+	return sum
+}
+
+// Need gives what a Forward of so many images of h by w holds. It runs nothing.
+func (n *Net) Need(h, w, images int) (Memory, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p, err := n.planFor(h, w)
+	if err != nil {
+		return Memory{}, err
+	}
+	step := n.together(p, images)
+	return Memory{Weights: n.packed(), Activations: 4 * (p.perImage*step + p.scratch(step))}, nil
 }
 
 // Memory reports what the network holds now.
 func (n *Net) Memory() Memory {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return Memory{Weights: 4 * n.Parameters(), Activations: 4 * n.peak}
+	return Memory{Weights: n.packed(), Activations: 4 * n.peak}
 }
 
 // aligned makes n float32 that begin at a 64-byte boundary.

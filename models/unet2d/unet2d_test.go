@@ -268,12 +268,24 @@ func TestMemoryDDPMCIFAR10(t *testing.T) {
 	}
 	before := live()
 	n := cifar(t, Options{})
+	need, err := n.Need(32, 32, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
 	x, b := images(n, 16, 32, 32)
 	forwardOf(t, n, x, b)
 	used := live() - before
-	t.Logf("%.0f MB live, of which activations %.0f MB", float64(used)/1e6, float64(n.Memory().Activations)/1e6)
+	m := n.Memory()
+	t.Logf("%.0f MB live, of which packed weights %.0f MB and activations %.0f MB", float64(used)/1e6, float64(m.Weights)/1e6, float64(m.Activations)/1e6)
 	if used > 700e6 {
 		t.Errorf("%d bytes", used)
+	}
+	if m != need || used < m.Weights+m.Activations || float64(used) > 1.1*float64(m.Weights+m.Activations)+20e6 {
+		t.Errorf("%d bytes live, %+v foretold, %+v reported", used, need, m)
+	}
+	// Winograd copies included.
+	if m.Weights > 2*4*n.Parameters() {
+		t.Errorf("packed weights of %d bytes for %d parameters", m.Weights, n.Parameters())
 	}
 	runtime.KeepAlive(n)
 }
