@@ -912,8 +912,12 @@ func TestRoundBF16(t *testing.T) {
 	}
 }
 
-// TestStress runs one layer from many goroutines under constant garbage
-// collection: the kernels keep their pointers in registers.
+// signals sends signals to the test until the end and counts them, where the
+// system has them.
+var signals = func(time.Time) int { return 0 }
+
+// TestStress runs layers from many goroutines under constant garbage
+// collection and signals: the kernels keep their pointers in registers.
 func TestStress(t *testing.T) {
 	seconds, goroutines := 300*time.Millisecond, 4
 	if os.Getenv("DRIFT_SLOW") != "" {
@@ -946,6 +950,7 @@ func TestStress(t *testing.T) {
 			p.Close()
 			end := time.Now().Add(seconds / time.Duration(2*len(Tiers())))
 			var wg sync.WaitGroup
+			wg.Go(func() { t.Logf("%v %v: %d signals", tier, dt, signals(end)) })
 			for g := range goroutines {
 				wg.Go(func() {
 					p := NewPool(tier, 1+g%3)
