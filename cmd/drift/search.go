@@ -58,6 +58,7 @@ func searchVerb(a *app) *cli.Command {
 		&cli.DurationFlag{Name: "budget", Usage: "time to spend, such as 10m (`TIME`)"},
 		&cli.IntFlag{Name: "evaluations", Usage: "schedules to try (`N`); 300 without --budget"},
 		&cli.StringFlag{Name: "objective", Value: "distance", Usage: "what to make small: distance from the teacher's end points, features = distance in features of the pictures, or fid of the pictures, of 512 starts unless --count says (`WHAT`)"},
+		&cli.Float64Flag{Name: "ball", Usage: "s4s by distance: let every start move by `R` standard deviations of its noise per dimension, such as 0.01; needs a model with gradients"},
 		&cli.StringFlag{Name: "extractor", Value: "fashion", Usage: "features of --objective features and fid (`NAME`)"},
 		&cli.StringFlag{Name: "reference", Usage: "what fid compares with: fashion (of embedded models), a folder or .npz (`REF`)"},
 		&cli.IntFlag{Name: "finalists", Value: 1, Usage: "write the `N` best, the others to OUT-2.json, OUT-3.json, ..., to be scored on other seeds by bench"},
@@ -310,6 +311,10 @@ func (s *searching) distance(ctx context.Context) (*search.Distance, error) {
 
 // objective is what --objective names; it adds to the settings what decides its scores.
 func (s *searching) objective(ctx context.Context, settings map[string]any) (search.Objective, error) {
+	ball := s.c.Float64("ball")
+	if s.c.IsSet("ball") && (!(ball > 0 && ball <= 1) || s.c.String("objective") != "distance" || s.c.Command.Name != "s4s") {
+		return nil, usagef("--ball %g: want more than 0, at most 1, with s4s and --objective distance", ball)
+	}
 	switch name := s.c.String("objective"); name {
 	case "distance":
 		for _, f := range []string{"extractor", "reference"} {
@@ -320,6 +325,10 @@ func (s *searching) objective(ctx context.Context, settings map[string]any) (sea
 		d, err := s.distance(ctx)
 		if err != nil {
 			return nil, err
+		}
+		if ball > 0 {
+			settings["ball"] = ball
+			return search.Relaxed{Distance: d, Radius: ball}.Score, nil
 		}
 		return d.Score, nil
 	case "fid":

@@ -20,8 +20,7 @@ import (
 //
 // together, for a student of few steps to end where its teacher does (Frankel et al. 2025, arXiv 2502.17423). It starts
 // from DPM-Solver++(2M) on the best of the usual grids and moves without derivatives, by CMA-ES (Hansen 2016, arXiv
-// 1604.00772). The paper's relaxed objective, with a ball around every start, is not part of it: that needs gradients
-// through the student.
+// 1604.00772). The paper's relaxed objective, with a ball around every start, is Relaxed.
 type S4S struct {
 	Space     Space // Order is p, the predictions per step
 	Objective Objective
