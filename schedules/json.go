@@ -198,6 +198,11 @@ func MarshalProcess(p Process) ([]byte, error) {
 	}
 	var v any
 	switch p := p.(type) {
+	case Dirichlet:
+		_, end := p.Ends()
+		v = simplexText{p.Name(), p.K, end}
+	case SimplexLinear:
+		v = simplexText{p.Name(), p.K, 1}
 	case VPLinear:
 		lo, hi := p.betas()
 		v = beta{p.Name(), lo, hi}
@@ -241,4 +246,11 @@ func Same(p, q Process) bool {
 	a, err := MarshalProcess(p)
 	b, err2 := MarshalProcess(q)
 	return err == nil && err2 == nil && string(a) == string(b)
+}
+
+// simplexText is how a path of the simplex is written down.
+type simplexText struct {
+	Type string  `json:"type"`
+	K    int     `json:"categories"`
+	End  float64 `json:"end"`
 }

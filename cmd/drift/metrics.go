@@ -12,8 +12,10 @@ import (
 	"drift/cmd/drift/internal/bench"
 	"drift/cmd/drift/internal/output"
 	"drift/internal/refuse"
+	"drift/internal/spec"
 	"drift/metrics"
 	"drift/metrics/features"
+	"drift/models/dna"
 )
 
 func metricsVerb(a *app) *cli.Command {
@@ -35,6 +37,11 @@ func metricsVerb(a *app) *cli.Command {
 		})
 	}
 	verb.Subcommands = append(verb.Subcommands, &cli.Command{
+		Name: "motifs", Usage: "motif statistics of DNA sequences: matches per kb, pairs at their distances, words", UsageText: "A B [flags]",
+		Description: "The value is the mean over the motifs of |log2(B per kb/A per kb)|: 0 is as often as in the reference A. Sets are .fasta files, .npz files with tokens, or the names dna (the grammar's sequences of all classes) and dna:CLASS.",
+		Action:      a.motifs,
+	})
+	verb.Subcommands = append(verb.Subcommands, &cli.Command{
 		Name: "stats", Usage: "make a statistics file: mu, sigma, n and the extractor's identity", UsageText: "A --out REF.npz [flags]",
 		Flags:  append([]cli.Flag{&cli.StringFlag{Name: "out", Usage: "`REF.npz` to write"}}, setFlags()...),
 		Action: a.stats,
@@ -48,7 +55,7 @@ func strictFlag() cli.Flag {
 
 func setFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "extractor", Value: "fashion", Usage: "what turns pictures into features: " + strings.Join(features.Names(), ", ") + " (`NAME`)"},
+		&cli.StringFlag{Name: "extractor", Usage: "what turns pictures into features: " + strings.Join(features.Names(), ", ") + " (`NAME`); fashion, for sequences dna"},
 		&cli.StringFlag{Name: "resize", Usage: "bring pictures of another size to the extractor's by `RULE` " + metrics.ResizePIL + ", " + metrics.ResizeTF1 + " or " + metrics.ResizeTorch + "; without it they are refused"},
 		&cli.StringFlag{Name: "tier", Usage: "kernel `TIER` (default: the best this CPU has)"},
 		strictFlag(),
@@ -61,7 +68,7 @@ func (a *app) scoreVerb(s bench.Scorer) *cli.Command {
 	if s.NeedsReference() {
 		text = "A B [flags]"
 		flags = append(flags,
-			&cli.StringFlag{Name: "reference", Usage: "set to compare with in place of A: fashion (embedded), a folder or `REF.npz`"},
+			&cli.StringFlag{Name: "reference", Usage: "set to compare with in place of A: fashion (embedded), dna or dna:CLASS (2,000 sequences of the grammar), a folder or `REF.npz`"},
 			&cli.BoolFlag{Name: "force", Usage: "compare although the extractors differ"})
 	}
 	seed := &cli.UintFlag{Name: "seed", Value: 2020, Usage: "of the random choices (`N`)"}
@@ -107,15 +114,15 @@ func (a *app) score(c *cli.Context, s bench.Scorer) error {
 	if o.Q = c.Float64("order"); math.IsNaN(o.Q) || o.Q < 0 {
 		return usagef("--order %g: want more than 0", o.Q)
 	}
-	ex, err := a.openExtractor(c.String("extractor"), c.String("resize"), c.String("tier"))
+	gen, err := openSet(args[0], 0, 0)
+	if err != nil {
+		return err
+	}
+	ex, err := a.openExtractor(extractorFor(c, gen), c.String("resize"), c.String("tier"))
 	if err != nil {
 		return err
 	}
 	defer ex.Close()
-	gen, err := features.OpenSet(args[0])
-	if err != nil {
-		return err
-	}
 	sets := []*features.Set{gen}
 	var base bench.Reference
 	switch {
@@ -125,7 +132,7 @@ func (a *app) score(c *cli.Context, s bench.Scorer) error {
 			return err
 		}
 	default:
-		set, err := features.OpenSet(ref)
+		set, err := openSet(ref, gen.Length(), 1)
 		if err != nil {
 			return err
 		}
@@ -140,6 +147,69 @@ func (a *app) score(c *cli.Context, s bench.Scorer) error {
 		return scoreError(err)
 	}
 	a.printScore(result, sets)
+	return nil
+}
+
+// extractorFor is the extractor that was asked for, or the one that suits the set.
+func extractorFor(c *cli.Context, set *features.Set) string {
+	switch {
+	case c.IsSet("extractor"):
+		return c.String("extractor")
+	case set.Length() > 0:
+		return "dna"
+	}
+	return "fashion"
+}
+
+// grammarSequences is how many sequences stand for the grammar.
+const grammarSequences = 2000
+
+// openSet opens a set of files, or sequences of the grammar by the name dna or dna:CLASS: of that length (0: the model's
+// own). The streams of side 0 and 1 are apart.
+func openSet(name string, length int, side uint64) (*features.Set, error) {
+	class, of := "", name == "dna"
+	if !of {
+		class, of = strings.CutPrefix(name, "dna:")
+	}
+	if !of || exists(name) {
+		return features.OpenSet(name)
+	}
+	if length == 0 {
+		length = dna.Length
+	}
+	k := -1
+	if class != "" {
+		if k = slices.Index(dna.Names(), class); k < 0 {
+			return nil, usagef("%s: no class %q of the DNA grammar%s", name, class, spec.Suggest(class, dna.Names()))
+		}
+	}
+	return features.Grammar(grammarSequences, length, k, 0xd4a+side), nil
+}
+
+// motifs prints the motif statistics of two sets of sequences.
+func (a *app) motifs(c *cli.Context) error {
+	if c.NArg() != 2 {
+		return usagef("metrics motifs: want two sets of sequences, A (the reference) and B")
+	}
+	gen, err := openSet(c.Args().Get(1), 0, 0)
+	if err != nil {
+		return err
+	}
+	ref, err := openSet(c.Args().Get(0), gen.Length(), 1)
+	if err != nil {
+		return err
+	}
+	sides := make([][][]int, 2)
+	for i, s := range []*features.Set{ref, gen} {
+		if sides[i], err = s.Tokens(); err != nil {
+			return err
+		}
+	}
+	r, err := metrics.CompareSequences(sides[0], sides[1])
+	if err != nil {
+		return err
+	}
+	a.printScore(bench.Score{Metric: r.Metric, Value: r.Value, N: []int{r.NRef, r.N}, Reference: ref.Name, Settings: r.Settings, Parts: r.Parts, Extractor: "motifs", Resize: "none"}, []*features.Set{ref, gen})
 	return nil
 }
 
@@ -217,7 +287,7 @@ func (a *app) stats(c *cli.Context) error {
 	if err := output.Check(out); err != nil {
 		return err
 	}
-	ex, err := a.openExtractor(c.String("extractor"), c.String("resize"), c.String("tier"))
+	ex, err := a.openExtractor(extractorFor(c, set), c.String("resize"), c.String("tier"))
 	if err != nil {
 		return err
 	}
@@ -330,5 +400,6 @@ func metricEntries(*app) []entry {
 	for _, p := range pairScores {
 		out = append(out, entry{Name: p.name, Summary: p.doc})
 	}
+	out = append(out, entry{Name: "motifs", Summary: "motif statistics of DNA sequences: matches per kb, pairs, words"})
 	return out
 }

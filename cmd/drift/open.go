@@ -74,7 +74,7 @@ func (a *app) openPipeline(ctx context.Context, name, dtype, tier string, around
 }
 
 func embedded(name string) bool {
-	return slices.ContainsFunc(zoo.Models(), func(e zoo.Entry) bool { return e.Name == name })
+	return slices.ContainsFunc(open.Embedded(), func(e zoo.Entry) bool { return e.Name == name })
 }
 
 // hub is the folder in which diffusers keeps what it downloaded; only read.
@@ -97,7 +97,7 @@ func defaultModel() string { return zoo.Models()[0].Name }
 // modelEntries lists the embedded models.
 func (a *app) modelEntries() []entry {
 	var out []entry
-	for _, e := range zoo.Models() {
+	for _, e := range open.Embedded() {
 		out = append(out, entry{Name: e.Name, Summary: e.Summary})
 	}
 	return out

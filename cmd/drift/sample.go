@@ -22,11 +22,12 @@ func sampleVerb(a *app) *cli.Command {
 			"A folder gets DIR/000000/000123.png by seed and a manifest.json; running the same line again makes what is missing, a folder with another manifest is refused. A .png gets one sheet, a .npz the arrays.",
 		Flags: append(append(composeFlags(), logFlags()...), []cli.Flag{
 			&cli.StringFlag{Name: "model", Usage: "name from drift list models, a diffusers folder, or a .json analytic target (`X`)"},
-			&cli.StringFlag{Name: "out", Usage: "folder of PNGs, .png (one sheet) or .npz (`PATH`)"},
+			&cli.StringFlag{Name: "out", Usage: "folder of PNGs, .png (one sheet; logos of the motifs for sequences), .npz or .fasta (`PATH`)"},
 			&cli.StringFlag{Name: "sheet", Usage: "columns and rows of a .png sheet, such as 8x8 (`CxR`)"},
 			&cli.Uint64Flag{Name: "seed", Usage: "stream of the first image; image k uses stream N+k (`N`)"},
 			&cli.StringFlag{Name: "seeds", Usage: "streams, such as 0-49,60 (`LIST`); excludes --seed and --count"},
 			&cli.IntFlag{Name: "count", Usage: "number of images (`N`)"},
+			&cli.IntFlag{Name: "length", Usage: "letters of a sequence (`L`); 500 for dna"},
 			&cli.IntFlag{Name: "batch", Usage: "images at a time (`B`); never changes a result"},
 			&cli.StringFlag{Name: "dtype", Usage: "arithmetic of the network: f32, bf16, f64 (`T`)"},
 			&cli.StringFlag{Name: "tier", Usage: "kernel tier (`TIER`); default: the best this CPU has"},

@@ -165,11 +165,36 @@ func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
 		m.Defaults.Steps = s.targetSteps
 	}
 	s.model, s.info = m, m.Info
-	s.plan.Model, s.plan.Shape, s.plan.Text = m.Denoiser, m.Info.Shape, m.Info.Text
+	if err := s.resolveLength(other, base); err != nil {
+		return err
+	}
+	s.plan.Model, s.plan.Shape, s.plan.Text = m.Denoiser, s.info.Shape, m.Info.Text
 	if m.Codec != nil {
 		s.plan.Codec = m.Codec
 	}
-	s.desc.Model = manifest.Model{Path: name, Hash: m.Info.Hash, DType: m.Info.DType, Tier: m.Info.Tier, Shape: m.Info.Shape}
+	s.desc.Model = manifest.Model{Path: name, Hash: m.Info.Hash, DType: m.Info.DType, Tier: m.Info.Tier, Shape: s.info.Shape}
+	return nil
+}
+
+// longest is the longest sequence that is made.
+const longest = 1 << 20
+
+// resolveLength sets the length of sequences.
+func (s *sampling) resolveLength(other bool, base *manifest.Run) error {
+	n := 0
+	switch {
+	case s.c.IsSet("length") && !s.model.AnyLength:
+		return usagef("--length: the model gives rows of shape %v and no others", s.info.Shape)
+	case s.c.IsSet("length"):
+		if n = s.c.Int("length"); n < 1 || n > longest {
+			return usagef("--length %d: want 1 to %d", n, longest)
+		}
+	case !other && s.model.AnyLength && len(base.Model.Shape) == len(s.info.Shape):
+		n = base.Model.Shape[0]
+	default:
+		return nil
+	}
+	s.info.Shape = append([]int{n}, s.info.Shape[1:]...)
 	return nil
 }
 
@@ -203,8 +228,12 @@ func (s *sampling) resolveOut(_ context.Context, base *manifest.Run) error {
 	if s.c.IsSet("out") && s.path == "" {
 		return usagef("--out needs a name")
 	}
+	letters := s.model.Letters != ""
 	if s.path == "" {
 		ext := ".npz"
+		if letters {
+			ext = ".fasta"
+		}
 		if picture {
 			ext = ".png"
 		}
@@ -214,8 +243,11 @@ func (s *sampling) resolveOut(_ context.Context, base *manifest.Run) error {
 		}
 	}
 	kind := output.Kind(s.path)
-	if !picture && kind != "npz" && !s.c.Bool("print-schedule") && !s.c.Bool("dry-run") {
-		return usagef("--out %s: the model gives arrays of shape %v, not pictures: use a name that ends in .npz", s.path, s.info.Shape)
+	if kind == "fasta" && !letters {
+		return usagef("--out %s: the model gives no sequences of letters", s.path)
+	}
+	if !picture && kind != "npz" && !(letters && kind != "folder") && !s.c.Bool("print-schedule") && !s.c.Bool("dry-run") {
+		return usagef("--out %s: the model gives arrays of shape %v, not pictures: use a name that ends in .npz%s", s.path, s.info.Shape, map[bool]string{true: ", .fasta or .png (logos)"}[letters])
 	}
 	if s.c.IsSet("sheet") {
 		if kind != "png" {

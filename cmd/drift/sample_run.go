@@ -23,6 +23,7 @@ import (
 	"drift/models"
 	"drift/models/pipeline"
 	"drift/samplers"
+	"drift/schedules"
 )
 
 // ownKeyword is the keyword of drift's description in a PNG.
@@ -40,6 +41,9 @@ func (s *sampling) run(ctx context.Context) error {
 	}
 	if pixels.Picture(s.info.Image()) {
 		o.Picture = s.info.Image()
+	}
+	if _, ok := s.model.Denoiser.Process().(schedules.Field); ok && s.plan.Last == 0 {
+		o.Tokens, o.Letters, o.Labels = true, s.model.Letters, s.info.Labels
 	}
 	if !s.c.Bool("no-metadata") {
 		o.Texts = func(it *job.Item) []pngmeta.Text { return s.texts(it, hash) }

@@ -43,12 +43,12 @@ type recipe struct {
 var recipes = []recipe{
 	{"dna", dna.Shape{Categories: 4, Inputs: 8, Hidden: 64, Stacks: 1, Classes: 4}, 2400, 4, 16, 192, 3e-3, 1, "denoiser of Dirichlet flow matching"},
 	{"dna-classifier", dna.Shape{Categories: 4, Hidden: 32, Stacks: 1, Classes: 4, Head: true}, 500, 4, 16, 192, 3e-3, 2, "classifier of clean sequences: the embedding of FBD"},
-	{"dna-guide", dna.Shape{Categories: 4, Inputs: 8, Hidden: 32, Stacks: 1, Classes: 4, Head: true}, 1000, 4, 16, 192, 3e-3, 3, "classifier of noisy sequences: classifier guidance"},
-	{"dna-onestep", dna.Shape{Categories: 4, Inputs: 4, Hidden: 64, Stacks: 1, Classes: 4}, 1200, 4, 16, 192, 3e-3, 4, "student of dna: one evaluation"},
+	{"dna-guide", dna.Shape{Categories: 4, Inputs: 8, Hidden: 32, Stacks: 1, Classes: 4, Head: true}, 500, 4, 16, 192, 3e-3, 3, "classifier of noisy sequences: classifier guidance"},
+	{"dna-onestep", dna.Shape{Categories: 4, Inputs: 4, Hidden: 64, Stacks: 1, Classes: 4}, 300, 4, 8, 128, 1e-3, 4, "student of dna: one evaluation"},
 }
 
 // teacherSteps is how many Euler steps the teacher of dna-onestep makes.
-const teacherSteps = 15
+const teacherSteps = 8
 
 func main() {
 	out := flag.String("out", "", "folder for the weights")
@@ -112,7 +112,7 @@ func (r recipe) train(ctx context.Context, out string, threads int, tier kernels
 			return dna.Flow(r.shape, r.rows, r.length, r.seed, step, part), nil
 		}
 	default:
-		teach, closer, err := r.teacher(out, tier)
+		teach, closer, err := r.teacher(out, tier, w)
 		if err != nil {
 			return err
 		}
@@ -185,6 +185,17 @@ func (r recipe) teacher(out string, tier kernels.Tier) (func(step, part int) (dn
 	s, w, err := dna.Read(f)
 	if err != nil {
 		return nil, nil, err
+	}
+	for name, v := range w {
+		if name != "linear.weight" {
+			copy(student[name], v)
+			continue
+		}
+		const taps = 9
+		k := r.shape.Inputs
+		for o := range s.Hidden {
+			copy(student[name][o*k*taps:(o+1)*k*taps], v[(2*o+1)*k*taps:(2*o+2)*k*taps])
+		}
 	}
 	process := schedules.Dirichlet{K: s.Categories}
 	grid, err := schedules.NewGrid(process, "time", teacherSteps, schedules.Ends{})

@@ -61,11 +61,11 @@ type Options struct {
 }
 
 // Names lists the extractors that need no file: fashion (the embedded
-// classifier of clothes, 64 features and 10 classes) and pixels (the bytes
-// themselves). Open also knows inception:FILE (the network of FID in a
+// classifier of clothes, 64 features and 10 classes), pixels (the bytes
+// themselves) and dna (the embedded classifier of sequences). Open also knows inception:FILE (the network of FID in a
 // safetensors file, 2048 features and 1008 classes) and inception-spatial:FILE
 // (its 2023 features of sFID).
-func Names() []string { return []string{"fashion", "pixels"} }
+func Names() []string { return []string{"fashion", "pixels", "dna"} }
 
 // Open makes the extractor of that name.
 func Open(name string, opt Options) (Extractor, error) {
@@ -86,6 +86,8 @@ func Open(name string, opt Options) (Extractor, error) {
 			return nil, err
 		}
 		return &fashion{net: c, pool: pool, resize: opt.Resize}, nil
+	case "dna":
+		return openDNA(opt)
 	case "pixels":
 		if opt.Resize != "" {
 			return nil, fmt.Errorf("features: the pixels extractor does not resize")

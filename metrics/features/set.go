@@ -50,6 +50,7 @@ type Set struct {
 	Labels     []int    // classes of the rows, where a .npz has classes, class_labels or labels
 	Unreadable []string // files that were left out because they could not be read
 
+	tokens bool // the pictures are sequences
 	files  []string
 	pix    Images
 	rows   metrics.Samples
@@ -62,7 +63,8 @@ type Set struct {
 const maxSide = 1 << 14
 
 // OpenSet opens a folder of PNG files (also in folders below it), one PNG, or
-// a .npz with images (or arr_0), features, or mu and sigma.
+// a .npz with images (or arr_0), tokens, features, or mu and sigma, or a FASTA
+// file of sequences.
 func OpenSet(path string) (*Set, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -76,7 +78,11 @@ func OpenSet(path string) (*Set, error) {
 	case strings.EqualFold(filepath.Ext(path), ".png"):
 		return &Set{Name: path, Kind: Pictures, N: 1, files: []string{path}}, nil
 	}
-	return nil, refuse.Errorf(path, "not a folder, a .png or a .npz file")
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".fasta", ".fa":
+		return openFASTA(path)
+	}
+	return nil, refuse.Errorf(path, "not a folder, a .png, a .npz or a .fasta file")
 }
 
 func openFolder(dir string) (*Set, error) {
@@ -142,6 +148,22 @@ func readSet(path string, open func() (*npz.Archive, error)) (*Set, error) {
 		s.pix = Images{N: x.Shape[0], H: x.Shape[1], W: x.Shape[2], C: x.Shape[3], Pix: pix}
 		s.ID = metrics.Identity{}
 		return s, nil
+	case has("tokens"):
+		x, err := a.Array("tokens")
+		if err != nil {
+			return nil, err
+		}
+		if len(x.Shape) != 2 || x.DType != npz.U1 || x.Len() == 0 {
+			return nil, refuse.Errorf(path, "tokens is %s of shape %v, want bytes (N, L)", x.DType, x.Shape)
+		}
+		pix, err := x.Uint8()
+		if err != nil {
+			return nil, refuse.Errorf(path, "%v", err)
+		}
+		s.Kind, s.N, s.tokens = Pictures, x.Shape[0], true
+		s.pix = Images{N: x.Shape[0], H: 1, W: x.Shape[1], C: 1, Pix: pix}
+		s.ID = metrics.Identity{}
+		return s, nil
 	case has("features"):
 		if s.rows, err = readRows(a, "features"); err != nil {
 			return nil, err
@@ -160,7 +182,7 @@ func readSet(path string, open func() (*npz.Archive, error)) (*Set, error) {
 		s.N = s.stats.N
 		return s, err
 	}
-	return nil, refuse.Errorf(path, "has no array images, features, or mu and sigma, but %s", strings.Join(a.Names(), ", "))
+	return nil, refuse.Errorf(path, "has no array images, tokens, features, or mu and sigma, but %s", strings.Join(a.Names(), ", "))
 }
 
 func readRows(a *npz.Archive, name string) (metrics.Samples, error) {

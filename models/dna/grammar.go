@@ -31,18 +31,19 @@ var (
 // Motifs lists the motifs of the grammar.
 func Motifs() []Motif { return []Motif{TATA, Inr, DPE, GCBox, CCAAT, EBox} }
 
-// Matches tells whether the motif stands at the start of s (tokens).
-func (m Motif) Matches(s []int) bool {
-	if len(s) < len(m.Consensus) {
-		return false
-	}
+// Mismatches counts the letters at the start of s (tokens) that the consensus does not allow; letters that are missing count.
+func (m Motif) Mismatches(s []int) int {
+	n := 0
 	for i := range len(m.Consensus) {
-		if !strings.Contains(iupac[m.Consensus[i]], Letters[s[i]:s[i]+1]) {
-			return false
+		if i >= len(s) || strings.IndexByte(iupac[m.Consensus[i]], Letters[s[i]]) < 0 {
+			n++
 		}
 	}
-	return true
+	return n
 }
+
+// Matches tells whether the motif stands at the start of s.
+func (m Motif) Matches(s []int) bool { return m.Mismatches(s) == 0 }
 
 // element is a motif of a module, which starts from least to most letters after the start of the element before it.
 type element struct {
@@ -56,6 +57,9 @@ type Class struct {
 	GC       float64 // share of G and C in the background
 	elements []element
 }
+
+// First is the motif that a module of the class starts with.
+func (c Class) First() Motif { return c.elements[0].motif }
 
 // Pair is the rule that two motifs of a class keep: the second starts Least to Most letters after the first.
 type Pair struct {

@@ -26,6 +26,7 @@ import (
 	"drift/models"
 	"drift/models/analytic"
 	"drift/models/diffusers"
+	"drift/models/dna"
 	"drift/models/native"
 	"drift/models/zoo"
 	"drift/schedules"
@@ -49,7 +50,11 @@ type Model struct {
 	Net      native.Network // the network itself, nil for analytic targets
 	Codec    samplersCodec  // makes pictures of the states; nil: they are the pictures
 	Notes    []string       // what the user should know of how the files were read
-	close    func()
+	// Letters are the categories of a model on sequences, where they have letters; AnyLength says that its rows may have
+	// other lengths than Info.Shape says.
+	Letters   string
+	AnyLength bool
+	close     func()
 }
 
 // samplersCodec is samplers.Codec, which lies above this package.
@@ -85,19 +90,24 @@ func Open(ctx context.Context, name string, opt Options) (*Model, error) {
 	if slices.ContainsFunc(zoo.Models(), func(e zoo.Entry) bool { return e.Name == name }) {
 		return embedded(name, opt)
 	}
+	if slices.ContainsFunc(dna.Embedded(), func(e [2]string) bool { return e[0] == name }) {
+		return sequences(name, opt, dna.Open)
+	}
 	info, err := os.Stat(name)
 	switch {
 	case err == nil && info.IsDir():
 		return folder(name, opt)
 	case err == nil && strings.EqualFold(filepath.Ext(name), ".json"):
 		return target(name, opt)
+	case err == nil && strings.EqualFold(filepath.Ext(name), ".safetensors"):
+		return sequences(name, opt, dna.OpenFile)
 	case err == nil:
-		return nil, fmt.Errorf("models: %s is neither a folder in the diffusers layout nor a .json target", name)
+		return nil, fmt.Errorf("models: %s is neither a folder in the diffusers layout, a .json target nor a .safetensors file of the DNA network", name)
 	case opt.Hub != "" && strings.Count(name, "/") == 1 && !strings.HasPrefix(name, "."):
 		return folder(name, opt)
 	}
 	var names []string
-	for _, e := range zoo.Models() {
+	for _, e := range Embedded() {
 		names = append(names, e.Name)
 	}
 	return nil, fmt.Errorf("models: no model %q: not a file or folder%s", name, spec.Suggest(name, names))
@@ -113,16 +123,75 @@ func target(path string, opt Options) (*Model, error) {
 	}
 	info := m.Info()
 	info.Name = path
-	solver := "dpmpp-2m"
-	switch m.Process().(type) {
+	solver, letters := "dpmpp-2m", ""
+	switch p := m.Process().(type) {
 	case schedules.Field:
 		solver = "euler"
+		if p.Categories() == len(dna.Letters) {
+			letters = dna.Letters
+		}
 	case schedules.Bridge:
 		solver = "interpolant"
 	}
-	return &Model{Denoiser: models.Metered(m), Info: info, Defaults: Defaults{
+	return &Model{Letters: letters, Denoiser: models.Metered(m), Info: info, Defaults: Defaults{
 		Sampler: solver, Schedule: schedules.DefaultGrid(m.Process()), Steps: 20, CFGScale: 1,
 	}}, nil
+}
+
+// Embedded lists the models that drift carries with it; the first is the default.
+func Embedded() []zoo.Entry {
+	out := zoo.Models()
+	for _, e := range dna.Embedded() {
+		out = append(out, zoo.Entry{Name: e[0], Summary: e[1]})
+	}
+	return out
+}
+
+// sequences opens a network on sequences.
+func sequences(name string, opt Options, load func(string, *kernels.Pool) (*dna.Denoiser, error)) (*Model, error) {
+	if opt.DType != "" && opt.DType != "f32" {
+		return nil, fmt.Errorf("models: networks on sequences compute in f32, not %s", opt.DType)
+	}
+	if len(opt.LoRA) > 0 || opt.Pipeline != (Pipeline{}) {
+		return nil, &AskedError{name + " makes sequences: LoRAs, sizes, clip skip and the like are not for it"}
+	}
+	pool, err := newPool(opt)
+	if err != nil {
+		return nil, err
+	}
+	d, err := load(name, pool)
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	m := &Model{Denoiser: models.Metered(d), Info: d.About, AnyLength: true, close: pool.Close,
+		Defaults: Defaults{Sampler: "euler", Schedule: schedules.DefaultGrid(d.Path), Steps: 20, CFGScale: 1}}
+	if d.Net.Categories == len(dna.Letters) {
+		m.Letters = dna.Letters
+	}
+	if d.Net.Inputs == d.Net.Categories { // a student of one evaluation
+		m.Defaults.Steps = 1
+	}
+	return m, nil
+}
+
+// newPool makes the workers for a network.
+func newPool(opt Options) (*kernels.Pool, error) {
+	tier := kernels.Detect()
+	if opt.Tier != "" {
+		var err error
+		if tier, err = kernels.ParseTier(opt.Tier); err != nil {
+			return nil, err
+		}
+		if !tier.Supported() {
+			return nil, fmt.Errorf("models: this machine does not run the kernel tier %s; it has %v", tier, kernels.Tiers())
+		}
+	}
+	threads := opt.Threads
+	if threads <= 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	return kernels.NewPool(tier, threads), nil
 }
 
 // labels is labels.json beside a model: names of the classes, and the label of "no class".
@@ -329,15 +398,6 @@ func (p *parts) open(opt Options) (*Model, error) {
 	} else {
 		scale = float64(p.sched.NumTrainTimesteps)
 	}
-	tier := kernels.Detect()
-	if opt.Tier != "" {
-		if tier, err = kernels.ParseTier(opt.Tier); err != nil {
-			return nil, err
-		}
-		if !tier.Supported() {
-			return nil, fmt.Errorf("models: this machine does not run the kernel tier %s; it has %v", tier, kernels.Tiers())
-		}
-	}
 	dtype := kernels.F32
 	switch opt.DType {
 	case "", "f32":
@@ -346,11 +406,10 @@ func (p *parts) open(opt Options) (*Model, error) {
 	default:
 		return nil, fmt.Errorf("models: a network computes in f32 or bf16, not %s", opt.DType)
 	}
-	threads := opt.Threads
-	if threads <= 0 {
-		threads = runtime.GOMAXPROCS(0)
+	pool, err := newPool(opt)
+	if err != nil {
+		return nil, err
 	}
-	pool := kernels.NewPool(tier, threads)
 	changes, err := openLoRAs(opt.LoRA)
 	if err != nil {
 		pool.Close()
@@ -412,7 +471,7 @@ func (p *parts) open(opt Options) (*Model, error) {
 	}
 	about := models.Info{Name: p.name, Hash: p.hash, Shape: []int{channels, h, w},
 		Classes: classes, Labels: p.labels.Labels, DType: map[kernels.DType]string{kernels.F32: "f32", kernels.BF16: "bf16"}[dtype],
-		Tier: tier.String(), Params: int64(net.Parameters())}
+		Tier: pool.Tier().String(), Params: int64(net.Parameters())}
 	if classes > 0 && null == classes-1 {
 		about.Classes-- // the last label is "no class"
 	}

@@ -125,6 +125,7 @@ func (s Scorer) NeedsReference() bool { return s.need <= needRows }
 // scorers is the table of scores of sets.
 var scorers = []Scorer{
 	{"fid", "Fréchet distance of normal distributions fitted to the features", -1, nil, needMoments, nil},
+	{"fbd", "Fréchet biological distance: fid on the embeddings of the classifier of DNA sequences", -1, nil, needMoments, nil},
 	{"fid-inf", "Fréchet distance extrapolated to infinitely many samples, for a thousand samples or more", -1, nil, needInfinity, nil},
 	{"kid", "kernel inception distance: unbiased, for few samples", -1, nil, needRows, func(o Options) metrics.Score {
 		return metrics.KID{Subsets: o.Subsets, Size: o.Size, Source: metrics.NewSource(o.Seed)}

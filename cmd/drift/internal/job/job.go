@@ -159,6 +159,11 @@ func (p *Plan) one(ctx context.Context, stop <-chan struct{}, b Batch, h Hooks) 
 		return res.Stats, err
 	}
 	pictures := res.X
+	if _, ok := p.Model.Process().(schedules.Field); ok && p.Last == 0 { // sequences are read from the last prediction
+		if pictures, err = run.State().X0(nil); err != nil {
+			return res.Stats, err
+		}
+	}
 	if p.Codec != nil && p.Last == 0 {
 		if pictures, err = p.Codec.Decode(ctx, res.X); err != nil {
 			return res.Stats, fmt.Errorf("decoding: %w", err)

@@ -33,8 +33,11 @@ type Options struct {
 	Run   manifest.Run
 	Items []job.Item // all images of the run
 
-	Shape    []int // of one row of x
-	Picture  []int // of one picture (C, H, W); nil: the rows are no pictures
+	Shape    []int    // of one row of x
+	Picture  []int    // of one picture (C, H, W); nil: the rows are no pictures
+	Tokens   bool     // the rows are sequences of positions of probabilities: what is stored is the largest of each ...
+	Letters  string   // ... by its letter, where they have letters
+	Labels   []string // names of the classes, for FASTA
 	Rounding pixels.Rounding
 	KeepX    bool // .npz: store x as well as images
 	Cols     int  // of a sheet
@@ -60,13 +63,15 @@ type Target interface {
 	Room() string
 }
 
-// Kind tells what a path asks for: "folder", "png" or "npz".
+// Kind tells what a path asks for: "folder", "png", "npz" or "fasta".
 func Kind(path string) string {
 	switch strings.ToLower(filepath.Ext(path)) {
 	case ".png":
 		return "png"
 	case ".npz":
 		return "npz"
+	case ".fasta", ".fa":
+		return "fasta"
 	}
 	return "folder"
 }
@@ -75,7 +80,7 @@ func Kind(path string) string {
 // run's output is refused with *manifest.Different.
 func Open(o Options) (Target, error) {
 	kind := Kind(o.Path)
-	if o.Picture == nil && kind != "npz" {
+	if o.Picture == nil && kind != "npz" && !(o.Letters != "" && kind != "folder") {
 		return nil, fmt.Errorf("%s: the model gives arrays of shape %v, not pictures: use a name that ends in .npz", o.Path, o.Shape)
 	}
 	if kind == "folder" {

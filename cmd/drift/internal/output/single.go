@@ -3,12 +3,14 @@ package output
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"time"
 
 	"drift/cmd/drift/internal/job"
@@ -28,7 +30,7 @@ type single struct {
 	done   []bool    // per item
 	left   int       // items that are not done
 	x      []float64 // (items, ...) where x is kept
-	images []byte    // (items, H, W, C) of pictures
+	images []byte    // (items, H, W, C) of pictures, (items, L) of tokens
 
 	pending []int         // rows that are in no part yet
 	kept    time.Time     // when the last part was written ...
@@ -36,7 +38,7 @@ type single struct {
 }
 
 func openSingle(o Options, kind string) (Target, error) {
-	if kind == "png" && o.Cols*o.Rows < len(o.Items) {
+	if kind == "png" && !o.Tokens && o.Cols*o.Rows < len(o.Items) {
 		return nil, fmt.Errorf("%d images do not fit on a sheet of %dx%d", len(o.Items), o.Cols, o.Rows)
 	}
 	if err := Check(o.Path); err != nil {
@@ -46,8 +48,8 @@ func openSingle(o Options, kind string) (Target, error) {
 	if t.keepX() {
 		t.x = make([]float64, len(o.Items)*size(o.Shape))
 	}
-	if o.Picture != nil {
-		t.images = make([]byte, len(o.Items)*size(o.Picture))
+	if w := t.width(); w > 0 {
+		t.images = make([]byte, len(o.Items)*w)
 	}
 	return t, t.load()
 }
@@ -67,15 +69,26 @@ func (t *single) row(set, place, part int) int {
 // parts is the number of images that every place has.
 func (t *single) parts() int { return max(1, t.o.Items[len(t.o.Items)-1].Part) }
 
-// image is one picture in (H, W, C).
+// width is the number of bytes of an item, 0 where it has none.
+func (t *single) width() int {
+	switch {
+	case t.o.Tokens:
+		return t.o.Shape[0]
+	case t.o.Picture != nil:
+		return size(t.o.Picture)
+	}
+	return 0
+}
+
+// image is one picture in (H, W, C), or the tokens of a sequence.
 func (t *single) image(i int) []byte {
-	w := size(t.o.Picture)
+	w := t.width()
 	return t.images[i*w : (i+1)*w]
 }
 
 func (t *single) Room() string { return t.o.Path + ".part" }
 
-func (t *single) keepX() bool { return t.o.Picture == nil || t.o.KeepX && t.kind == "npz" }
+func (t *single) keepX() bool { return t.width() == 0 || (t.o.KeepX || t.o.Tokens) && t.kind == "npz" }
 
 // load takes over what an earlier run left.
 func (t *single) load() error {
@@ -112,7 +125,7 @@ func (t *single) loadPart(path string) error {
 	}
 	id := ids.Data.([]int64)
 	n := ids.Shape[0]
-	xa, ia := arrays["x"], arrays["images"]
+	xa, ia := arrays["x"], arrays[t.bytesName()]
 	if t.keepX() && xa == nil {
 		return nil // made without x: make it again
 	}
@@ -123,12 +136,12 @@ func (t *single) loadPart(path string) error {
 		}
 	}
 	var b []byte
-	if t.o.Picture != nil {
+	if t.width() > 0 {
 		if ia == nil {
-			return refuse.Errorf(path, "has no images")
+			return refuse.Errorf(path, "has no %s", t.bytesName())
 		}
-		if b, err = ia.Uint8(); err != nil || len(b) != n*size(t.o.Picture) {
-			return refuse.Errorf(path, "the images do not fit the run")
+		if b, err = ia.Uint8(); err != nil || len(b) != n*t.width() {
+			return refuse.Errorf(path, "the %s do not fit the run", t.bytesName())
 		}
 	}
 	for k := range n {
@@ -147,7 +160,7 @@ func (t *single) loadPart(path string) error {
 		if w := size(t.o.Shape); x != nil {
 			copy(t.x[i*w:(i+1)*w], x[k*w:])
 		}
-		if w := size(t.o.Picture); b != nil {
+		if w := t.width(); b != nil {
 			copy(t.image(i), b[k*w:(k+1)*w])
 		}
 	}
@@ -182,7 +195,9 @@ func (t *single) Put(items []job.Item, x, p []float64) ([]string, error) {
 		if w := size(t.o.Shape); t.x != nil {
 			copy(t.x[i*w:(i+1)*w], x[k*w:])
 		}
-		if w := size(t.o.Picture); t.images != nil {
+		if w := size(t.o.Picture); t.o.Tokens {
+			largest(t.image(i), p[k*size(t.o.Shape):(k+1)*size(t.o.Shape)])
+		} else if t.images != nil {
 			pixels.Bytes(t.image(i), p[k*w:(k+1)*w], t.o.Picture, t.o.Rounding)
 		}
 		t.pending = append(t.pending, i)
@@ -229,7 +244,7 @@ func (t *single) Keep() error {
 		arrays = append(arrays, npz.Array{Name: "x", Shape: append([]int{n}, t.o.Shape...), Data: x})
 	}
 	if t.images != nil {
-		arrays = append(arrays, npz.Array{Name: "images", Shape: t.imageShape(n), Data: images})
+		arrays = append(arrays, npz.Array{Name: t.bytesName(), Shape: t.imageShape(n), Data: images})
 	}
 	name := fmt.Sprintf("%04d-%08d.npz", ids[0], ids[1])
 	if err := npz.Write(filepath.Join(t.Room(), name), arrays...); err != nil {
@@ -241,14 +256,78 @@ func (t *single) Keep() error {
 	return nil
 }
 
-// imageShape is (N, H, W, C).
+// bytesName names the array of the items' bytes.
+func (t *single) bytesName() string {
+	if t.o.Tokens {
+		return "tokens"
+	}
+	return "images"
+}
+
+// largest writes the largest category of every position.
+func largest(dst []byte, p []float64) {
+	k := len(p) / len(dst)
+	for l := range dst {
+		best := 0
+		for j, v := range p[l*k : (l+1)*k] {
+			if v > p[l*k+best] {
+				best = j
+			}
+		}
+		dst[l] = byte(best)
+	}
+}
+
+// writeFASTA writes one record per item: its name is the seed (with several sets SET/SEED), its comment the class.
+func (t *single) writeFASTA() error {
+	classes, classed := Classes(t.o.Run, t.o.Items)
+	return Write(t.o.Path, func(w io.Writer) error {
+		for i, it := range t.o.Items {
+			name := strconv.FormatUint(it.Seed, 10)
+			if len(t.o.Run.Sets) > 1 {
+				name = fmt.Sprintf("%d/%s", it.Set, name)
+			}
+			if k := classes[i]; classed && k >= 0 {
+				label := strconv.FormatInt(k, 10)
+				if int(k) < len(t.o.Labels) {
+					label = t.o.Labels[k]
+				}
+				name += " class=" + label
+			}
+			text := make([]byte, t.width())
+			for l, k := range t.image(i) {
+				text[l] = t.o.Letters[k]
+			}
+			if _, err := fmt.Fprintf(w, ">%s\n", name); err != nil {
+				return err
+			}
+			for len(text) > 0 {
+				n := min(80, len(text))
+				if _, err := fmt.Fprintf(w, "%s\n", text[:n]); err != nil {
+					return err
+				}
+				text = text[n:]
+			}
+		}
+		return nil
+	})
+}
+
+// imageShape is (N, H, W, C), or (N, L) of tokens.
 func (t *single) imageShape(n int) []int {
+	if t.o.Tokens {
+		return []int{n, t.width()}
+	}
 	return []int{n, t.o.Picture[1], t.o.Picture[2], t.o.Picture[0]}
 }
 
 func (t *single) Close() ([]string, error) {
 	var err error
-	if t.kind == "png" {
+	if t.kind == "fasta" {
+		err = t.writeFASTA()
+	} else if t.kind == "png" && t.o.Tokens {
+		err = t.writeLogos()
+	} else if t.kind == "png" {
 		var images [][]byte
 		for i := range t.o.Items {
 			images = append(images, t.image(i))
@@ -266,7 +345,7 @@ func (t *single) Close() ([]string, error) {
 	return []string{t.o.Path}, errors.Join(err, sweep(filepath.Dir(t.o.Path), regexp.QuoteMeta(filepath.Base(t.o.Path)), t.start))
 }
 
-// writeNPZ writes images (N, H, W, C) of pictures, x (N, ...) of everything else or when asked for, seeds, and classes
+// writeNPZ writes images (N, H, W, C) of pictures, tokens (N, L) of sequences, x (N, ...) of everything else or when asked for, seeds, and classes
 // where the run has any.
 func (t *single) writeNPZ() error {
 	n := len(t.o.Items)
@@ -276,7 +355,7 @@ func (t *single) writeNPZ() error {
 	}
 	defer w.Discard()
 	if t.images != nil {
-		err = w.Add(npz.Array{Name: "images", Shape: t.imageShape(n), Data: t.images})
+		err = w.Add(npz.Array{Name: t.bytesName(), Shape: t.imageShape(n), Data: t.images})
 	}
 	if err == nil && t.x != nil {
 		err = w.Add(npz.Array{Name: "x", Shape: append([]int{n}, t.o.Shape...), Data: t.x})
