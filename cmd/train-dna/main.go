@@ -176,7 +176,9 @@ func accuracy(ctx context.Context, r recipe, w dna.Weights, tier kernels.Tier, t
 
 // teacher returns the parts for the one-step student: starts of the prior, and the tokens where the teacher's run from there
 // ends, with classes as in training.
-func (r recipe) teacher(out string, tier kernels.Tier) (func(step, part int) (dna.Batch, error), func(), error) {
+// The student starts as the teacher at t = 0, where the expanded input is (0, x): it takes the teacher's weights, and of its
+// first convolution the part that reads x.
+func (r recipe) teacher(out string, tier kernels.Tier, student dna.Weights) (func(step, part int) (dna.Batch, error), func(), error) {
 	f, err := safetensors.Open(filepath.Join(out, "dna.safetensors"))
 	if err != nil {
 		return nil, nil, fmt.Errorf("the teacher: %w", err)

@@ -130,7 +130,7 @@ func Draw(all []Logo, letters string) (image.Image, error) {
 				m.Set(x, y, grey)
 			}
 		}
-		write(m, 4, top+high/2+4, "bits", grey)
+		write(m, 4, top+high/4+4, "bits", grey)
 		for x := left; x < left+len(l.Freq)*column; x++ {
 			m.Set(x, top+high, grey)
 		}
