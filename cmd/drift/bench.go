@@ -400,6 +400,24 @@ func (b *benching) measure(ctx context.Context, s *bench.Subject, shape []int) (
 		if s.Measure, err = bench.PictureMeasurer(ctx, b.ex, shape); err != nil {
 			return usagef("%s: %w", s.Name, err)
 		}
+	} else if s.Model.Letters != "" && s.Model.AnyLength {
+		ex, err := b.openExtractor("dna", "", b.c.String("tier"))
+		if err != nil {
+			return err
+		}
+		b.closers = append(b.closers, ex.Close)
+		m := bench.Sequences{Ex: ex, L: shape[0], K: shape[1]}
+		s.Measure = m
+		name := b.c.String("reference")
+		if name == "" {
+			name = "dna"
+		}
+		set, err := openSet(name, m.L, 1)
+		if err != nil {
+			return err
+		}
+		s.Reference = bench.ReferenceOf(set, ex, true)
+		return nil
 	} else {
 		s.Measure = bench.States{Dim: tensor.Shape(shape).TotalSize()}
 	}

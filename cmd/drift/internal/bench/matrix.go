@@ -278,14 +278,14 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	}
 	info := s.Model.Info
 	set := manifest.Set{}
-	if s.Model.Net != nil {
+	if s.Model.Net != nil || s.Model.AnyLength {
 		for k := range info.Classes {
 			set.Classes = append(set.Classes, k)
 		}
 	}
-	p, ok := s.Model.Denoiser.Process().(schedules.Gaussian)
+	p, ok := s.Model.Denoiser.Process().(schedules.Path)
 	if !ok {
-		return nil, fmt.Errorf("bench: %s: the process %s is not Gaussian: no solver here runs on it", s.Name, s.Model.Denoiser.Process().Name())
+		return nil, fmt.Errorf("bench: %s: no solver here runs on the process %s", s.Name, s.Model.Denoiser.Process().Name())
 	}
 	own := smp.Needs().OwnGrid
 	var refused error // of a run of some number of steps
@@ -303,7 +303,11 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	var g schedules.Grid // where a file has it
 	if fixed, ok := smp.(samplers.Gridded); ok {
 		c.Schedule = ownNodes
-		if g, err = fixed.Grid(p); err != nil {
+		gau, ok := p.(schedules.Gaussian)
+		if !ok {
+			return nil, fmt.Errorf("bench: %s needs a Gaussian process, that of %s is %s", sampler, s.Name, p.Name())
+		}
+		if g, err = fixed.Grid(gau); err != nil {
 			return nil, fmt.Errorf("bench: %s: %w", sampler, err)
 		}
 	} else if path, ok := strings.CutPrefix(c.Schedule, "@"); ok {
@@ -520,7 +524,7 @@ func numeric(s string) bool {
 
 // budgeted hands n to a sampler that places its own steps: in its option nfe where it has one (a budget less what
 // guidance multiplies, or a number of steps as it stands), else not at all.
-func budgeted(ctx context.Context, c *Cell, n int, smp samplers.Sampler, text string, wrap job.Wrap, s *Subject, classes bool, p schedules.Gaussian) (samplers.Sampler, string, error) {
+func budgeted(ctx context.Context, c *Cell, n int, smp samplers.Sampler, text string, wrap job.Wrap, s *Subject, classes bool, p schedules.Path) (samplers.Sampler, string, error) {
 	budget := c.Budget
 	c.Budget = 0
 	with, err := withOption(text, "nfe", strconv.Itoa(n))
@@ -563,7 +567,7 @@ func hashOf(s samplers.Sampler) string {
 	return ""
 }
 
-func orDefault(implied string, m *open.Model, p schedules.Gaussian) string {
+func orDefault(implied string, m *open.Model, p schedules.Path) string {
 	switch {
 	case implied != "":
 		return implied
@@ -576,7 +580,7 @@ func orDefault(implied string, m *open.Model, p schedules.Gaussian) string {
 }
 
 // gridMaker makes grids by number of steps; it spells the schedule's name out.
-func gridMaker(m *open.Model, p schedules.Gaussian, name *string, own bool) (func(int) (schedules.Grid, error), error) {
+func gridMaker(m *open.Model, p schedules.Path, name *string, own bool) (func(int) (schedules.Grid, error), error) {
 	if *name == modelSchedule {
 		if m.Defaults.Grid == nil {
 			return func(int) (schedules.Grid, error) {

@@ -77,3 +77,34 @@ func (States) Rounding(string) string { return "" }
 func (s States) Measure(_ context.Context, x []float64, n int, _ string) (features.Vectors, []byte, error) {
 	return features.Vectors{Features: metrics.Matrix{N: n, D: s.Dim, X: x}}, nil, nil
 }
+
+// Sequences measures sequences of letters: the largest of the K probabilities at every position, by an extractor of
+// sequences.
+type Sequences struct {
+	Ex   features.Extractor
+	L, K int
+}
+
+// Identity implements Measurer.
+func (s Sequences) Identity() metrics.Identity { return s.Ex.Identity() }
+
+// Dims implements Measurer.
+func (s Sequences) Dims() (int, int) { return s.Ex.Dims() }
+
+// Rounding implements Measurer.
+func (Sequences) Rounding(string) string { return "" }
+
+// Measure implements Measurer.
+func (s Sequences) Measure(ctx context.Context, x []float64, n int, _ string) (features.Vectors, []byte, error) {
+	tokens := make([]byte, n*s.L)
+	for l := range tokens {
+		p := x[l*s.K : (l+1)*s.K]
+		for k, v := range p {
+			if v > p[tokens[l]] {
+				tokens[l] = byte(k)
+			}
+		}
+	}
+	v, err := s.Ex.Extract(ctx, features.Images{N: n, H: 1, W: s.L, C: 1, Pix: tokens})
+	return v, nil, err
+}
