@@ -43,7 +43,29 @@ func (m Motif) Mismatches(s []int) int {
 }
 
 // Matches tells whether the motif stands at the start of s.
-func (m Motif) Matches(s []int) bool { return m.Mismatches(s) == 0 }
+func (m Motif) Matches(s []int) bool {
+	if len(s) < len(m.Consensus) {
+		return false
+	}
+	for i := range len(m.Consensus) {
+		if allowed[m.Consensus[i]]>>s[i]&1 == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// allowed has a bit for every letter of a code.
+var allowed = func() (t [128]uint8) {
+	for code, letters := range iupac {
+		for k := range len(Letters) {
+			if strings.IndexByte(letters, Letters[k]) >= 0 {
+				t[code] |= 1 << k
+			}
+		}
+	}
+	return t
+}()
 
 // element is a motif of a module, which starts from least to most letters after the start of the element before it.
 type element struct {
