@@ -251,7 +251,6 @@ type composed struct {
 	preds    []models.Pred
 	parts    []models.Part
 	conds    []models.Cond
-	classes  []int
 	weights  []float64 // of a mixture, rows x experts
 	cot, add *tensor.Dense
 	scores   []float64

@@ -285,8 +285,6 @@ func (Interpolant) bridges() {}
 // reverses marks the methods that integrate rising hops.
 func (Interpolant) reverses() {}
 
-func (Interpolant) renoises() {}
-
 func (Interpolant) settable() []string { return []string{"epsilon"} }
 
 // Cost implements Counter.

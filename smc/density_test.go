@@ -175,7 +175,7 @@ func TestDensityFixtures(t *testing.T) {
 			runs = max(12, runs/20)
 		}
 		logZ := 0.0
-		run := func(seed uint64) (float64, float64, error) { return 0, 0, nil }
+		var run func(seed uint64) (logZ, elbo float64, err error)
 		anneal := func(a Anneal) func(uint64) (float64, float64, error) {
 			return func(seed uint64) (float64, float64, error) {
 				out, err := a.Run(ctx, seed, opt.Particles)

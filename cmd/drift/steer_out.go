@@ -416,11 +416,11 @@ func (s *steering) family(o *outcome) genealogy.Family {
 
 // tell sums up the run.
 func (s *steering) tell(ctx context.Context, all []outcome, stats samplers.Stats, made int, wall time.Duration) {
-	var nfe, ess, roots, div []float64
+	var nfe, ess, roots []float64
 	var winner, mean []float64
 	for i := range all {
 		o := &all[i]
-		nfe, ess, div = append(nfe, o.NFE), append(ess, o.ESS), append(div, o.Diversity)
+		nfe, ess = append(nfe, o.NFE), append(ess, o.ESS)
 		seen := map[int]bool{}
 		for _, r := range o.Roots {
 			seen[r] = true

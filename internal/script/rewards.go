@@ -120,7 +120,7 @@ func ParseReward(src string, w World) (*Rewards, error) {
 	r := &Rewards{}
 	const file = "reward"
 	out, _ := translate(src)
-	tree, err := syntax.ParseExpr(file, out, 0)
+	tree, err := (&syntax.FileOptions{}).ParseExpr(file, out, 0)
 	var parse syntax.Error
 	if errors.As(err, &parse) {
 		return nil, fmt.Errorf("%s:%d:%d: %s", file, parse.Pos.Line, parse.Pos.Col, parse.Msg)

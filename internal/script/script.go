@@ -78,7 +78,7 @@ func ParseExpr(src string, w World) (*Energy, error) {
 	const file = "energy"
 	out, _ := translate(src)
 	var parse syntax.Error
-	if _, err := syntax.ParseExpr(file, out, 0); errors.As(err, &parse) {
+	if _, err := (&syntax.FileOptions{}).ParseExpr(file, out, 0); errors.As(err, &parse) {
 		return nil, fmt.Errorf("%s:%d:%d: %s in %q", file, parse.Pos.Line, parse.Pos.Col, parse.Msg, src)
 	} else if err != nil {
 		return nil, err

@@ -39,7 +39,6 @@ func (e *AskedError) Error() string { return "models: " + e.Reason }
 type frame struct {
 	text   *pipeline.Conditioner
 	codec  *pipeline.Codec
-	shift  float64 // mu of a dynamic shift of the times, 0 for none
 	scale  float64 // default of classifier-free guidance
 	steps  int     // default, 0 = the scheduler's
 	closes []func()
