@@ -95,6 +95,9 @@ func (s *sampling) base() (*manifest.Run, error) {
 			return nil, refuse.Errorf(name, "has no description by drift to rerun")
 		}
 		r, err := manifest.Parse(name, []byte(text))
+		if err == nil && r.Steer != nil && s.verb != "steer" {
+			return nil, usagef("--from %s: the picture was made by drift steer, which %s cannot rerun: its folder's %s has the settings", name, cmp.Or(s.verb, "sample"), manifest.Name)
+		}
 		return &r, err
 	}
 	if !s.c.Bool("resume") {
