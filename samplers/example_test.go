@@ -121,3 +121,43 @@ func ExampleParseUSF() {
 	// 3 nodes, 2 evaluations <nil>
 	// bad.json: line 2: step 0: order 2 is above the history: 1 nodes are known
 }
+
+// A diffusion chosen at sampling time: one model, the ODE, the reverse SDE, and a bridge between two densities.
+func ExampleInterpolant() {
+	b, err := schedules.NewBridge("linear", "brownian", 1)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	gauss := func(m, v float64) analytic.Side {
+		return analytic.Side{Weights: []float64{1}, Means: [][]float64{{m}}, Vars: [][]float64{{v}}}
+	}
+	e, err := analytic.NewEnds(analytic.Ends{From: gauss(-1, 0.5), To: gauss(2, 0.25), Bridge: b, First: schedules.Velocity, Second: schedules.Score})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	var grid schedules.Grid
+	for i := range 401 {
+		grid = append(grid, b.At(float64(i)/400))
+	}
+	for _, epsilon := range []float64{0, 0.5} {
+		p := &samplers.Problem{Model: e, Grid: grid, Shape: []int{1}}
+		for s := range 2000 {
+			p.Rows = append(p.Rows, models.Row{Seed: uint64(s)})
+		}
+		res, err := samplers.Sample(context.Background(), samplers.Interpolant{Epsilon: epsilon}, p)
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		mean := 0.0
+		for _, v := range models.Data(res.X) {
+			mean += v / 2000
+		}
+		fmt.Printf("epsilon %g: mean %.1f at the end\n", epsilon, mean)
+	}
+	// Output:
+	// epsilon 0: mean 2.0 at the end
+	// epsilon 0.5: mean 2.0 at the end
+}

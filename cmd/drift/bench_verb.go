@@ -25,6 +25,7 @@ func (a *app) benchVerbs() []bench.Verb {
 	return []bench.Verb{
 		{Command: func() *cli.Command { return sampleVerb(a) }, Open: a.openSampling, Count: 1000},
 		a.steerBench(),
+		a.distillBench(),
 		{Command: func() *cli.Command { return restoreVerb(a) }, Open: a.openRestoring, Count: 100},
 	}
 }

@@ -47,7 +47,7 @@ func distillVerb(a *app) *cli.Command {
 			if err := noArgs(c); err != nil {
 				return err
 			}
-			s := &distilling{sampling: &sampling{app: a, c: c, verb: "distill", standIn: "euler", bare: true, usual: &usualGrid{"time", 100, 0.98, 0.02}}}
+			s := newDistilling(a, c)
 			defer s.close()
 			if err := s.resolve(c.Context); err != nil {
 				return err
@@ -64,12 +64,16 @@ func distillVerb(a *app) *cli.Command {
 	}
 }
 
+func newDistilling(a *app, c *cli.Context) *distilling {
+	return &distilling{sampling: &sampling{app: a, c: c, verb: "distill", standIn: "euler", bare: true, usual: &usualGrid{"time", 100, 0.98, 0.02}}}
+}
+
 // distilling is one run of the verb.
 type distilling struct {
 	*sampling
 	n      int        // particles of a set
 	sets   []job.Item // one per set
-	apart  float64    // sum over the sets made of the mean distance of two images
+	apart  float64    // sum over the sets made of the distance of two images
 	counts int
 }
 
@@ -227,7 +231,11 @@ func (s *distilling) run(ctx context.Context) error {
 			s.unstored = true
 			return err
 		}
-		s.spread(models.Data(pictures), len(b.Items))
+		p := models.Data(pictures)
+		for g, size := 0, len(p)/len(b.Items); g < len(b.Items); g++ {
+			s.apart += apart(p[g*size:(g+1)*size], s.n)
+			s.counts++
+		}
 		return nil
 	}
 	stats, err := s.plan.Run(ctx, s.stop, todo, size, hooks)
@@ -243,27 +251,23 @@ func (s *distilling) run(ctx context.Context) error {
 	return nil
 }
 
-// spread adds up how far apart the images of each set are: the mean over pairs of the root mean square difference.
-func (s *distilling) spread(x []float64, sets int) {
-	if s.n < 2 {
-		return
+// apart is how far apart the images of a set of n are: the mean over pairs of the root mean square difference, 0 for one.
+func apart(x []float64, n int) float64 {
+	if n < 2 {
+		return 0
 	}
-	w := len(x) / (sets * s.n)
-	for g := range sets {
-		sum := 0.0
-		for i := range s.n {
-			for j := range i {
-				d := 0.0
-				for k := range w {
-					e := x[(g*s.n+i)*w+k] - x[(g*s.n+j)*w+k]
-					d += e * e
-				}
-				sum += math.Sqrt(d / float64(w))
+	w, sum := len(x)/n, 0.0
+	for i := range n {
+		for j := range i {
+			d := 0.0
+			for k := range w {
+				e := x[i*w+k] - x[j*w+k]
+				d += e * e
 			}
+			sum += math.Sqrt(d / float64(w))
 		}
-		s.apart += sum / float64(s.n*(s.n-1)/2)
-		s.counts++
 	}
+	return sum / float64(n*(n-1)/2)
 }
 
 func (s *distilling) tell(stats samplers.Stats, made int, wall time.Duration) {
@@ -281,7 +285,7 @@ func (s *distilling) tell(stats samplers.Stats, made int, wall time.Duration) {
 		what = "set"
 	}
 	s.say("drift: %d %s of %d by %s, %d steps (%g evaluations per image) in %v: %s", made, what, s.n, s.desc.Sampler, s.steps(), stats.NFE, wall.Round(time.Millisecond), s.path)
-	if s.counts > 0 {
+	if s.counts > 0 && s.n > 1 {
 		s.say("drift: two images of a set are %.3g apart (root mean square over pixels)", apart)
 	}
 }
