@@ -29,7 +29,13 @@ func dgemmAVX2(c *float64, ldc int, a *float64, lda int, b *float64, k int)
 func actSiLUAVX2(dst, src *float32, n int)
 
 //go:noescape
-func siluVJPAVX2(dst, dy, x *float32, n int)
+func vjpSiLUAVX2(dst, dy, x *float32, n int)
+
+//go:noescape
+func vjpQuickGELUAVX2(dst, dy, x *float32, n int)
+
+//go:noescape
+func vjpGELUTanhAVX2(dst, dy, x *float32, n int)
 
 //go:noescape
 func actQuickGELUAVX2(dst, src *float32, n int)
@@ -315,21 +321,32 @@ func actVectors(dst, src *float32, n int, act Activation) {
 }
 
 func actVJPSIMD(dst, dy, x []float32, act Activation) {
-	if act != SiLU {
+	if act != SiLU && act != GELUTanh && act != QuickGELU {
 		actVJPGo(dst, dy, x, act)
 		return
 	}
 	n := len(x) &^ 7
 	if n > 0 {
 		_, _ = dst[n-1], dy[n-1]
-		siluVJPAVX2(&dst[0], &dy[0], &x[0], n)
+		actVJPVectors(&dst[0], &dy[0], &x[0], n, act)
 	}
 	if n < len(x) {
 		var g, v [8]float32
 		copy(g[:], dy[n:len(x)])
 		copy(v[:], x[n:])
-		siluVJPAVX2(&g[0], &g[0], &v[0], 8)
+		actVJPVectors(&g[0], &g[0], &v[0], 8, act)
 		copy(dst[n:len(x)], g[:])
+	}
+}
+
+func actVJPVectors(dst, dy, x *float32, n int, act Activation) {
+	switch act {
+	case SiLU:
+		vjpSiLUAVX2(dst, dy, x, n)
+	case QuickGELU:
+		vjpQuickGELUAVX2(dst, dy, x, n)
+	default:
+		vjpGELUTanhAVX2(dst, dy, x, n)
 	}
 }
 

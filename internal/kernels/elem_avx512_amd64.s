@@ -41,6 +41,14 @@ DATA e512_tanh1<>+0(SB)/4, $0xbfcc422a
 GLOBL e512_tanh1<>(SB), RODATA|NOPTR, $4
 DATA e512_tanh3<>+0(SB)/4, $0xbd922279
 GLOBL e512_tanh3<>(SB), RODATA|NOPTR, $4
+DATA e512_quick<>+0(SB)/4, $0x3fd9db23
+GLOBL e512_quick<>(SB), RODATA|NOPTR, $4
+DATA e512_slope1<>+0(SB)/4, $0x3fcc422a
+GLOBL e512_slope1<>(SB), RODATA|NOPTR, $4
+DATA e512_slope3<>+0(SB)/4, $0x3e095d4f
+GLOBL e512_slope3<>(SB), RODATA|NOPTR, $4
+DATA e512_far<>+0(SB)/4, $0x42c80000
+GLOBL e512_far<>(SB), RODATA|NOPTR, $4
 DATA e512_rsqrt2<>+0(SB)/4, $0x3f3504f3
 GLOBL e512_rsqrt2<>(SB), RODATA|NOPTR, $4
 DATA e512_lowest<>+0(SB)/4, $0xc2c80000

@@ -46,6 +46,7 @@ type Pool struct {
 	ffn     ffnJob
 	depth   depthJob
 	taps    [][maxTaps]tapAt // of depthJob, by worker
+	values  []vjpValues      // of rowJob, by worker
 	row     rowJob
 }
 

@@ -44,7 +44,11 @@ type rowJob struct {
 	groups     int
 	heads, ld  int // of HeadSpec; one head of tight rows elsewhere
 	causal     bool
+	values     []vjpValues // of groupNormVJP, by worker
 }
+
+// vjpValues are values that an activation's gradient is taken of together.
+type vjpValues [2][1024]float32
 
 // chunk is the number of values of an item of elementwise work.
 const chunk = 1 << 14
@@ -68,6 +72,12 @@ func (p *Pool) rows(j rowJob, items int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	j.o = p.ops
+	if j.kind == rowGroupNormVJP {
+		if p.values == nil {
+			p.values = make([]vjpValues, p.workers)
+		}
+		j.values = p.values
+	}
 	p.row = j
 	p.run(items, &p.row)
 	p.row = rowJob{}
@@ -232,7 +242,7 @@ func Down2(p *Pool, dst, src []float32, n, h, w, c int, scale float32) {
 	p.rows(rowJob{kind: rowDown2, dst: dst, a: src, w: w / 2, c: c, scale: scale, per: 1, total: n * h / 2}, n*h/2)
 }
 
-func (j *rowJob) do(_, item int) {
+func (j *rowJob) do(worker, item int) {
 	lo := item * j.per
 	hi := min(lo+j.per, j.total)
 	o, c := j.o, j.c
@@ -320,7 +330,7 @@ func (j *rowJob) do(_, item int) {
 			j.attentionVJP(m)
 		}
 	case rowGroupNormVJP:
-		j.groupNormVJP(item)
+		j.groupNormVJP(worker, item)
 	}
 }
 

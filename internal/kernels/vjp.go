@@ -106,7 +106,7 @@ func GroupNormVJP(p *Pool, dx, dy, x []float32, n, hw, c, groups int, eps float6
 		gamma: vector("gamma", gamma, n, c), beta: vector("beta", beta, n, c), act: act, per: 1, total: n * groups}, n*groups)
 }
 
-func (j *rowJob) groupNormVJP(item int) {
+func (j *rowJob) groupNormVJP(worker, item int) {
 	n, g := item/j.groups, item%j.groups
 	c, per := j.c, j.c/j.groups
 	base := n*j.h*c + g*per
@@ -127,25 +127,47 @@ func (j *rowJob) groupNormVJP(item int) {
 	}
 	rstd := 1 / math.Sqrt(sq/count+j.eps)
 	// dx holds the gradient of the normalised value times gamma until the end.
+	// The activation's gradient is taken for many values at a time.
 	var s, sx float64
-	for y := range j.h {
-		for q := range per {
-			i, ch := base+y*c+q, g*per+q
-			xh := (float64(j.b[i]) - mean) * rstd
-			z, gr := xh, float64(j.a[i])
-			if ga != nil {
-				z *= float64(ga[ch])
-				gr *= float64(ga[ch])
+	zs, gs := &j.values[worker][0], &j.values[worker][1]
+	step := max(1, len(zs)/per)
+	for y0 := 0; y0 < j.h; y0 += step {
+		y1 := min(y0+step, j.h)
+		for q0 := 0; q0 < per; q0 += len(zs) { // once, unless a group is very wide
+			wide := min(len(zs), per-q0)
+			k := 0
+			for y := y0; y < y1; y++ {
+				at := base + y*c + q0
+				for q, x := range j.b[at : at+wide] {
+					ch := g*per + q0 + q
+					z := (float64(x) - mean) * rstd
+					if ga != nil {
+						z *= float64(ga[ch])
+					}
+					if be != nil {
+						z += float64(be[ch])
+					}
+					zs[k], gs[k] = float32(z), j.a[at+q]
+					k++
+				}
 			}
 			if j.act != Identity {
-				if be != nil {
-					z += float64(be[ch])
-				}
-				gr *= float64(j.act.derive(float32(z)))
+				j.o.actVJP(gs[:k], gs[:k], zs[:k], j.act)
 			}
-			s += gr
-			sx += gr * xh
-			j.dst[i] = float32(gr)
+			k = 0
+			for y := y0; y < y1; y++ {
+				at := base + y*c + q0
+				for q, x := range j.b[at : at+wide] {
+					gr := gs[k]
+					if ga != nil {
+						gr *= ga[g*per+q0+q]
+					}
+					s += float64(gr)
+					sx += float64(gr) * (float64(x) - mean) * rstd
+					j.dst[at+q] = gr
+					k++
+				}
+			}
 		}
 	}
 	s, sx = s/count, sx/count

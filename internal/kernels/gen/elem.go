@@ -30,6 +30,10 @@ var elemConsts = []struct {
 	{"minusQuick", -1.702},
 	{"tanh1", -2 * 0.7978845608028654},
 	{"tanh3", -2 * 0.7978845608028654 * 0.044715},
+	{"quick", 1.702},
+	{"slope1", 2 * 0.7978845608028654},
+	{"slope3", 3 * 0.044715}, // over slope1
+	{"far", 100},
 	{"rsqrt2", math.Sqrt2 / 2},
 	{"lowest", -100},
 	{"erfTop", 4},
@@ -76,7 +80,9 @@ func elemFile() []byte {
 	for _, f := range []string{"SiLU", "QuickGELU", "GELUTanh", "GELU", "ReLU"} {
 		actFunc(a, f)
 	}
-	siluVJP(a)
+	for _, f := range []string{"SiLU", "QuickGELU", "GELUTanh"} {
+		actVJP(a, f)
+	}
 	affineFunc(a, "affine", true, false)
 	affineFunc(a, "affineSiLU", true, true)
 	affineFunc(a, "rowsSiLU", false, true)
@@ -242,18 +248,31 @@ func actFunc(a *asm, f string) {
 	a.op("RET")
 }
 
-// siluVJP writes dst = dy*s*(1 + x*(1-s)), s = 1/(1 + exp(-x)), for a multiple
-// of 8 values.
-func siluVJP(a *asm) {
-	a.text("siluVJPAVX2", "(dst, dy, x *float32, n int)", 0, 32)
+// actVJP writes dst = dy*s*(1 + x*g'(x)*(1-s)), s = 1/(1 + exp(-g(x))), for a
+// multiple of 8 values: the gradient of x*s, whatever g is.
+func actVJP(a *asm, f string) {
+	a.text("vjp"+f+"AVX2", "(dst, dy, x *float32, n int)", 0, 32)
 	a.op("MOVQ dst+0(FP), DI")
 	a.op("MOVQ dy+8(FP), R8")
 	a.op("MOVQ x+16(FP), SI")
 	a.op("MOVQ n+24(FP), CX")
 	lanesLoop(a, "loop", func(lanes int) {
-		load(a, "minus1", 12)
+		switch f {
+		case "SiLU":
+			load(a, "minus1", 12)
+			each(a, lanes, "VMULPS %[4]d(SI), Y12, Y%[1]d")
+		case "QuickGELU":
+			load(a, "minusQuick", 12)
+			each(a, lanes, "VMULPS %[4]d(SI), Y12, Y%[1]d")
+		case "GELUTanh":
+			load(a, "tanh3", 12)
+			load(a, "tanh1", 13)
+			each(a, lanes, "VMOVUPS %[4]d(SI), Y%[1]d")
+			each(a, lanes, "VMULPS Y%[1]d, Y%[1]d, Y%[2]d")
+			each(a, lanes, "VFMADD213PS Y13, Y12, Y%[2]d")
+			each(a, lanes, "VMULPS Y%[2]d, Y%[1]d, Y%[1]d")
+		}
 		load(a, "expTop", 13)
-		each(a, lanes, "VMULPS %[4]d(SI), Y12, Y%[1]d")
 		each(a, lanes, "VMINPS Y%[1]d, Y13, Y%[1]d") // a NaN stays
 		exp(a, lanes)
 		load(a, "one", 12)
@@ -263,7 +282,24 @@ func siluVJP(a *asm) {
 		load(a, "lowest", 13)
 		each(a, lanes, "VMOVUPS %[4]d(SI), Y%[3]d")
 		each(a, lanes, "VMAXPS Y%[3]d, Y13, Y%[3]d")
-		each(a, lanes, "VFMADD213PS Y12, Y%[3]d, Y%[2]d") // 1 + x(1-s)
+		switch f { // (1 - s) g'
+		case "QuickGELU":
+			load(a, "quick", 14)
+			each(a, lanes, "VMULPS Y14, Y%[2]d, Y%[2]d")
+		case "GELUTanh":
+			// x g' = x (p + q x^2); far out 1 - s or s is 0 and x^3 must not overflow.
+			load(a, "far", 15)
+			each(a, lanes, "VMINPS Y%[3]d, Y15, Y%[3]d")
+			load(a, "slope1", 14)
+			each(a, lanes, "VMULPS Y14, Y%[2]d, Y%[2]d")
+			load(a, "slope3", 15)
+			for i := range lanes {
+				a.op("VMULPS Y%d, Y%d, Y14", 8+i, 8+i)
+				a.op("VFMADD213PS Y12, Y15, Y14")
+				a.op("VMULPS Y14, Y%d, Y%d", 4+i, 4+i)
+			}
+		}
+		each(a, lanes, "VFMADD213PS Y12, Y%[3]d, Y%[2]d") // 1 + x g' (1-s)
 		each(a, lanes, "VMULPS Y%[2]d, Y%[1]d, Y%[1]d")
 		each(a, lanes, "VMULPS %[4]d(R8), Y%[1]d, Y%[1]d")
 		each(a, lanes, "VMOVUPS Y%[1]d, %[4]d(DI)")
