@@ -284,3 +284,20 @@ func groupOf(t *testing.T, all []Group, seed uint64) Group {
 	t.Fatalf("no group of seed %d", seed)
 	return Group{}
 }
+
+// TestGradientAlone: without weights the twisted proposal is diffusion posterior sampling, which misses: with a twist that
+// trusts the estimate the mean of N(0, 1) observed as 2 with variance 0.25 is about 1.967 with variance 0.127, not 1.6 and 0.2;
+// the weights make it right.
+func TestGradientAlone(t *testing.T) {
+	groups := 4000
+	res := sample(t, TDS{Twist: likelihood(2, 0.25, false), Large: true, Policy: Policy{When: Never}},
+		&samplers.Problem{Model: normal01(t), Grid: world(100), Rows: Rows(seeds(groups), 1), Shape: []int{1}})
+	got := tally{}
+	for _, v := range models.Data(res.X) {
+		got.add("x", v)
+	}
+	m, sd := got.mean("x")
+	if math.Abs(m-1.967) > 0.03 || math.Abs(sd*sd-0.127) > 0.015 {
+		t.Errorf("mean %.4f and variance %.4f, want 1.967 and 0.127", m, sd*sd)
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"drift/internal/kernels"
@@ -52,7 +53,10 @@ type Reward struct {
 
 	rules   *script.Rewards
 	program *program
-	pool    *kernels.Pool
+
+	mu   sync.Mutex // pictures are scored on several goroutines, each of which may be the first to open a file
+	pool *kernels.Pool
+	nets map[string]script.Net
 }
 
 // Form is a way to write a reward.
@@ -120,7 +124,14 @@ func Open(text string, o Options) (*Reward, error) {
 	if err != nil {
 		return fail(err)
 	}
-	r.rules.Print(o.Print)
+	if o.Print != nil {
+		var mu sync.Mutex
+		r.rules.Print(func(text string) {
+			mu.Lock()
+			defer mu.Unlock()
+			o.Print(text)
+		})
+	}
 	r.Script = r.rules.Text()
 	return r, nil
 }
@@ -170,6 +181,11 @@ func (r *Reward) net(name string, threads int) (script.Net, error) {
 	if threads < 1 {
 		threads = runtime.GOMAXPROCS(0)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := r.nets["fashion-classifier"]; n != nil {
+		return n, nil
+	}
 	if r.pool == nil {
 		tiers := kernels.Tiers()
 		r.pool = kernels.NewPool(tiers[len(tiers)-1], threads)
@@ -179,7 +195,8 @@ func (r *Reward) net(name string, threads int) (script.Net, error) {
 		return nil, err
 	}
 	r.Files["fashion-classifier"] = c.Hash
-	return classifier{c}, nil
+	r.nets = map[string]script.Net{"fashion-classifier": classifier{c}}
+	return r.nets["fashion-classifier"], nil
 }
 
 // load reads an array for a script: the named member, or features, x, images, or the only one.
@@ -225,7 +242,9 @@ func (r *Reward) load(file, member string) ([]float64, []int, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	r.mu.Lock()
 	r.Files[filepath.Base(file)] = hash(raw)
+	r.mu.Unlock()
 	return slices.Clone(v), slices.Clone(a.Shape), nil
 }
 
