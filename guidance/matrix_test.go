@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"os"
 	"strings"
 	"testing"
 
@@ -46,12 +47,51 @@ func raised(t *testing.T, d models.Denoiser, s samplers.Sampler, m *analytic.Mix
 	return mean, math.Sqrt((sq/n - mean*mean) / n), nil
 }
 
+// tableHead begins the document of TestEveryPair, down to the first row.
+const tableHead = `# Every guider with every sampler
+
+Made by a test (TestEveryPair in package guidance, which fails when this file is not current; DRIFT_UPDATE=1 writes it).
+Every pair was run on a labelled mixture with the guider's defaults: yes: it runs and every number is finite. The others are
+refused by a message that names both:
+
+- noise: the guider puts back a noise of its own (CFG++), and the sampler has no form for that
+- memory: the guider remembers earlier steps (APG's momentum), and the sampler may go back behind them
+- parts: the sampler needs a guider that tells its conditional from its unconditional part
+
+Samplers that need more than a mixture has (a schedule file) are left out.
+
+| |`
+
+// current holds the document to what was found.
+func current(t *testing.T, table string) {
+	t.Helper()
+	const path = "../docs/guiders.md"
+	if os.Getenv("DRIFT_UPDATE") != "" {
+		if err := os.WriteFile(path, []byte(table), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(have) != table {
+		t.Errorf("%s is not current: run this test with DRIFT_UPDATE=1", path)
+	}
+}
+
 // TestEveryPair: every guider with every sampler either runs, all numbers finite, or is refused by a message that names
 // the sampler and what it lacks. Samplers that cannot run on this target without guidance are listed, so that none is
 // left out unseen.
 func TestEveryPair(t *testing.T) {
 	alone := map[string]bool{}
 	pairs, refused := 0, map[string]int{}
+	var table strings.Builder
+	table.WriteString(tableHead)
+	for _, i := range guidance.List() {
+		table.WriteString(" " + i.Name + " |")
+	}
+	table.WriteString("\n|---" + strings.Repeat("|---", len(guidance.List())) + "|\n")
 	for _, row := range samplers.List() {
 		s, err := samplers.Parse(row.Name)
 		if err != nil {
@@ -68,20 +108,26 @@ func TestEveryPair(t *testing.T) {
 			alone[row.Name] = true
 			continue
 		}
+		var cells []string
 		for _, i := range guidance.List() {
 			pairs++
 			d := guide(t, layers(t), i.Name)
 			_, _, err := raised(t, d, s, m, 4, 6)
 			if err == nil {
+				cells = append(cells, "yes")
 				continue
 			}
 			_, memory := models.As[models.Selector](d)
 			text := err.Error()
 			switch {
 			case i.Renoise && strings.Contains(text, "no form for a separate noise"):
+				cells = append(cells, "noise")
 			case memory && strings.Contains(text, "the model remembers earlier answers"):
+				cells = append(cells, "memory")
 			case s.Needs().Parts && strings.Contains(text, "needs a guided model that tells its conditional from its unconditional part"):
+				cells = append(cells, "parts")
 			default:
+				cells = append(cells, "no")
 				t.Errorf("%s with %s: %v", i.Name, row.Name, err)
 			}
 			if !strings.HasPrefix(text, "samplers: ") { // and the label follows
@@ -89,7 +135,9 @@ func TestEveryPair(t *testing.T) {
 			}
 			refused[i.Name]++
 		}
+		table.WriteString("| " + row.Name + " | " + strings.Join(cells, " | ") + " |\n")
 	}
+	current(t, table.String())
 	t.Logf("%d pairs, refused %v; not on this target: %v", pairs, refused, alone)
 	if pairs < 300 {
 		t.Errorf("%d pairs only", pairs)
