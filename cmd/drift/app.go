@@ -210,6 +210,7 @@ func (a *app) verbs() []*cli.Command {
 		distillVerb(a),
 		benchVerb(a),
 		checkVerb(a),
+		contactVerb(a),
 		invertVerb(a),
 		likelihoodVerb(a),
 		metricsVerb(a),

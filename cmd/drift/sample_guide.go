@@ -47,7 +47,7 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 		specs = cfgSpec(s.model.Defaults.CFGScale)
 	}
 	specs = slices.Concat(specs, own)
-	if s.c.IsSet("guide-model") && !slices.ContainsFunc(specs, needsSecond) {
+	if s.c.IsSet("guide-model") && s.verb != "contact" && !slices.ContainsFunc(specs, needsSecond) {
 		return &hint{usagef("--guide-model %s: no guider here works with a second network", s.c.String("guide-model")), "add --guider auto:w=2"}
 	}
 	if len(specs) == 0 {
