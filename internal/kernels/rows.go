@@ -140,6 +140,19 @@ func Gate(p *Pool, dst, x, y, gate []float32, n, m, c int) {
 	p.byRows(rowJob{kind: rowGate, dst: dst, a: y, b: x, h: m, gamma: vector("gate", gate, n, c)}, n*m, c)
 }
 
+// MulAddRow is dst = x + y*g, or y*g where x is nil, on the calling goroutine:
+// for functions that run in [Pool.Do]. dst may be x or y.
+func (p *Pool) MulAddRow(dst, x, y, g []float32) { p.ops.mulAdd(dst, x, y, g) }
+
+// AddRow is dst = a + b on the calling goroutine; dst may be a or b.
+func (p *Pool) AddRow(dst, a, b []float32) { p.ops.add(dst[:len(a)], a, b, 1) }
+
+// ActivateVJPRow is dx[i] = dy[i] * act'(x[i]) on the calling goroutine; dx may
+// be dy.
+func (p *Pool) ActivateVJPRow(dx, dy, x []float32, act Activation) {
+	p.ops.actVJP(dx[:len(x)], dy[:len(x)], x, act)
+}
+
 // Softmax is exp(scale*x) normalised over each of m rows of c values; dst may
 // be src. scale 0 means 1.
 func Softmax(p *Pool, dst, src []float32, m, c int, scale float32) {

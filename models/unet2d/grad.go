@@ -23,16 +23,13 @@ func (g *graph) normGradNodes(m *normed, x, dy tensor, act kernels.Activation) t
 	// rstd and -mean rstd of every channel: xh = a x + b.
 	plain := &norm{name: m.name, c: c, groups: m.groups, eps: m.eps}
 	stat := g.groupNorm(plain, x, tensor{}, 0, 0)
-	var z, y tensor // y = act(z)
+	var z tensor
 	if act != kernels.Identity {
-		z, y = g.tensor(x.h, x.w, c), g.tensor(x.h, x.w, c)
+		z = g.tensor(x.h, x.w, c)
 		in := source{x: x, norm: m}
 		g.add(node{
-			name: m.name, kind: "apply", out: y, reads: in.refs(), writes: []ref{y.r, z.r},
-			run: func(e *env) {
-				kernels.Apply(e.pool, e.at(z.r), in.input(e), e.n, x.h, x.w)
-				kernels.Activate(e.pool, e.at(y.r), e.at(z.r), act)
-			},
+			name: m.name, kind: "apply", out: z, reads: in.refs(), writes: []ref{z.r},
+			run: func(e *env) { kernels.Apply(e.pool, e.at(z.r), in.input(e), e.n, x.h, x.w) },
 		})
 	}
 	dz, part, coef := g.tensor(x.h, x.w, c), g.buf(blocks*2*c), g.buf(3*c)
@@ -49,15 +46,15 @@ func (g *graph) normGradNodes(m *normed, x, dy tensor, act kernels.Activation) t
 		xs, d, out := e.at(x.r), e.at(dy.r), e.at(dz.r)
 		if act == kernels.Identity {
 			for p := p0; p < p1; p++ {
-				addSums(sum, sumX, xs[p*c:(p+1)*c], d[p*c:(p+1)*c])
+				g.addSums(sum, sumX, xs[p*c:(p+1)*c], d[p*c:(p+1)*c])
 			}
 			return
 		}
-		zs, ys := e.at(z.r), e.at(y.r)
+		zs := e.at(z.r)
 		for p := p0; p < p1; p++ {
 			row := out[p*c : (p+1)*c]
-			siluGrad(row, d[p*c:(p+1)*c], zs[p*c:(p+1)*c], ys[p*c:(p+1)*c])
-			addSums(sum, sumX, xs[p*c:(p+1)*c], row)
+			g.net.pool.ActivateVJPRow(row, d[p*c:(p+1)*c], zs[p*c:(p+1)*c], act)
+			g.addSums(sum, sumX, xs[p*c:(p+1)*c], row)
 		}
 	}
 	per := c / m.groups
@@ -99,12 +96,14 @@ func (g *graph) normGradNodes(m *normed, x, dy tensor, act kernels.Activation) t
 		k := e.at(coef)[n*3*c : (n+1)*3*c]
 		xs, d, out := e.at(x.r), e.at(from.r), e.at(dx.r)
 		for p := p0; p < p1; p++ {
-			affine2(out[p*c:(p+1)*c], d[p*c:(p+1)*c], xs[p*c:(p+1)*c], k[:c], k[c:2*c], k[2*c:])
+			row := out[p*c : (p+1)*c]
+			g.net.pool.MulAddRow(row, k[2*c:], d[p*c:(p+1)*c], k[:c])
+			g.net.pool.MulAddRow(row, row, xs[p*c:(p+1)*c], k[c:2*c])
 		}
 	}
 	first := node{
 		name: m.name, kind: "norm gradient", out: dz,
-		reads:  []ref{x.r, dy.r, z.r, y.r},
+		reads:  []ref{x.r, dy.r, z.r},
 		writes: []ref{dz.r, part}, over: []ref{dy.r},
 		run: func(e *env) { e.pool.Do(e.n*blocks, sums) },
 	}
@@ -125,36 +124,9 @@ func (g *graph) normGradNodes(m *normed, x, dy tensor, act kernels.Activation) t
 }
 
 // addSums adds a row of dz and of dz x.
-func addSums(sum, sumX, x, dz []float32) {
-	n := len(dz)
-	sum, sumX, x = sum[:n], sumX[:n], x[:n]
-	for i, v := range dz {
-		sum[i] += v
-		sumX[i] += float32(v * x[i])
-	}
-}
-
-// siluGrad is dz = dy silu'(z) for y = silu(z): with s = y/z the sigmoid of z,
-// silu' = s + y (1 - s).
-func siluGrad(dz, dy, z, y []float32) {
-	n := len(dz)
-	dy, z, y = dy[:n], z[:n], y[:n]
-	for i := range dz {
-		s := float32(0.5)
-		if z[i] > 1e-18 || z[i] < -1e-18 {
-			s = y[i] / z[i]
-		}
-		dz[i] = dy[i] * (s + float32(y[i]*(1-s)))
-	}
-}
-
-// affine2 is dst = a u + b v + c; dst may be u.
-func affine2(dst, u, v, a, b, c []float32) {
-	n := len(dst)
-	u, v, a, b, c = u[:n], v[:n], a[:n], b[:n], c[:n]
-	for i := range dst {
-		dst[i] = float32(u[i]*a[i]) + float32(v[i]*b[i]) + c[i]
-	}
+func (g *graph) addSums(sum, sumX, x, dz []float32) {
+	g.net.pool.AddRow(sum, sum, dz)
+	g.net.pool.MulAddRow(sumX, sumX, dz, x)
 }
 
 // fullScores is the number of scores of an image up to which the gradient of
