@@ -2,6 +2,7 @@ package dna
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -150,4 +151,17 @@ func TestEmbedded(t *testing.T) {
 			t.Errorf("log p rises by %g along its gradient, the norm squared is %g", rise, norm)
 		}
 	}
+}
+
+// Sequences of the grammar depend on the stream alone; motifs are found in them.
+func ExampleGenerate() {
+	s := Generate(rand.New(rand.NewPCG(1, 2)), 0, 200)
+	n := 0
+	for p := range s {
+		if TATA.Matches(s[p:]) {
+			n++
+		}
+	}
+	fmt.Println(len(s), "letters of class", Names()[0]+",", n, "TATA boxes")
+	// Output: 200 letters of class tata, 2 TATA boxes
 }
