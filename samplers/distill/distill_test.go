@@ -639,3 +639,49 @@ func TestLimit(t *testing.T) {
 		}
 	}
 }
+
+// TestNetworkFeatures holds the pull-back of the embedded classifier's features against differences, and draws with them.
+func TestNetworkFeatures(t *testing.T) {
+	ctx := context.Background()
+	f, err := ParseFeatures("fashion")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(7, 8))
+	x, grad := models.New(2, 1, 28, 28), models.New(2, 1, 28, 28)
+	for i := range models.Data(x) {
+		models.Data(x)[i] = 0.3 * r.NormFloat64()
+	}
+	fx, pull, err := f.Map(ctx, x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cot := models.New(fx.Shape()...)
+	for i := range models.Data(cot) {
+		models.Data(cot)[i] = r.NormFloat64()
+	}
+	if err := pull(grad, cot); err != nil {
+		t.Fatal(err)
+	}
+	along, h := 0.0, 3e-4
+	y := [2]*tensor.Dense{models.New(x.Shape()...), models.New(x.Shape()...)}
+	for i, v := range models.Data(x) {
+		d := models.Data(grad)[i]
+		along += d * d
+		models.Data(y[0])[i], models.Data(y[1])[i] = v+h*d, v-h*d
+	}
+	var value [2]float64
+	for k := range y {
+		f, _, err := f.Map(ctx, y[k])
+		if err != nil {
+			t.Fatal(err)
+		}
+		value[k] = dot(models.Data(f), models.Data(cot))
+	}
+	if got := (value[0] - value[1]) / (2 * h); math.Abs(got/along-1) > 0.05 {
+		t.Errorf("along the gradient the features rise by %g, want %g", got, along)
+	}
+	if _, _, err := f.Map(ctx, models.New(1, 3)); err == nil {
+		t.Error("rows of 3 numbers are classified")
+	}
+}

@@ -57,6 +57,30 @@ func repeat(dst, src []float64, planes, h, w, size int, scale float64) {
 	}
 }
 
+// Extractor is a network that tells features of images and can be differentiated, such as zoo.Classifier: Run writes the
+// features of every image of x, VJP the gradient of sum(features * cot) by x. What it writes of logits is not asked for.
+type Extractor interface {
+	Run(ctx context.Context, x, features, logits []float64) error
+	VJP(ctx context.Context, x, cotFeatures, cotLogits, grad []float64) error
+}
+
+// Network compares images by the Dim features of a network, as the published code does with DINO.
+type Network struct {
+	Of  Extractor
+	Dim int
+}
+
+// Map implements Features.
+func (n Network) Map(ctx context.Context, x *tensor.Dense) (*tensor.Dense, func(grad, cot *tensor.Dense) error, error) {
+	f := models.New(x.Shape()[0], n.Dim)
+	if err := n.Of.Run(ctx, models.Data(x), models.Data(f), nil); err != nil {
+		return nil, nil, err
+	}
+	return f, func(grad, cot *tensor.Dense) error {
+		return n.Of.VJP(ctx, models.Data(x), models.Data(cot), nil, models.Data(grad))
+	}, nil
+}
+
 // Project is a random projection to Dim numbers, f = P x with P's entries N(0, 1/Dim) from the seed: it keeps distances
 // to about 1/sqrt(Dim).
 type Project struct {

@@ -6,7 +6,9 @@ import (
 	"strconv"
 	"strings"
 
+	"drift/internal/kernels"
 	"drift/internal/spec"
+	"drift/models/zoo"
 )
 
 // Option describes one option that Read knows.
@@ -26,7 +28,7 @@ func Options() []Option {
 		{"decay", "false", "gamma falls linearly to 0 where off begins"},
 		{"break", "0", "no repulsion at sigma/alpha up to this"},
 		{"noisy", "false", "the kernel sees the noised particles, as published, in place of the clean ones"},
-		{"features", "none", "what the kernel compares: none (the pixels), pool:SIZE, project:DIM"},
+		{"features", "none", "what the kernel compares: none (the pixels), pool:SIZE, project:DIM, fashion (the embedded classifier of clothes)"},
 		{"global", "false", "one bandwidth for all particles"},
 		{"bandwidth", "median", "of the kernel, a number in place of the median's"},
 		{"parity", "false", "the published bandwidth, whose repulsion vanishes for two particles"},
@@ -84,14 +86,17 @@ func Read(o *spec.Options) (RSD, error) {
 	return m, m.check()
 }
 
-// ParseFeatures reads none (nil), pool:SIZE or project:DIM.
+// ParseFeatures reads none (nil), pool:SIZE, project:DIM or fashion (the embedded classifier).
 func ParseFeatures(text string) (Features, error) {
-	name, n, err := named("features", text, 1, "none", "pool", "project")
+	name, n, err := named("features", text, 1, "none", "pool", "project", "fashion")
 	switch {
 	case err != nil:
 		return nil, err
 	case name == "pool":
 		return Pool{int(n)}, whole("features", text, n)
+	case name == "fashion":
+		c, err := zoo.OpenClassifier(kernels.NewPool(kernels.Tiers()[0], 1))
+		return Network{c, zoo.Features}, err
 	case name == "project":
 		return Project{Dim: int(n)}, whole("features", text, n)
 	}
