@@ -356,6 +356,22 @@ func TestConvPairs(t *testing.T) {
 			layer.Run(three, other, in, c.n, c.h, c.w, poisoned(layer.Scratch(3, c.n, c.h, c.w, c.up)), ep)
 			sameBits(t, "1 worker against 3", got, other)
 		}
+
+		// Two layers at a time against one after the other.
+		const n, m, in, mid = 2, 37, 40, 70
+		layer := func(cin, cout int) *Linear {
+			spec := ConvSpec{Cin: cin, Cout: cout, KH: 1, KW: 1}.normal()
+			return &Linear{newConvOn(&o, Portable, BF16, spec, randoms(r, cin*cout), randoms(r, cout), direct)}
+		}
+		first, second := layer(in, mid), layer(mid, in)
+		x, gate := randoms(r, n*m*in), randoms(r, n*in)
+		src := Input{X: x, C: in, Norm: &RowNorm{Eps: 1e-5}}
+		ep := Epilogue{Residual: x, Gate: gate}
+		hidden, want, got := poisoned(n*m*mid), poisoned(len(x)), poisoned(len(x))
+		first.RunInput(three, hidden, src, n, m, poisoned(first.ScratchInput(3, n, m)), Epilogue{Act: GELU})
+		second.RunInput(three, want, Input{X: hidden, C: mid}, n, m, poisoned(second.ScratchInput(3, n, m)), ep)
+		FeedForward(three, got, src, n, m, first, second, GELU, poisoned(FeedForwardScratch(3, m, first, second)), ep)
+		sameBits(t, "feed forward", got, want)
 	}
 }
 
