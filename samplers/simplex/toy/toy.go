@@ -14,6 +14,7 @@ import (
 	"gorgonia.org/tensor"
 
 	"drift/models"
+	"drift/models/dna"
 	"drift/schedules"
 )
 
@@ -123,24 +124,19 @@ func softmax(v []float64) {
 
 // Noise draws a state of the path under category i at a node: Dir(1 + t e_i), or (1-t) x0 + t e_i.
 func Noise(r *rand.Rand, dst []float64, path schedules.Field, i int, n schedules.Node) {
-	sum := 0.0
-	for j := range dst {
-		dst[j] = r.ExpFloat64()
-		sum += dst[j]
-	}
 	if _, ok := path.(schedules.SimplexLinear); ok {
+		sum := 0.0
+		for j := range dst {
+			dst[j] = r.ExpFloat64()
+			sum += dst[j]
+		}
 		for j := range dst {
 			dst[j] *= (1 - n.T) / sum
 		}
 		dst[i] += n.T
 		return
 	}
-	// x_i ~ Beta(1+t, K-1), the others keep the ratios of a uniform point: the quantile does just that.
-	for j := range dst {
-		dst[j] /= sum
-	}
-	d := path.(schedules.Dirichlet)
-	d.Conditional(dst, append([]float64(nil), dst...), i, n)
+	dna.Noise(r, dst, []int{i}, len(dst), n.T)
 }
 
 // Options of Train. The zero value has the defaults.
