@@ -302,7 +302,9 @@ func (r Report) Markdown(w io.Writer) error {
 			}
 			b.WriteString("\n")
 			b.WriteString(differences(model, col, lanes, at))
-			b.WriteString(r.excess(model, col, lanes, at))
+			if r.better(col) < 0 {
+				b.WriteString(r.excess(model, col, lanes, at))
+			}
 		}
 	}
 	b.WriteString(r.notes())

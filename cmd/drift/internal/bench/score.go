@@ -358,6 +358,9 @@ func jackknife(v []float64) float64 {
 	for _, x := range v {
 		sum += (x - mean) * (x - mean)
 	}
+	if sum <= 1e-24*mean*mean { // rounding
+		return 0
+	}
 	return math.Sqrt((b - 1) / b * sum)
 }
 
