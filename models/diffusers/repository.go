@@ -251,6 +251,7 @@ func (r *Repository) file(component, name string) (path string, err error) {
 type Model struct {
 	Component string // its name in the pipeline; empty for a repository of one network
 	Dir       string // the folder of its config.json
+	File      string // the weights, or the index of their shards
 	Config    Config
 	Weights   *Checkpoint
 	Notes     []string // how the files were read, worth logging
@@ -317,6 +318,7 @@ func (r *Repository) Network(component string) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.File = file.path
 	if file.variant != r.opt.Variant {
 		m.Notes = append(m.Notes, fmt.Sprintf("only the variant %s of the weights is there", file.variant))
 	}

@@ -531,7 +531,7 @@ func TestFixturesOfTheSameWeights(t *testing.T) {
 			}
 		})
 	}
-	for name, why := range map[string]string{"variant-bin": "drift model convert", "variant-bin-legacy": "drift model convert", "pipe-sd3": "SD3Transformer2DModel"} {
+	for name, why := range map[string]string{"variant-bin": "drift model convert", "variant-bin-legacy": "drift model convert"} {
 		var refused *refuse.Error
 		if _, err := Open(filepath.Join(root, name), Options{}); !errors.As(err, &refused) || !strings.Contains(err.Error(), why) {
 			t.Errorf("%s: %v, want %q", name, err, why)

@@ -509,11 +509,7 @@ func (v *verifier) network(r *diffusers.Repository, component string) error {
 	v.warnNonFinite(&x)
 	v.add(x)
 	v.done[filepath.Clean(filepath.Join(m.Dir, "config.json"))] = true
-	index, _, err := diffusers.FindWeights(m.Dir, "diffusion_pytorch_model", v.opt.Variant)
-	if err != nil {
-		return err
-	}
-	for _, f := range append(m.Weights.Files(), index) {
+	for _, f := range append(m.Weights.Files(), m.File) {
 		v.done[filepath.Clean(f)] = true
 	}
 	return nil
