@@ -1,6 +1,7 @@
 package guidance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -424,6 +425,8 @@ type Gradient struct {
 	// Report is told the energies and the norms of the gradients (before MaxNorm) of every row, and what a script logged of
 	// each (nil where nothing was); may be nil. The slices hold until it returns.
 	Report func(q *models.Query, energy, norm []float64, logged []map[string]float64)
+
+	name string // in errors; "" = energy
 }
 
 func init() {
@@ -465,7 +468,11 @@ func (g Gradient) Guide(d models.Denoiser) models.Denoiser {
 			g.Of = ClassEnergy{Posterior{m}}
 		}
 	}
-	return &gradient{link: link{d, "energy"}, g: g}
+	if o, ok := g.Of.(ownMeans); ok {
+		o.target, _ = models.As[*analytic.Mixture](d)
+		g.Of = o
+	}
+	return &gradient{link: link{d, cmp.Or(g.name, "energy")}, g: g}
 }
 
 type gradient struct {
@@ -492,7 +499,7 @@ func (g *gradient) Predict(ctx context.Context, q *models.Query, p *models.Pred)
 		check(context.Context, *models.Query) error
 	}); on && ok && !g.checked {
 		if err := c.check(ctx, q); err != nil {
-			return fmt.Errorf("guidance: energy: %w", err)
+			return fmt.Errorf("guidance: %s: %w", g.name, err)
 		}
 		g.checked = true
 	}
@@ -511,11 +518,11 @@ func (g *gradient) Predict(ctx context.Context, q *models.Query, p *models.Pred)
 	n := len(x) / len(q.At)
 	for i, node := range q.At {
 		if err := convert(gau, p.Kind, schedules.X0, node, x[i*n:(i+1)*n], x0[i*n:(i+1)*n]); err != nil {
-			return fmt.Errorf("guidance: energy: %s: %w", where(q, i), err)
+			return fmt.Errorf("guidance: %s: %s: %w", g.name, where(q, i), err)
 		}
 	}
 	if err := g.energy(ctx, q); err != nil {
-		return fmt.Errorf("guidance: energy: step %d, sigma/alpha %.4g: %w", q.Step.I, q.At[0].Ratio(), err)
+		return fmt.Errorf("guidance: %s: step %d, sigma/alpha %.4g: %w", g.name, q.Step.I, q.At[0].Ratio(), err)
 	}
 	if err := finite(g.name, "the energy", q, g.e); err != nil {
 		return err
@@ -557,7 +564,7 @@ func (g *gradient) Predict(ctx context.Context, q *models.Query, p *models.Pred)
 		}
 		_, co, err := schedules.Convert(gau, schedules.X0, p.Kind, q.At[i])
 		if err != nil {
-			return fmt.Errorf("guidance: energy: %s: %w", where(q, i), err)
+			return fmt.Errorf("guidance: %s: %s: %w", g.name, where(q, i), err)
 		}
 		for j := i * n; j < (i+1)*n; j++ {
 			out[j] += float64(w * co * slope[j])
@@ -584,7 +591,7 @@ func (g *gradient) pull(ctx context.Context, gau schedules.Gaussian, q *models.Q
 	}
 	g.back = models.Reuse(g.back, q.X.Shape())
 	if err := predict(ctx, g.Denoiser, q, &g.again, g.x0, g.back); err != nil {
-		return fmt.Errorf("guidance: energy: through=model: %w", err)
+		return fmt.Errorf("guidance: %s: through=model: %w", g.name, err)
 	}
 	for j, v := range models.Data(g.back) {
 		slope[j] += v

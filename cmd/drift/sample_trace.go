@@ -188,7 +188,7 @@ func newStepLog(ctx context.Context, s *sampling) (*stepLog, error) {
 	known := slices.Clone(logColumns)
 	for i, c := range known { // what the guiders will say is shown
 		known[i].Hide = c.Hide && !slices.ContainsFunc(s.desc.Guiders, func(g string) bool {
-			return strings.HasPrefix(g, "energy") && (c.Name == "energy" || c.Name == "grad_norm") || strings.HasPrefix(g, "minority") && c.Name == "minority"
+			return (strings.HasPrefix(g, "energy") || strings.HasPrefix(g, "contrastive")) && (c.Name == "energy" || c.Name == "grad_norm") || strings.HasPrefix(g, "minority") && c.Name == "minority"
 		})
 	}
 	l, plots, path, err := newLog(s.c, s.path, known, len(s.desc.Guiders) > 0)
