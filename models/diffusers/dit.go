@@ -93,3 +93,20 @@ func (c *DiTConfig) Tensors() []Tensor {
 	l.linear("proj_out_2", width, c.PatchSize*c.PatchSize*out, true)
 	return l.tensors
 }
+
+// DiTPrompts names the learned prompts of a patched DiT, (blocks, tokens,
+// width); see package dit.
+const DiTPrompts = "prompt_embeddings"
+
+// Prompts lists the tensors that a patched DiT has beside those of its
+// configuration, from the shape of its prompts.
+func (c *DiTConfig) Prompts(shape []int) ([]Tensor, error) {
+	width := c.NumAttentionHeads * c.AttentionHeadDim
+	if len(shape) != 3 || shape[0] < 1 || shape[0] > c.NumLayers || shape[2] != width {
+		return nil, fmt.Errorf("%s is %v, want (at most %d blocks, tokens, %d)", DiTPrompts, shape, c.NumLayers, width)
+	}
+	if side := c.SampleSize / c.PatchSize; shape[1] != side*side {
+		return nil, fmt.Errorf("%s is %v: a picture has %d tokens", DiTPrompts, shape, side*side)
+	}
+	return []Tensor{{Name: DiTPrompts, Shape: shape}, {Name: "gate.weight", Shape: []int{shape[1], width + 1}}, {Name: "gate.bias", Shape: []int{shape[1]}}}, nil
+}

@@ -58,7 +58,19 @@ func NewCheckpoint(c Config, r *safetensors.Reader) (*Checkpoint, error) {
 	renamed, squeezed := 0, 0
 	how, _ := c.(stored)
 	w.stored = how
-	for _, want := range c.Tensors() {
+	tensors := c.Tensors()
+	patched := false
+	if d, ok := c.(*DiTConfig); ok {
+		if x, have := r.Tensor(DiTPrompts); have {
+			patched = true
+			more, err := d.Prompts(x.Shape)
+			if err != nil {
+				return nil, refuse.Errorf(r.Path(), "%v", err)
+			}
+			tensors = append(tensors, more...)
+		}
+	}
+	for _, want := range tensors {
 		stored, copies := w.find(want.Name)
 		if stored == "" {
 			faults["missing"] = append(faults["missing"], want.Name)
@@ -95,6 +107,8 @@ func NewCheckpoint(c Config, r *safetensors.Reader) (*Checkpoint, error) {
 	for _, x := range r.Tensors() {
 		switch {
 		case used[x.Name], how != nil && how.ignores(x.Name):
+		case patched && x.Name == "w_noise":
+			w.Notes = append(w.Notes, "w_noise is left out: it belongs to training")
 		case c.ClassName() == "DiTTransformer2DModel" && x.Name == "pos_embed.pos_embed":
 			w.Notes = append(w.Notes, "pos_embed.pos_embed is left out: the position table is computed")
 		default:

@@ -18,6 +18,13 @@
 // variance too; its channels are all returned. Class num_embeds_ada_norm, the
 // last row of the tables, stands for no class.
 //
+// A checkpoint with prompt_embeddings, gate.weight and gate.bias is a patched
+// network (Diffusion Model Patching, arXiv 2405.17825): before block l
+//
+//	x += softmax(W [time + class embedding; l] + b)[token] P[l][token]
+//
+// and it takes pictures of one size only. The softmax is over all tokens.
+//
 // # Sizes
 //
 // An image of another size than sample_size keeps the extent of the position

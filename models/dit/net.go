@@ -29,7 +29,8 @@ type Net struct {
 	pool    *kernels.Pool
 	ownPool bool
 	dtype   kernels.DType
-	chunk   int // images that pass through at once, 0 = by together
+	prompts *prompts // of a patched network, or nil
+	chunk   int      // images that pass through at once, 0 = by together
 
 	mu    sync.Mutex
 	pos   map[int][]float32 // position tables by tokens on a side
@@ -50,6 +51,11 @@ func New(cfg diffusers.DiTConfig, w diffusers.Weights, opt Options) (*Net, error
 	if err != nil {
 		return nil, err
 	}
+	patch, err := promptTensors(cfg, w)
+	if err != nil {
+		return nil, err
+	}
+	t.tensors = append(t.tensors, patch...)
 	if err := checkTensors(t.tensors, w); err != nil {
 		return nil, err
 	}
@@ -166,6 +172,9 @@ func (n *Net) load() error {
 			return err
 		}
 	}
+	if err := n.loadPrompts(); err != nil {
+		return err
+	}
 	return n.pack(n.tree.linears, func(l *linear, dtype kernels.DType, w []float32) {
 		l.layer = kernels.NewLinear(n.pool.Tier(), dtype, l.in, l.out, w, biases[l])
 	})
@@ -244,6 +253,8 @@ func (n *Net) side(h, w int) (int, error) {
 		return 0, badInput("images of %dx%d: the size must be a multiple of the patches' %d", h, w, p)
 	case h/p > maxSide:
 		return 0, badInput("images of %dx%d are too large", h, w)
+	case n.prompts != nil && h/p*(h/p) != n.prompts.tokens:
+		return 0, badInput("images of %dx%d have %d tokens, the network's prompts are for %d", h, w, h/p*(h/p), n.prompts.tokens)
 	}
 	return h / p, nil
 }

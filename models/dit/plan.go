@@ -85,6 +85,7 @@ type graph struct {
 	tokens int
 	used   map[string]bool // hook names that met a layer
 	ways   []wayBack       // what the blocks left for their gradients
+	cond   buf             // time plus class embedding, for prompts
 }
 
 // modulated is the shift, scale and gate of a layer norm, one vector per
@@ -287,13 +288,23 @@ func (g *graph) conditions() (blocks [][2]modulated, last modulated) {
 		}})
 	}
 	for i, b := range t.blocks {
+		embedding := func(into buf) {
+			g.add(node{name: b.class, kind: "embedding", tokens: 1, c: d, run: func(e *env) {
+				dst := e.at(into)
+				for i, c := range e.class {
+					copy(dst[i*d:(i+1)*d], b.table[c*d:])
+				}
+			}})
+		}
 		g.rows(b.time[0], b.time[0].layer, "linear", hidden, code, 1, activated(kernels.SiLU))
-		g.add(node{name: b.class, kind: "embedding", tokens: 1, c: d, run: func(e *env) {
-			dst := e.at(emb)
-			for i, c := range e.class {
-				copy(dst[i*d:(i+1)*d], b.table[c*d:])
-			}
-		}})
+		if i == 0 && g.net.prompts != nil {
+			g.cond = g.buf(d)
+			embedding(g.cond)
+			g.rows(b.time[1], b.time[1].layer, "linear", g.cond, hidden, 1, func(e *env) kernels.Epilogue {
+				return kernels.Epilogue{Residual: e.at(g.cond)}
+			})
+		}
+		embedding(emb)
 		g.rows(b.time[1], b.time[1].layer, "linear", emb, hidden, 1, func(e *env) kernels.Epilogue {
 			return kernels.Epilogue{Residual: e.at(emb), Act: kernels.SiLU}
 		})
@@ -392,6 +403,7 @@ func (n *Net) build(side int, b *Batch) (*plan, error) {
 	p.in = wide.cut(0, tokens*t.patch.in)
 	g.patches(x, p.in)
 	for i, blk := range t.blocks {
+		g.prompts(i, x)
 		back := wayBack{block: blk, identity: g.named(blk.attn, p.identity)}
 		if a := (branch{x: x, mod: conds[i][0]}); !g.named(blk.attn, p.skip) {
 			a.on, a.kept, x = true, kept(3*tokens*d, wide.cut(0, 3*tokens*d)), kept(tokens*d, x)
