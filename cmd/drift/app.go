@@ -206,6 +206,7 @@ func (a *app) verbs() []*cli.Command {
 	return []*cli.Command{
 		sampleVerb(a),
 		steerVerb(a),
+		tuneVerb(a),
 		inspectVerb(a),
 		distillVerb(a),
 		benchVerb(a),

@@ -108,15 +108,18 @@ func (l Langevin) Run(ctx context.Context, x, theta []float64, iterations int, o
 type SPSA struct {
 	Rate, Width float64
 	Seed        uint64
+	First       int // first iteration, to go on with a run that was stopped
+	// Observe is told theta after every iteration, and the losses at its two sides; may be nil.
+	Observe func(iteration int, theta []float64, losses [2]float64) error
 }
 
-// Run makes n iterations on theta, in place. loss is told the seed of the iteration's random numbers.
+// Run makes the iterations First to n - 1 on theta, in place. loss is told the seed of the iteration's random numbers.
 func (s SPSA) Run(ctx context.Context, theta []float64, n int, loss func(ctx context.Context, theta []float64, seed uint64) (float64, error)) error {
 	if !(s.Rate > 0) || !(s.Width > 0) {
 		return fmt.Errorf("implicit: spsa with rate %g and width %g: want numbers above 0", s.Rate, s.Width)
 	}
 	d, side := make([]float64, len(theta)), make([]float64, len(theta))
-	for k := range n {
+	for k := s.First; k < n; k++ {
 		a, c := s.Rate/math.Pow(float64(k+1)+float64(n)/10, 0.602), s.Width/math.Pow(float64(k+1), 0.101)
 		rng.Uniform(d, rng.Key{Seed: s.Seed, Step: k, Purpose: rng.PurposeProbe})
 		for j, u := range d {
@@ -137,6 +140,11 @@ func (s SPSA) Run(ctx context.Context, theta []float64, n int, loss func(ctx con
 		}
 		for j := range theta {
 			theta[j] -= a * (f[0] - f[1]) / (2 * c) * d[j]
+		}
+		if s.Observe != nil {
+			if err := s.Observe(k, theta, f); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
