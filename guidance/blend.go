@@ -37,28 +37,30 @@ func cdf(x float64) float64 { return math.Erfc(-x/math.Sqrt2) / 2 }
 //
 //	alternate       the classes take turns
 //	stepwise        the first up to step At, then the second
+//	lerp            both, (1 - Share) of the first one's prediction and Share of the second's: two evaluations
 //	clip-min        the smaller spot
 //	black-scholes   the smaller option price, with a strike of its own for each class; rate 1/N, tau N - i, volatility
 //	                that of the ancestral step. With one strike for both this is clip-min: the price rises with the spot.
 //
-// It begins with the first class. Rows without a class are left alone, so cfg goes around it. One evaluation. The choice is
-// remembered from step to step.
+// It begins with the first class. Rows without a class are left alone, so cfg goes around it. One evaluation, but for lerp. The
+// choices of clip-min and black-scholes are remembered from step to step.
 type Between struct {
 	A, B    int
 	Rule    string     // "" = black-scholes
 	At      int        // of stepwise
+	Share   float64    // of the second class in lerp, 0 to 1
 	Strikes [2]float64 // of black-scholes; 0 = 100
 	Of      ClassGradient
 	Span    Span // outside of it rows keep the class they have
 }
 
-var blendRules = []string{"black-scholes", "clip-min", "alternate", "stepwise"}
+var blendRules = []string{"black-scholes", "clip-min", "alternate", "stepwise", "lerp"}
 
 func init() {
-	register(Info{Name: "blend", NFE: "1", Summary: "one of two classes in every step, the one that is behind: black-scholes, clip-min, alternate, stepwise", Source: "arXiv 2405.13685",
-		Options: []Option{{"classes", "0+1", "the two classes, by number"}, {"rule", "black-scholes", strings.Join(blendRules, ", ")}, {"at", "7", "step of stepwise at which the second takes over"}, {"strikes", "100+100", "of black-scholes, one per class"}},
+	register(Info{Name: "blend", NFE: "1; 2 with rule=lerp", Summary: "one of two classes in every step, the one that is behind: black-scholes, clip-min, alternate, stepwise; or lerp: both", Source: "arXiv 2405.13685",
+		Options: []Option{{"classes", "0+1", "the two classes, by number"}, {"rule", "black-scholes", strings.Join(blendRules, ", ")}, {"at", "7", "step of stepwise at which the second takes over"}, {"share", "0.5", "of the second class in lerp"}, {"strikes", "100+100", "of black-scholes, one per class"}},
 		New: func(o *spec.Options) (Guider, error) {
-			g := Between{Rule: o.Choice("rule", blendRules...), At: o.Int("at", 7, 0, 1<<30), Span: span(o)}
+			g := Between{Rule: o.Choice("rule", blendRules...), At: o.Int("at", 7, 0, 1<<30), Share: o.FloatIn("share", 0.5, 0, 1), Span: span(o)}
 			two := func(key, def string) (v [2]float64, err error) {
 				a, b, ok := strings.Cut(o.Text(key, def), "+")
 				x, e1 := strconv.ParseFloat(a, 64)
@@ -113,6 +115,7 @@ type blend struct {
 	step int
 	now  []bool // is it the second class's turn, per row
 	next []bool
+	both models.Pred // lerp's second answer
 }
 
 func (b *blend) Predict(ctx context.Context, q *models.Query, p *models.Pred) error {
@@ -145,6 +148,8 @@ func (b *blend) Predict(ctx context.Context, q *models.Query, p *models.Pred) er
 				second = q.Step.I%2 == 1
 			case "stepwise":
 				second = q.Step.I >= b.g.At
+			case "lerp":
+				second = b.g.Share == 1
 			}
 			if k = b.g.A; second {
 				k = b.g.B
@@ -154,10 +159,46 @@ func (b *blend) Predict(ctx context.Context, q *models.Query, p *models.Pred) er
 	}
 	own := *q
 	own.Cond = &b.cond
+	if b.g.Rule == "lerp" && b.g.Share != 0 && b.g.Share != 1 {
+		return b.lerp(ctx, q, &own, p)
+	}
 	if err := b.Denoiser.Predict(ctx, &own, p); err != nil || !memory || q.Step.Stage != 0 {
 		return err
 	}
 	return b.choose(ctx, q, p)
+}
+
+// lerp answers own, asked with the first class, mixed with the answer for the second.
+func (b *blend) lerp(ctx context.Context, q, own *models.Query, p *models.Pred) error {
+	if err := b.Denoiser.Predict(ctx, own, p); err != nil {
+		return err
+	}
+	first := append([]float64(nil), models.Data(p.Out)...) // the model below may use its memory again
+	kind := p.Kind
+	if err := b.link.own(p); err != nil {
+		return err
+	}
+	on := make([]bool, len(q.At))
+	for i := range on {
+		if on[i] = q.Cond.Class(i) != models.NoClass && b.g.Span.Holds(q, i); on[i] {
+			b.cond.Classes[i] = b.g.B
+		}
+	}
+	if err := b.Denoiser.Predict(ctx, own, &b.both); err != nil {
+		return err
+	}
+	if b.both.Kind != kind {
+		return fmt.Errorf("guidance: blend: the model answered with %v and with %v", kind, b.both.Kind)
+	}
+	out, second := models.Data(p.Out), models.Data(b.both.Out)
+	n := len(first) / len(on)
+	for j, v := range first {
+		if out[j] = v; on[j/n] {
+			out[j] = float64((1-b.g.Share)*v) + float64(b.g.Share*second[j])
+		}
+	}
+	p.Parts = nil
+	return nil
 }
 
 // choose decides the next step's classes by the predicted data.
