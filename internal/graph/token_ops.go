@@ -10,9 +10,10 @@ import (
 type Attention struct {
 	Name       string
 	Heads, Dim int
-	Scale      float32 // 0 means 1/sqrt(Dim)
-	Causal     bool    // query t sees keys 0..t
-	KeyBias    Value   // (1, keys, 1) per image, added to the scores; -Inf hides a key
+	Scale      float32   // 0 means 1/sqrt(Dim)
+	Causal     bool      // query t sees keys 0..t
+	KeyBias    Value     // (1, keys, 1) per image, added to the scores; -Inf hides a key
+	Bias       []float32 // (Heads, queries, keys), added to the scores of every image; nil for none
 }
 
 // Attention appends an attention layer. q, k and v are Heads*Dim channels of
@@ -25,12 +26,19 @@ func (g *Graph) Attention(a Attention, q, k, v Cols) Value {
 	spec := func(e *Env, n int) kernels.AttentionSpec {
 		s := kernels.AttentionSpec{
 			Batch: n, Heads: a.Heads, Tq: tq, Tk: tk, D: a.Dim,
-			LdQ: q.V.C, LdK: k.V.C, LdV: v.V.C, LdO: inner, Scale: a.Scale, Causal: a.Causal, DType: g.Layers.dtype,
+			LdQ: q.V.C, LdK: k.V.C, LdV: v.V.C, LdO: inner, Scale: a.Scale, Causal: a.Causal, Bias: a.Bias, DType: g.Layers.dtype,
 		}
-		if e != nil {
+		switch {
+		case e != nil:
 			s.KeyBias = e.At(a.KeyBias)
+		case a.KeyBias.Some(): // only the need of scratch is asked
+			s.KeyBias = []float32{}
 		}
 		return s
+	}
+	if a.Bias != nil && len(a.Bias) != a.Heads*tq*tk {
+		g.Fail(failf("%s: a bias of %d values for %d scores", a.Name, len(a.Bias), a.Heads*tq*tk))
+		return out
 	}
 	if q.C != inner || k.C != inner || v.C != inner || v.V.Rows() != tk {
 		g.Fail(failf("%s: attention of %d channels reads %d, %d and %d", a.Name, inner, q.C, k.C, v.C))
@@ -411,52 +419,5 @@ func (g *Graph) Rows(name string, index Value, table []float32, width int) Value
 			}
 		},
 	})
-	return out
-}
-
-// BiasedAttention is Attention with a bias (heads, queries, keys) added to the
-// scaled scores, the same for every image. It keeps all scores of an image and
-// has no gradient: it is for the short sequences of text encoders.
-func (g *Graph) BiasedAttention(a Attention, q, k, v Cols, bias []float32) Value {
-	inner, tq, tk := a.Heads*a.Dim, q.V.Rows(), k.V.Rows()
-	out := g.value(q.V.H, q.V.W, inner)
-	scores := a.Heads * tq * tk
-	if len(bias) != scores {
-		g.Fail(failf("%s: a bias of %d values for %d scores", a.Name, len(bias), scores))
-		return out
-	}
-	scale := a.Scale
-	if scale == 0 {
-		scale = float32(1 / math.Sqrt(float64(a.Dim)))
-	}
-	byKeys := kernels.MatMulSpec{Batch: a.Heads, M: tq, N: tk, K: a.Dim, TransB: true,
-		LdA: q.V.C, LdB: k.V.C, StepA: a.Dim, StepB: a.Dim, StepC: tq * tk, Scale: scale}
-	byScores := kernels.MatMulSpec{Batch: a.Heads, M: tq, N: a.Dim, K: tk,
-		LdB: v.V.C, LdC: inner, StepA: tq * tk, StepB: a.Dim, StepC: a.Dim}
-	size := roundUp(scores, alignFloats)
-	g.add(node{
-		name: a.Name, kind: "attention", out: out, macs: 2 * tq * tk * inner,
-		reads: []ref{q.V.r, k.V.r, v.V.r, a.KeyBias.r}, writes: []ref{out.r},
-		scratch: func(int) int {
-			return size + max(kernels.MatMulScratch(g.env.Pool, byKeys), kernels.MatMulScratch(g.env.Pool, byScores))
-		},
-		run: func(e *Env) {
-			p, rest := e.scratch[:scores], e.scratch[size:]
-			for i := range e.N {
-				kernels.MatMul(e.Pool, p, e.At(q.V)[i*q.V.Size()+q.At:], e.At(k.V)[i*k.V.Size()+k.At:], byKeys, rest)
-				kernels.Add(e.Pool, p, p, bias, 1)
-				if keys := e.At(a.KeyBias); keys != nil {
-					for r := range a.Heads * tq {
-						for j, b := range keys[i*tk : (i+1)*tk] {
-							p[r*tk+j] += b
-						}
-					}
-				}
-				kernels.Softmax(e.Pool, p, p, a.Heads*tq, tk, 1)
-				kernels.MatMul(e.Pool, e.At(out)[i*out.Size():], p, e.At(v.V)[i*v.V.Size()+v.At:], byScores, rest)
-			}
-		},
-	})
-	g.record(out, func(Value) { g.Fail(failf("%s has a bias and no gradient", a.Name)) })
 	return out
 }

@@ -241,8 +241,8 @@ func (c t5) build(g *graph.Graph, tokens int, masked bool, _ int) {
 		attn := name + ".SelfAttention"
 		h := g.RMSNorm(l.Norm(name+".layer_norm"), x, 0, c.LayerNormEpsilon)
 		qkv := g.Linear(l.Linear(attn+".qkv", d, 3*inner, attn+".q", attn+".k", attn+".v"), graph.From(h), graph.Epilogue{})
-		h = g.BiasedAttention(graph.Attention{Name: attn, Heads: c.NumHeads, Dim: c.DKV, Scale: 1, KeyBias: mask},
-			qkv.Cols(0, inner), qkv.Cols(inner, inner), qkv.Cols(2*inner, inner), bias)
+		h = g.Attention(graph.Attention{Name: attn, Heads: c.NumHeads, Dim: c.DKV, Scale: 1, KeyBias: mask, Bias: bias},
+			qkv.Cols(0, inner), qkv.Cols(inner, inner), qkv.Cols(2*inner, inner))
 		x = g.Linear(l.Linear(attn+".o", inner, d), graph.From(h), graph.Epilogue{Residual: x})
 
 		name = fmt.Sprintf("encoder.block.%d.layer.1", i)
