@@ -180,7 +180,7 @@ func className(path string, o *strictjson.Object) (string, error) {
 	if !ok {
 		if list, _ := o.Get("architectures"); list != nil {
 			if names, ok := list.([]any); ok && len(names) == 1 {
-				if name, ok := names[0].(string); ok {
+				if name, ok := names[0].(string); ok && name != "" {
 					return name, nil
 				}
 			}
@@ -189,7 +189,7 @@ func className(path string, o *strictjson.Object) (string, error) {
 		return "", refuse.Errorf(path, "has no _class_name: not a configuration of diffusers")
 	}
 	name, ok := v.(string)
-	if !ok {
+	if !ok || name == "" {
 		return "", refuse.Errorf(path, "_class_name is %v, not a name", show(v))
 	}
 	return name, nil

@@ -98,10 +98,10 @@ func ReadIndex(path string) (*Index, error) {
 				var a, b bool
 				c.Library, a = list[0].(string)
 				c.Class, b = list[1].(string)
-				ok = a && b
+				ok = a && b && c.Library != "" && c.Class != ""
 			}
 			if !ok {
-				return nil, refuse.Errorf(path, "component %q is %v: it must be a library and a class", key, show(value))
+				return nil, refuse.Errorf(path, "component %q is %v: it must name a library and a class", key, show(value))
 			}
 			x.Components = append(x.Components, c)
 		default:

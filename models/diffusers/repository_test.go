@@ -390,8 +390,10 @@ func TestPipelineContradictions(t *testing.T) {
 		"class of unet":      {"unet/config.json", `{"_class_name":"AutoencoderKL"}`, "is a AutoencoderKL, but model_index.json says that unet is a UNet2DModel"},
 		"class of scheduler": {"scheduler/scheduler_config.json", `{"_class_name":"DDIMScheduler"}`, "is a DDIMScheduler, but model_index.json says DDPMScheduler"},
 		"no denoiser":        {"model_index.json", `{"_class_name":"P","vae":["diffusers","AutoencoderKL"]}`, "neither a unet nor a transformer"},
-		"path in index":      {"model_index.json", `{"_class_name":"P","../unet":["diffusers","UNet2DModel"]}`, "must be a library and a class"},
-		"half null":          {"model_index.json", `{"_class_name":"P","unet":["diffusers",null]}`, "must be a library and a class"},
+		"path in index":      {"model_index.json", `{"_class_name":"P","../unet":["diffusers","UNet2DModel"]}`, "must name a library and a class"},
+		"empty names":        {"model_index.json", `{"_class_name":"P","unet":["",""]}`, "must name a library and a class"},
+		"nameless":           {"model_index.json", `{"_class_name":""}`, "not a name"},
+		"half null":          {"model_index.json", `{"_class_name":"P","unet":["diffusers",null]}`, "must name a library and a class"},
 		"labels":             {"model_index.json", `{"_class_name":"P","id2label":{"a":"b"}}`, "must map numbers to names"},
 		"no class":           {"model_index.json", `{"unet":["diffusers","UNet2DModel"]}`, "no _class_name"},
 		"not json":           {"model_index.json", `{"unet":`, "ends early"},
@@ -580,7 +582,7 @@ func typed(c Config) any {
 }
 
 func FuzzReadIndex(f *testing.F) {
-	for _, text := range []string{`{"_class_name":"P","unet":["diffusers","UNet2DModel"],"vae":[null,null],"id2label":{"0":"a"},"x":true}`, `{"_class_name":"P","a/b":["c","d"]}`, `{}`} {
+	for _, text := range []string{`{"_class_name":"P","unet":["diffusers","UNet2DModel"],"vae":[null,null],"id2label":{"0":"a"},"x":true}`, `{"_class_name":"P","a/b":["c","d"]}`, `{"_class_name":"P","t":["",""]}`, `{"_class_name":""}`, `{}`} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -595,7 +597,7 @@ func FuzzReadIndex(f *testing.F) {
 			return
 		}
 		for _, c := range x.Components {
-			if c.Name == "" || strings.ContainsAny(c.Name, `/\.`) || c.Class == "" && c.Library == "" && x.Class == "" {
+			if c.Name == "" || strings.ContainsAny(c.Name, `/\.`) || c.Class == "" || c.Library == "" || x.Class == "" {
 				t.Fatalf("component %+v", c)
 			}
 		}
