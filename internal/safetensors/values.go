@@ -102,6 +102,19 @@ func read[T number](r *Reader, name string) ([]T, error) {
 	return values, nil
 }
 
+// Widen is what Float32 reads, of the raw bytes of a tensor of type d.
+func Widen(d DType, raw []byte) ([]float32, error) {
+	decode := decoder[float32](d)
+	if decode == nil {
+		return nil, fmt.Errorf("reading %s as float32 is not supported", d)
+	}
+	values := make([]float32, len(raw)/(d.Bits()/8))
+	if bad := decode(values, raw); bad >= 0 {
+		return nil, fmt.Errorf("element %d does not fit in float32", bad)
+	}
+	return values, nil
+}
+
 // decoder returns a function that converts little-endian elements and returns
 // the position of the first that does not fit, or -1.
 func decoder[T number](d DType) func(dst []T, raw []byte) int {

@@ -35,7 +35,7 @@ type Checkpoint struct {
 	// out.
 	Notes []string
 
-	reader *safetensors.Reader
+	reader Source
 	stored stored // nil for what diffusers writes
 	names  []string
 	bound  map[string]boundTensor
@@ -51,7 +51,7 @@ type boundTensor struct {
 // proj_attn stand for to_q, to_k, to_v and to_out.0, in matrices or 1x1
 // convolutions. Tensors that are missing, unexpected, of another shape or not
 // floating-point are counted and named in one refusal. The checkpoint keeps r.
-func NewCheckpoint(c Config, r *safetensors.Reader) (*Checkpoint, error) {
+func NewCheckpoint(c Config, r Source) (*Checkpoint, error) {
 	w := &Checkpoint{reader: r, bound: map[string]boundTensor{}}
 	used := map[string]bool{}
 	faults := map[string][]string{}
