@@ -126,6 +126,12 @@ func (b *benching) run(ctx context.Context) error {
 		Version: release, Dir: dir, Matrix: b.matrix, Subjects: b.subjects, Cells: cells, Pictures: b.c.Int("samples"), Batch: b.c.Int("batch"),
 		Observe: bar.Set, Finished: b.finished,
 	}
+	if b.json {
+		run.Observe = func(done float64, where string) {
+			bar.Set(done, where)
+			b.emit(map[string]any{"event": "progress", "progress": done, "where": where})
+		}
+	}
 	rows, err := run.Run(ctx, b.stop)
 	bar.Close()
 	b.bar = nil

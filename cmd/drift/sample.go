@@ -79,7 +79,7 @@ func sampleVerb(a *app) *cli.Command {
 			&cli.BoolFlag{Name: "print-schedule", Usage: "print t, alpha, sigma, lambda of every node, and stop"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what the run would cost, and stop"},
 			&cli.StringFlag{Name: "control", Usage: "script called after every step: may set cfg_scale, eta and stop; images run one at a time (`FILE.star`)"},
-			&cli.StringFlag{Name: "preview", Usage: "draw the predicted pictures in the terminal every so many steps (`N`); or sixel, kitty, iterm, block, ascii, auto, MODE:N"},
+			&cli.StringFlag{Name: "preview", Usage: "draw the predicted pictures in the terminal every so many steps (`N`); or sixel, kitty, iterm, block, ascii, auto, json (pictures in events of --json), MODE:N"},
 			&cli.StringFlag{Name: "from", Usage: "rerun what a picture's metadata say (`IMG.png`); other flags override"},
 			&cli.BoolFlag{Name: "resume", Usage: "go on with the run in --out, with its settings"},
 			&cli.BoolFlag{Name: "no-metadata", Usage: "write no text into PNG files"},

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"image/png"
 	"io"
 	"math"
 	"slices"
@@ -260,7 +262,7 @@ func (s *sampling) hooks(target output.Target, observers []observer, todo, store
 			}
 			s.bar.Set(done, where)
 			if s.json {
-				s.emit(map[string]any{"event": "step", "image": b.Index, "images": len(b.Items), "step": st.I, "steps": st.N, "t": finite(st.At.T), "sigma": finite(st.At.Sigma), "alpha": finite(st.At.Alpha), "progress": done})
+				s.emit(map[string]any{"event": "step", "image": b.Index, "images": len(b.Items), "step": st.I, "steps": st.N, "t": finite(st.At.T), "sigma": finite(st.At.Sigma), "alpha": finite(st.At.Alpha), "nfe": b.NFE, "progress": done})
 			}
 			for _, o := range observers {
 				if err := o.step(b, st); err != nil {
@@ -382,11 +384,16 @@ type drawing struct {
 	s     *sampling
 	mode  string
 	every int
+	most  int // pictures
 	x0    *tensor.Dense
+	last  time.Time // of an event
 }
 
+// asEvents is the mode of --preview that puts the pictures into events of --json, at most ten a second.
+const asEvents = "json"
+
 func (s *sampling) newPreview() (*drawing, error) {
-	d := &drawing{s: s, mode: "auto", every: 1}
+	d := &drawing{s: s, mode: "auto", every: 1, most: 8}
 	v := s.c.String("preview")
 	mode, n, both := strings.Cut(v, ":")
 	if k, err := strconv.Atoi(v); err == nil {
@@ -405,8 +412,14 @@ func (s *sampling) newPreview() (*drawing, error) {
 	if d.mode == "auto" {
 		d.mode = preview.Detect(s.getenv)
 	}
-	if !slices.Contains(preview.Modes(), d.mode) || d.every < 0 {
+	if d.mode == asEvents && !s.json {
+		return nil, usagef("--preview %s: the pictures are events of --json", v)
+	}
+	if d.mode != asEvents && !slices.Contains(preview.Modes(), d.mode) || d.every < 0 {
 		return nil, usagef("--preview %s: want a number of steps, or one of auto, none, %s", v, strings.Join(preview.Modes(), ", "))
+	}
+	if d.mode == asEvents {
+		d.most = 16
 	}
 	if !pixels.Picture(s.info.Shape) && s.info.Picture == nil {
 		return nil, usagef("--preview: the model gives arrays of shape %v, not pictures", s.info.Shape)
@@ -416,6 +429,9 @@ func (s *sampling) newPreview() (*drawing, error) {
 
 func (d *drawing) step(b job.Batch, st *samplers.State) error {
 	if st.I == 0 || st.I%d.every != 0 && st.I != st.N || st.Pred == nil {
+		return nil
+	}
+	if d.mode == asEvents && st.Done < 1 && time.Since(d.last) < 100*time.Millisecond {
 		return nil
 	}
 	x0, err := st.X0(d.x0)
@@ -430,10 +446,20 @@ func (d *drawing) step(b job.Batch, st *samplers.State) error {
 	}
 	w := shape[0] * shape[1] * shape[2]
 	var pictures [][]byte
-	for k := range min(len(b.Items), 8) {
+	for k := range min(x0.Shape()[0], d.most) {
 		p := make([]byte, w)
 		pixels.Bytes(p, models.Data(x0)[k*w:(k+1)*w], shape, pixels.Floor)
 		pictures = append(pictures, p)
+	}
+	if d.mode == asEvents {
+		cols := int(math.Ceil(math.Sqrt(float64(len(pictures)))))
+		var file bytes.Buffer
+		if err := png.Encode(&file, pixels.Sheet(pictures, shape, cols, (len(pictures)+cols-1)/cols)); err != nil {
+			return err
+		}
+		d.last = time.Now()
+		d.s.emit(map[string]any{"event": "preview", "image": b.Index, "step": st.I, "pictures": len(pictures), "columns": cols, "png": file.Bytes()})
+		return nil
 	}
 	sheet := pixels.Sheet(pictures, shape, len(pictures), 1)
 	draw := func(w io.Writer) error { return preview.Draw(w, sheet, d.mode, d.s.columns()) }

@@ -36,6 +36,7 @@ func steerVerb(a *app) *cli.Command {
 		&cli.StringFlag{Name: "reward", Usage: "expression of im and ctx, FILE.star, classifier:NET:CLASS or exec:COMMAND (`R`); see drift list rewards"},
 		&cli.DurationFlag{Name: "reward-timeout", Usage: "longest wait for an answer of an exec: reward (`D`)", Value: time.Minute},
 		&cli.IntFlag{Name: "reward-retries", Usage: "times that an exec: reward is started again after a crash, timeout or bad answer (`N`)", Value: 2},
+		&cli.BoolFlag{Name: "sealed", Usage: "take only rewards that read no files and run no programs"},
 		&cli.IntFlag{Name: "particles", Usage: "particles of every group; of svdd, candidates of every step (`K`)", Value: 4},
 		&cli.StringFlag{Name: "lambda", Usage: "strength: the target is p exp(lambda reward); a number, an expression of progress, or auto: what gives the rewards a fifth into the run an ESS of K/2 (`X`, default 1; svdd: the temperature is 1/X, by default 0)"},
 		&cli.StringFlag{Name: "potential", Usage: "difference, max, sum, immediate or none (`P`)", Value: "difference"},
@@ -429,7 +430,7 @@ func (s *steering) openReward(ctx context.Context) error {
 	if timeout <= 0 || s.c.Int("reward-retries") < 0 {
 		return usagef("--reward-timeout %v and --reward-retries %d: want a time and 0 or more", timeout, s.c.Int("reward-retries"))
 	}
-	r, err := reward.Open(text, reward.Options{Timeout: timeout, Retries: s.c.Int("reward-retries"), Stderr: s.err,
+	r, err := reward.Open(text, reward.Options{Timeout: timeout, Retries: s.c.Int("reward-retries"), Stderr: s.err, Sealed: s.c.Bool("sealed"),
 		Print: func(t string) { s.say("drift: reward: %s", t) }, Gone: func(why error) { s.warn("%v", why) }})
 	if err != nil {
 		return badUse("reward", err)

@@ -438,7 +438,26 @@ func (r *steered) check(c *smc.Check) error {
 	}
 	r.note(&rec, c.X0)
 	r.log = append(r.log, rec)
+	r.announce(&rec)
 	return nil
+}
+
+// announce tells of a check as it happens: means over the groups of the batch.
+func (r *steered) announce(c *record) {
+	if !r.s.json {
+		return
+	}
+	ess, _ := moments(c.ESS)
+	roots := 0.0
+	for _, n := range c.Roots {
+		roots += float64(n) / float64(len(c.Roots))
+	}
+	event := map[string]any{"event": "check", "step": c.Step, "sigma": finite(c.Sigma), "ess": finite(ess), "roots": roots, "lambda": finite(c.Lambda), "nfe": c.NFE}
+	if c.Rewards != nil {
+		mean, _ := moments(c.Rewards)
+		event["reward_mean"], event["reward_max"] = finite(mean), finite(slices.Max(c.Rewards))
+	}
+	r.s.emit(event)
 }
 
 // note adds what the reward said, and pictures for a trace.
@@ -476,6 +495,7 @@ func (r *steered) chosen(c *smc.Check) error {
 	rec.After = make([]float64, len(c.Rewards))
 	r.note(&rec, c.X0)
 	r.log = append(r.log, rec)
+	r.announce(&rec)
 	return nil
 }
 

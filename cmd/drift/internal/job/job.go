@@ -64,7 +64,8 @@ type Plan struct {
 // Batch is a part of a job under way.
 type Batch struct {
 	Items []Item
-	Index int // of the first item in the job
+	Index int     // of the first item in the job
+	NFE   float64 // evaluations per row so far
 }
 
 // Hooks are told about a job. Every one may be nil.
@@ -127,6 +128,7 @@ func (p *Plan) one(ctx context.Context, stop <-chan struct{}, b Batch, h Hooks) 
 	}
 	problem.Observe = func(s *samplers.State) error {
 		if h.Step != nil {
+			b.NFE = float64(problem.Meter.Evals()) / float64(len(problem.Rows))
 			if err := h.Step(b, s); err != nil {
 				return err
 			}

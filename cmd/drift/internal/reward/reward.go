@@ -35,6 +35,8 @@ type Options struct {
 	Retries int           // of a program that failed
 	Stderr  io.Writer     // what a program says; nil drops it
 	Print   func(text string)
+	// Sealed refuses whatever reads files or runs programs: for rewards that others write.
+	Sealed bool
 	// Gone is told when a program is started again, and why.
 	Gone func(why error)
 }
@@ -82,7 +84,10 @@ func Open(text string, o Options) (*Reward, error) {
 		r.Close()
 		return nil, err
 	}
+	file := strings.EqualFold(filepath.Ext(text), ".star") || strings.EqualFold(filepath.Ext(text), ".onnx")
 	switch {
+	case o.Sealed && (file || strings.HasPrefix(text, "exec:")):
+		return nil, errors.New("only expressions and classifier:NET:CLASS are taken here, no files and no programs")
 	case strings.TrimSpace(text) == "":
 		return nil, errors.New("a reward needs an expression, a .star file, classifier:NET:CLASS or exec:COMMAND")
 	case strings.HasPrefix(text, "exec:"):
@@ -109,6 +114,9 @@ func Open(text string, o Options) (*Reward, error) {
 	w := script.World{
 		Net:  func(name string) (script.Net, error) { return r.net(name, o.Threads) },
 		Load: r.load,
+	}
+	if o.Sealed {
+		w.Load = nil
 	}
 	var err error
 	if strings.EqualFold(filepath.Ext(text), ".star") {
