@@ -28,9 +28,9 @@ type Doer interface {
 // Worker takes shards from a server, one at a time, until the job is done.
 type Worker struct {
 	Name  string
-	Hello string                                          // what it is, for people
+	Hello string                                           // what it is, for people
 	Open  func(ctx context.Context, job Job) (Doer, error) // opens the job; called once
-	Files *Cache                                          // where files of the job go; nil: they are here already
+	Files *Cache                                           // where files of the job go; nil: they are here already
 	// Stored is told that a result is in the store, and whether it was the first, before the shard is acknowledged; may be nil.
 	Stored func(s shard.Spec, r *shard.Result, first bool)
 	// Sort makes a Failure of an error; nil: all are Failed.
