@@ -65,6 +65,7 @@ func searchVerb(a *app) *cli.Command {
 		&cli.IntFlag{Name: "order", Value: 3, Usage: "highest order of a step, 1 to 4 (`P`), default 3"},
 		&cli.Uint64Flag{Name: "search-seed", Usage: "stream of the search's own draws (`N`)"},
 	}, model...)
+	start := &cli.StringFlag{Name: "start", Usage: "go on from a schedule that s4s found, by another objective for instance (`FILE.json`)"}
 	verb := func(name, usage, text string, flags []cli.Flag, do func(*searching, context.Context) error) *cli.Command {
 		return &cli.Command{Name: name, Usage: usage, Description: text, Flags: slices.Clone(flags), Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
@@ -108,7 +109,7 @@ func searchVerb(a *app) *cli.Command {
 				func(s *searching, ctx context.Context) error { return s.grid(ctx, search.Deviation, 1.15) }),
 			verb("s3", "a solver schedule, by evolution with a learned ranking", "Nodes, orders, predictions, derivatives and correctors of every step are chosen.", evolve,
 				func(s *searching, ctx context.Context) error { return s.evolve(ctx, "s3") }),
-			verb("s4s", "nodes and coefficients of a multistep method, by CMA-ES", "Starts from dpmpp-2m on the best of the usual grids.", evolve,
+			verb("s4s", "nodes and coefficients of a multistep method, by CMA-ES", "Starts from dpmpp-2m on the best of the usual grids, or from --start.", append([]cli.Flag{start}, evolve...),
 				func(s *searching, ctx context.Context) error { return s.evolve(ctx, "s4s") }),
 			verb("compare", "rank fixed solvers and searched ones at equal evaluations", "Every line gives the mean squared distance from the fine end points, and the paired 95 % interval of its ratio to the best fixed one's. Choose a --seed range that no search has seen.",
 				append([]cli.Flag{teacher,
@@ -504,6 +505,18 @@ func (s *searching) evolve(ctx context.Context, method string) error {
 	if err := s.unfinished(name); err != nil {
 		return err
 	}
+	var start *samplers.SolverSchedule
+	if file := s.c.String("start"); file != "" {
+		from, err := samplers.Parse("@" + file)
+		if err != nil {
+			return badUse("start", err)
+		}
+		u, ok := from.(samplers.USF)
+		if !ok {
+			return usagef("--start %s: want a schedule that s4s wrote", file)
+		}
+		start, settings["start"] = &u.Schedule, u.Hash()
+	}
 	objective, err := s.objective(ctx, settings)
 	if err != nil {
 		return err
@@ -533,9 +546,11 @@ func (s *searching) evolve(ctx context.Context, method string) error {
 		Run(context.Context, *search.Log, search.Budget) error
 	} = search.S3{Space: space, Objective: objective, Seed: s.c.Uint64("search-seed"), Progress: progress}
 	if method == "s4s" {
-		run = search.S4S{Space: space, Objective: objective, Seed: s.c.Uint64("search-seed"), Progress: progress}
+		run = search.S4S{Space: space, Objective: objective, Seed: s.c.Uint64("search-seed"), Start: start, Progress: progress}
 	}
-	if err := run.Run(ctx, log, limit); err != nil {
+	if err := run.Run(ctx, log, limit); errors.Is(err, search.ErrStart) { // nothing was evaluated: leave no log
+		return errors.Join(badUse("start", err), os.Remove(name))
+	} else if err != nil {
 		return err
 	}
 	best := log.Best(s.c.Int("finalists"))

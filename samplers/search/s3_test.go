@@ -81,7 +81,15 @@ func TestToy(t *testing.T) {
 	if err := (search.S4S{Space: space, Objective: dist.Score, Seed: 1}).Run(ctx, &tuned, search.Budget{Evaluations: 600}); err != nil {
 		t.Fatal(err)
 	}
-	for name, l := range map[string]*search.Log{"s3": &log, "s4s": &tuned} {
+	var on search.Log
+	found := tuned.Best(1)[0]
+	if err := (search.S4S{Space: space, Objective: dist.Score, Seed: 2, Start: &found.Schedule}).Run(ctx, &on, search.Budget{Evaluations: 100}); err != nil {
+		t.Fatal(err)
+	}
+	if r := on.Records[0]; r.Origin != "start" || math.Abs(r.Score-found.Score) > 1e-9*found.Score {
+		t.Errorf("%s scores %g, want the start's %g", r.Origin, r.Score, found.Score)
+	}
+	for name, l := range map[string]*search.Log{"s3": &log, "s4s": &tuned, "on": &on} {
 		b := l.Best(1)[0]
 		over, err := fresh.Score(ctx, b.Schedule)
 		if err != nil {

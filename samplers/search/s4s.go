@@ -25,10 +25,16 @@ type S4S struct {
 	Space     Space // Order is p, the predictions per step
 	Objective Objective
 	Seed      uint64
-	Progress  Progress
+	// Start, where given, is a schedule of an earlier search to go on from, with a third of the usual first step size: found
+	// by a cheap objective, for instance, to be refined by a dear one.
+	Start    *samplers.SolverSchedule
+	Progress Progress
 }
 
-// schedule writes the method down: inner nodes, and what the weights differ from 2M's by, newest first.
+// ErrStart is what is wrong with a Start.
+var ErrStart = errors.New("start")
+
+// multistep writes the method down: inner nodes, and what the weights differ from 2M's by, newest first.
 func (s Space) multistep(lam, delta []float64) (samplers.SolverSchedule, error) {
 	out := samplers.SolverSchedule{Times: s.times(lam)}
 	g, err := schedules.FromTimes(s.Process, out.Times)
@@ -57,6 +63,57 @@ func (s Space) multistep(lam, delta []float64) (samplers.SolverSchedule, error) 
 	return out, nil
 }
 
+// parameters reads a schedule that multistep could have written.
+func (s Space) parameters(from samplers.SolverSchedule) (lam, delta []float64, err error) {
+	if err := from.Check(); err != nil {
+		return nil, nil, fmt.Errorf("search: s4s: %w: %w", ErrStart, err)
+	}
+	if len(from.Steps) != s.Steps {
+		return nil, nil, fmt.Errorf("search: s4s: %w: it has %d steps, want %d", ErrStart, len(from.Steps), s.Steps)
+	}
+	n := len(from.Times)
+	for i, t := range from.Times[1 : n-1] {
+		l := s.Process.At(t).Lambda()
+		if lo, hi := s.span(); !(l > lo && l < hi) {
+			return nil, nil, fmt.Errorf("search: s4s: %w: time %g of node %d is not between the ends of this search", ErrStart, t, i+1)
+		}
+		lam = append(lam, l)
+	}
+	if a, b := s.From.T, s.To.T; math.Abs(from.Times[0]-a) > 1e-9 || math.Abs(from.Times[n-1]-b) > 1e-9 {
+		return nil, nil, fmt.Errorf("search: s4s: %w: it goes from time %g to %g, want %g to %g", ErrStart, from.Times[0], from.Times[n-1], a, b)
+	}
+	plain, err := s.multistep(lam, make([]float64, s.parts()))
+	if err != nil {
+		return nil, nil, err
+	}
+	for i, st := range plain.Steps {
+		switch own := from.Steps[i]; {
+		case len(own.Weights) == 0 && (own.Order > 1 || st.Weights != nil), own.Pred != schedules.X0, own.Start != -1, own.Corrector != nil, len(own.Weights) > len(st.Weights):
+			return nil, nil, fmt.Errorf("search: s4s: %w: step %d is not a combination of at most %d data predictions", ErrStart, i, max(1, len(st.Weights)))
+		default:
+			for j, w := range st.Weights {
+				d := -w
+				if j < len(own.Weights) {
+					d += own.Weights[j]
+				}
+				delta = append(delta, d)
+			}
+		}
+	}
+	return lam, delta, nil
+}
+
+// parts is the number of weights of all steps.
+func (s Space) parts() int {
+	count := 0
+	for i := range s.Steps {
+		if i < s.Steps-1 || s.To.Sigma > 0 {
+			count += s.weights(i)
+		}
+	}
+	return count
+}
+
 // weights is the number of predictions that step i combines.
 func (s Space) weights(i int) int { return min(s.Order, i+1) }
 
@@ -73,12 +130,7 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 	if err != nil {
 		return err
 	}
-	count := 0
-	for i := range space.Steps {
-		if i < space.Steps-1 || space.To.Sigma > 0 {
-			count += space.weights(i)
-		}
-	}
+	count := space.parts()
 	best := Record{Score: math.Inf(1)}
 	score := func(origin string, lam, delta []float64) (float64, error) {
 		schedule, err := space.multistep(lam, delta)
@@ -97,8 +149,17 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 		}
 		return v, nil
 	}
-	var start []float64
-	first := math.Inf(1)
+	var start, delta []float64
+	first, sigma := math.Inf(1), 0.1
+	if s.Start != nil {
+		if start, delta, err = space.parameters(*s.Start); err != nil {
+			return err
+		}
+		sigma /= 3
+		if _, err := score("start", start, delta); err != nil {
+			return err
+		}
+	}
 	for _, name := range gridNames {
 		if b.spent(log) {
 			return nil
@@ -111,7 +172,7 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 		if err != nil {
 			return err
 		}
-		if v < first || start == nil {
+		if s.Start == nil && (v < first || start == nil) {
 			first, start = v, lam
 		}
 	}
@@ -119,7 +180,8 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 	unit := 0.5 * (hi - lo) / float64(space.Steps) // nodes move by half a mean gap where weights move by 1/2
 	x := make([]float64, len(start)+count)
 	n := len(start)
-	return minimise(ctx, x, 0.1, s.Seed, func() bool { return b.spent(log) }, func(x []float64) (float64, error) {
+	copy(x[n:], delta)
+	return minimise(ctx, x, sigma, s.Seed, func() bool { return b.spent(log) }, func(x []float64) (float64, error) {
 		p := plan{lam: make([]float64, n)}
 		for i, l := range start {
 			p.lam[i] = l + 2*unit*x[i]
