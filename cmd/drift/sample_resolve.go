@@ -212,8 +212,11 @@ func (s *sampling) around(base *manifest.Run, other bool) (p open.Pipeline, set 
 			*dst, set = s.c.Int(flag), true
 		}
 	}
-	if s.c.IsSet("vae") {
-		p.VAE, set = s.c.String("vae"), true
+	texts := map[string]*string{"vae": &p.VAE, "tokenizer": &p.Tokenizer, "config": &p.Config, "prediction": &p.Prediction}
+	for flag, dst := range texts {
+		if s.c.IsSet(flag) {
+			*dst, set = s.c.String(flag), true
+		}
 	}
 	if s.c.IsSet("lora") {
 		p.LoRA, set = strings.Join(s.c.StringSlice("lora"), ","), true

@@ -1,6 +1,7 @@
 package diffusers
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,6 +29,12 @@ type Options struct {
 	// Variant of the weights, e.g. "fp16". When empty, the plain files are
 	// taken, or the only variant if there are no plain files.
 	Variant string
+
+	// Of a pipeline in one file: Config is a folder of diffusers whose
+	// configurations are taken instead of what the shapes say, Tokenizer a folder
+	// that holds the tokenizer, or tokenizer and tokenizer_2, and Prediction what
+	// the network predicts (eps, v) where the file does not say it.
+	Config, Tokenizer, Prediction string
 }
 
 // A Repository is a folder that holds a pipeline, or one network.
@@ -35,7 +42,8 @@ type Repository struct {
 	Dir   string
 	Index *Index // nil when there is no model_index.json
 
-	opt Options
+	opt    Options
+	single *single // nil for a folder
 }
 
 // An Index is a model_index.json.
@@ -137,7 +145,13 @@ func readLabels(path string, value any) (map[int]string, error) {
 
 // OpenRepository finds a folder by its path, or a repository "org/name" in the
 // cache of Options, and reads its model_index.json if there is one.
+//
+// A path may also be one file that holds the networks of a pipeline (.safetensors, .ckpt), in the layout of the programs that trained
+// Stable Diffusion or under the names of diffusers; then Dir is that file.
 func OpenRepository(path string, opt Options) (*Repository, error) {
+	if SingleFile(path) {
+		return openSingle(path, opt)
+	}
 	dir, err := find(path, opt)
 	if err != nil {
 		return nil, err
@@ -222,6 +236,13 @@ func readSmall(path string, most int64) ([]byte, error) {
 // Denoiser returns the name of the component that denoises, "unet" or
 // "transformer"; it is empty when the repository is one network.
 func (r *Repository) Denoiser() string {
+	if r.single != nil && r.Index == nil {
+		for _, name := range []string{"unet", "vae", "text_encoder", "text_encoder_2"} {
+			if r.single.parts[name] != nil {
+				return name // the only network, whatever it is
+			}
+		}
+	}
 	for _, name := range []string{"unet", "transformer"} {
 		if r.Index != nil {
 			if _, ok := r.Index.Component(name); ok {
@@ -269,6 +290,12 @@ func (r *Repository) Config(component string) (Config, string, error) {
 	if component != "" && !componentName.MatchString(component) {
 		return nil, "", fmt.Errorf("%q is not the name of a component", component)
 	}
+	if r.single != nil {
+		if p := r.single.parts[component]; p != nil {
+			return p.config, r.Dir, nil
+		}
+		return nil, "", refuse.Errorf(r.Dir, "has no %s", cmp.Or(component, "unet"))
+	}
 	if r.Index != nil && component == "" {
 		return nil, "", refuse.Errorf(r.Dir, "%s has neither a unet nor a transformer", r.Index.Class)
 	}
@@ -301,6 +328,9 @@ func (r *Repository) Config(component string) (Config, string, error) {
 func (r *Repository) Network(component string) (*Model, error) {
 	if component == "" {
 		component = r.Denoiser()
+	}
+	if r.single != nil {
+		return r.single.network(component)
 	}
 	c, path, err := r.Config(component)
 	if err != nil {
@@ -346,6 +376,12 @@ func (r *Repository) Network(component string) (*Model, error) {
 
 // Scheduler reads the scheduler_config.json of the repository.
 func (r *Repository) Scheduler() (*SchedulerConfig, error) {
+	if r.single != nil {
+		if r.single.sched == nil {
+			return nil, refuse.Errorf(r.Dir, "holds no pipeline that can be sampled: a U-Net with its text encoder is needed; `drift model run` runs single networks")
+		}
+		return r.single.sched, nil
+	}
 	path, err := r.file("scheduler", "scheduler_config.json")
 	if err != nil {
 		return nil, err
@@ -360,6 +396,43 @@ func (r *Repository) Scheduler() (*SchedulerConfig, error) {
 		}
 	}
 	return c, nil
+}
+
+// Notes says how the networks of a single file were told; empty for a folder.
+func (r *Repository) Notes() []string {
+	if r.single == nil {
+		return nil
+	}
+	return r.single.notes
+}
+
+// TokenizerError says that a file holds no tokenizer and none was named.
+type TokenizerError struct{ Path string }
+
+func (e *TokenizerError) Error() string {
+	return e.Path + " holds no tokenizer, as no file of weights does: add --tokenizer FOLDER, one with vocab.json and merges.txt (that of any Stable Diffusion in the layout of diffusers, or openai/clip-vit-large-patch14)"
+}
+
+// Tokenizer finds the folder of a component such as tokenizer_2. own is false
+// where it stands for every tokenizer of the pipeline, whose special tokens
+// may then be others.
+func (r *Repository) Tokenizer(component string) (dir string, own bool, err error) {
+	if r.single == nil {
+		return filepath.Join(r.Dir, component), true, nil
+	}
+	root := r.single.tokenizer
+	if root == "" {
+		return "", false, &TokenizerError{r.Dir}
+	}
+	if dir := filepath.Join(root, component); isFile(filepath.Join(dir, "vocab.json")) {
+		return dir, true, nil
+	}
+	for _, dir := range []string{root, filepath.Join(root, "tokenizer")} {
+		if isFile(filepath.Join(dir, "vocab.json")) {
+			return dir, false, nil
+		}
+	}
+	return "", false, refuse.Errorf(root, "has no vocab.json, and no %s with one", component)
 }
 
 // Open opens the denoiser of a folder or of a cached repository "org/name".

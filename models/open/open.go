@@ -99,10 +99,17 @@ func Open(ctx context.Context, name string, opt Options) (*Model, error) {
 		return folder(name, opt)
 	case err == nil && strings.EqualFold(filepath.Ext(name), ".json"):
 		return target(name, opt)
-	case err == nil && strings.EqualFold(filepath.Ext(name), ".safetensors"):
-		return sequences(name, opt, dna.OpenFile)
+	case err == nil && diffusers.SingleFile(name):
+		known, err := diffusers.Holds(name)
+		if err != nil {
+			return nil, err
+		}
+		if !known && strings.EqualFold(filepath.Ext(name), ".safetensors") {
+			return sequences(name, opt, dna.OpenFile)
+		}
+		return folder(name, opt)
 	case err == nil:
-		return nil, fmt.Errorf("models: %s is neither a folder in the diffusers layout, a .json target nor a .safetensors file of the DNA network", name)
+		return nil, fmt.Errorf("models: %s is neither a folder in the diffusers layout, a .json target nor a file of weights (%s)", name, strings.Join(diffusers.SourceFormats, ", "))
 	case opt.Hub != "" && strings.Count(name, "/") == 1 && !strings.HasPrefix(name, "."):
 		return folder(name, opt)
 	}
@@ -260,9 +267,9 @@ func embedded(name string, opt Options) (*Model, error) {
 
 // folder opens a folder in the diffusers layout, or a repository of the Hugging Face cache.
 func folder(name string, opt Options) (m *Model, err error) {
-	r, err := diffusers.OpenRepository(name, diffusers.Options{CacheDir: opt.Hub, Variant: opt.Variant})
+	r, err := diffusers.OpenRepository(name, diffusers.Options{CacheDir: opt.Hub, Variant: opt.Variant, Config: opt.Config, Tokenizer: opt.Tokenizer, Prediction: opt.Prediction})
 	if err != nil {
-		return nil, err
+		return nil, needs(err)
 	}
 	cfg, _, err := r.Config("")
 	if err != nil {
@@ -275,7 +282,7 @@ func folder(name string, opt Options) (m *Model, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := parts{name: name, repo: r, config: cfg, weights: net.Weights, notes: net.Notes, done: net.Close}
+	p := parts{name: name, repo: r, config: cfg, weights: net.Weights, notes: append(r.Notes(), net.Notes...), done: net.Close}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, net.Close())
@@ -304,6 +311,16 @@ func folder(name string, opt Options) (m *Model, err error) {
 		return nil, err
 	}
 	return p.open(opt)
+}
+
+// needs makes an AskedError of what only the user can say.
+func needs(err error) error {
+	var p *diffusers.PredictionError
+	var t *diffusers.TokenizerError
+	if errors.As(err, &p) || errors.As(err, &t) {
+		return &AskedError{err.Error()}
+	}
+	return err
 }
 
 // hashFiles is the SHA-256 of the files one after another.

@@ -1,6 +1,7 @@
 package open
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -28,6 +29,9 @@ type Pipeline struct {
 	Guidance   float64 `json:"guidance,omitempty"`    // the scale that a distilled network takes as an input (Flux dev, LCM), 0 = 3.5 and 7.5
 	LoRA       string  `json:"lora,omitempty"`        // files merged into the weights, with their scales: "a.safetensors:0.8,b.safetensors"
 	Tile       int     `json:"tile,omitempty"`        // side of the latents that are decoded at once, 0 = 128
+	Config     string  `json:"config,omitempty"`      // of a pipeline in one file: folder whose configurations are taken
+	Tokenizer  string  `json:"tokenizer,omitempty"`   // of a pipeline in one file: folder of its tokenizers
+	Prediction string  `json:"prediction,omitempty"`  // of a pipeline in one file: eps or v, where the file does not say it
 }
 
 // AskedError says that what was asked of a model's parts does not fit a model that is sound.
@@ -153,7 +157,7 @@ func (o *opener) autoencoder(opt Pipeline) error {
 	var err error
 	switch {
 	case opt.VAE != "":
-		m, err = diffusers.Open(opt.VAE, diffusers.Options{})
+		m, err = o.otherVAE(opt.VAE)
 	case o.has("vae"):
 		m, err = o.r.Network("vae")
 	case o.has("vqvae"):
@@ -177,6 +181,31 @@ func (o *opener) autoencoder(opt Pipeline) error {
 		o.codec.Tile = 128
 	}
 	return nil
+}
+
+// otherVAE opens an autoencoder in place of the model's own. A file does not say how latents are scaled: as the model's are.
+func (o *opener) otherVAE(path string) (*diffusers.Model, error) {
+	r, err := diffusers.OpenRepository(path, diffusers.Options{})
+	if err != nil {
+		return nil, err
+	}
+	component := ""
+	if diffusers.SingleFile(path) {
+		component = "vae"
+	}
+	m, err := r.Network(component)
+	if err != nil || component == "" || !o.has("vae") {
+		return m, err
+	}
+	own, _, err := o.r.Config("vae")
+	if err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	a, isKL := own.(*diffusers.AutoencoderKLConfig)
+	if b, ok := m.Config.(*diffusers.AutoencoderKLConfig); ok && isKL {
+		b.ScalingFactor, b.ShiftFactor, b.SampleSize = a.ScalingFactor, a.ShiftFactor, a.SampleSize
+	}
+	return m, nil
 }
 
 func (o *opener) encoder(name string) (*text.Encoder, error) {
@@ -204,7 +233,13 @@ func (o *opener) clip(suffix string) (c pipeline.Clip, err error) {
 	if _, ok := c.Encoder.Config().(*diffusers.CLIPTextConfig); !ok {
 		return c, refuse.Errorf(o.r.Dir, "text_encoder%s is a %s, a CLIP text model is needed there", suffix, c.Encoder.Config().ClassName())
 	}
-	c.Tokenizer, err = text.OpenCLIPTokenizer(filepath.Join(o.r.Dir, "tokenizer"+suffix))
+	dir, own, err := o.r.Tokenizer("tokenizer" + suffix)
+	if err != nil {
+		return c, needs(err)
+	}
+	if c.Tokenizer, err = text.OpenCLIPTokenizer(dir); err == nil && !own && c.Encoder.Config().(*diffusers.CLIPTextConfig).HiddenAct == "gelu" {
+		c.Tokenizer.Pad = 0 // OpenCLIP's encoders were trained with zeros behind the text
+	}
 	return c, err
 }
 
