@@ -35,23 +35,24 @@ func modelVerb(a *app) *cli.Command {
 			{
 				Name: "info", Usage: "say what a model is", UsageText: "X",
 				Description: "The memory line is what a forward pass of --batch images holds: packed weights, and activations with what the kernels need.",
-				Flags:       model(&cli.IntFlag{Name: "batch", Usage: "images at a time, for the memory line (`B`)", Value: 1}),
+				Flags:       model(append(fileFlags(), &cli.IntFlag{Name: "batch", Usage: "images at a time, for the memory line (`B`)", Value: 1})...),
 				Action:      func(c *cli.Context) error { return a.modelInfo(c) },
 			},
 			{
 				Name: "verify", Usage: "read all of a file or folder with every check", UsageText: "X",
-				Description: "X is an embedded model, a folder, a repository in the cache, or a .safetensors, .npy, .npz or .json file (target, network or scheduler configuration). Exit code 3 when it is refused.",
+				Description: "X is an embedded model, a folder, a repository in the cache, or a .safetensors, torch, .npy, .npz or .json file (target, network or scheduler configuration). Exit code 3 when it is refused.",
+				Flags:       fileFlags(),
 				Action:      func(c *cli.Context) error { return a.modelVerify(c) },
 			},
 			{
 				Name: "run", Usage: "make one forward pass", UsageText: "X --in IN.npz --out OUT.npz",
 				Description: "IN.npz holds the arguments under the reference's names: sample, timestep, class_labels. OUT.npz gets out, and vjp with --vjp. For an analytic target timestep is the process's own time.",
-				Flags: model(
+				Flags: model(append(fileFlags(),
 					&cli.StringFlag{Name: "in", Usage: "arguments (`IN.npz`)"},
 					&cli.StringFlag{Name: "out", Usage: "result (`OUT.npz`)"},
 					&cli.StringFlag{Name: "vjp", Usage: "also the gradient of sum(out * cotangent) with respect to sample (`COTANGENT`): an array of IN.npz, or a .npz that holds cotangent"},
-					&cli.StringFlag{Name: "part", Usage: "of an autoencoder: encode or decode (`PART`)"},
-				),
+					&cli.StringFlag{Name: "part", Usage: "of an autoencoder: encode or decode; of a pipeline in one file also text or text_2 (`PART`)"},
+				)...),
 				Action: func(c *cli.Context) error { return a.modelRun(c) },
 			},
 			{
@@ -74,6 +75,11 @@ func (a *app) modelInfo(c *cli.Context) error {
 	name, err := oneArg(c, "a model")
 	if err != nil {
 		return err
+	}
+	if known, err := inOneFile(name); err != nil {
+		return err
+	} else if known {
+		return a.fileInfo(c, name)
 	}
 	if exists(filepath.Join(name, "config.json")) { // a network without a process around it
 		what, err := verifyRepository(name)
@@ -148,6 +154,12 @@ func (a *app) modelVerify(c *cli.Context) error {
 		what, err = a.verifyModel(c.Context, name)
 	} else {
 		what, err = a.verify(c.Context, name)
+		if known, e := inOneFile(name); err == nil && e == nil && known {
+			var of string
+			if of, err = verifyFile(c, name); err == nil {
+				what = of + "; " + what
+			}
+		}
 	}
 	if err != nil {
 		return err
@@ -181,7 +193,10 @@ func (a *app) verify(ctx context.Context, name string) (string, error) {
 	switch strings.ToLower(filepath.Ext(name)) {
 	case ".safetensors":
 		r, err := safetensors.Open(name)
-		return a.verifyTensors(r, err)
+		return a.verifySource(r, err, "safetensors")
+	case ".ckpt", ".pt", ".pth", ".bin":
+		src, err := diffusers.OpenSource(name)
+		return a.verifySource(src, err, "torch file")
 	case ".npz":
 		return verifyArrays(name)
 	case ".npy":
@@ -193,11 +208,11 @@ func (a *app) verify(ctx context.Context, name string) (string, error) {
 	case ".json":
 		return a.verifyJSON(name)
 	}
-	return "", usagef("model verify %s: want a folder, .safetensors, .npz, .npy or .json", name)
+	return "", usagef("model verify %s: want a folder, .safetensors, .ckpt, .pt, .npz, .npy or .json", name)
 }
 
-// verifyTensors reads every value. Those that are not finite are legal in the file, and the end of every network.
-func (a *app) verifyTensors(r *safetensors.Reader, err error) (string, error) {
+// verifySource reads every value of a file of this form. Those that are not finite are legal in the file, and the end of every network.
+func (a *app) verifySource(r diffusers.Source, err error, form string) (string, error) {
 	if err != nil {
 		return "", err
 	}
@@ -224,7 +239,7 @@ func (a *app) verifyTensors(r *safetensors.Reader, err error) (string, error) {
 	if wrong > 0 {
 		a.warn("%s: %d values are not finite, the first in tensor %s", r.Path(), wrong, oneLine(where))
 	}
-	return fmt.Sprintf("safetensors, %d tensors, %d values in %d files", len(r.Tensors()), values, len(r.Files())), nil
+	return fmt.Sprintf("%s, %d tensors, %d values in %d files", form, len(r.Tensors()), values, len(r.Files())), nil
 }
 
 func verifyArrays(name string) (string, error) {
@@ -248,7 +263,7 @@ func (a *app) verifyJSON(name string) (string, error) {
 	base := strings.ToLower(filepath.Base(name))
 	if strings.HasSuffix(base, ".safetensors.index.json") {
 		r, err := safetensors.OpenIndex(name)
-		return a.verifyTensors(r, err)
+		return a.verifySource(r, err, "safetensors")
 	}
 	o, err := strictjson.ReadFile(name, 32<<20, strictjson.Limits{})
 	if err != nil {

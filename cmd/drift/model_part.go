@@ -20,12 +20,38 @@ type part interface {
 	Close()
 }
 
+// componentOf are the networks of a pipeline in one file, as --part names what they do.
+var componentOf = map[string]string{"encode": "vae", "decode": "vae", "text": "text_encoder", "text_2": "text_encoder_2"}
+
 // openPart opens an autoencoder or a text encoder; nil if name is something else.
-func (a *app) openPart(name, dtype, tier, which string) (part, error) {
-	if info, err := os.Stat(name); err != nil || !info.IsDir() {
+func (a *app) openPart(name, dtype, tier, which string, opt diffusers.Options) (part, error) {
+	known, err := inOneFile(name)
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(name)
+	if err != nil || !info.IsDir() && !known {
 		return nil, nil
 	}
-	cfg, err := diffusers.ReadConfig(filepath.Join(name, "config.json"))
+	var cfg diffusers.Config
+	var r *diffusers.Repository
+	component := ""
+	if known {
+		if r, err = diffusers.OpenRepository(name, opt); err != nil {
+			return nil, err
+		}
+		if component = r.Denoiser(); which != "" {
+			if component = componentOf[which]; component == "" {
+				return nil, usagef("--part %s: want encode, decode, text or text_2", which)
+			}
+		}
+		cfg, _, err = r.Config(component)
+	} else {
+		cfg, err = diffusers.ReadConfig(filepath.Join(name, "config.json"))
+	}
+	if err != nil && known {
+		return nil, err
+	}
 	if err != nil {
 		return nil, nil // whatever it is, model run says what is wrong with it
 	}
@@ -35,7 +61,7 @@ func (a *app) openPart(name, dtype, tier, which string) (part, error) {
 			return nil, usagef("%s is an autoencoder: say --part encode or --part decode", name)
 		}
 	case *diffusers.CLIPTextConfig, *diffusers.T5Config:
-		if which != "" {
+		if which != "" && !known {
 			return nil, usagef("--part is for autoencoders, %s is a text encoder", name)
 		}
 	default:
@@ -45,20 +71,25 @@ func (a *app) openPart(name, dtype, tier, which string) (part, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := diffusers.Open(name, diffusers.Options{})
+	if r == nil {
+		if r, err = diffusers.OpenRepository(name, diffusers.Options{}); err != nil {
+			return nil, err
+		}
+	}
+	m, err := r.Network(component)
 	if err != nil {
 		return nil, err
 	}
-	opt := engine.Options{Pool: kernels.NewPool(t, 0), DType: kind}
+	eo := engine.Options{Pool: kernels.NewPool(t, 0), DType: kind}
 	switch cfg.(type) {
 	case *diffusers.CLIPTextConfig, *diffusers.T5Config:
-		e, err := text.New(m.Config, m.Weights, opt)
+		e, err := text.New(m.Config, m.Weights, eo)
 		if err != nil {
 			return nil, refuse.Errorf(name, "%s", trimPackage(err.Error()))
 		}
 		return textPart{e}, nil
 	}
-	e, err := autoencoder.New(m.Config, m.Weights, opt)
+	e, err := autoencoder.New(m.Config, m.Weights, eo)
 	if err != nil {
 		return nil, refuse.Errorf(name, "%s", trimPackage(err.Error()))
 	}

@@ -27,7 +27,7 @@ import (
 
 // openNet opens a bare network: a folder with config.json and weights, or a config.json alone, whose weights are then
 // made up.
-func openNet(name, dtype, tier string) (native.Network, error) {
+func openNet(name, dtype, tier string, opt diffusers.Options) (native.Network, error) {
 	t, kind, err := tierAndType(dtype, tier)
 	if err != nil {
 		return nil, err
@@ -41,7 +41,7 @@ func openNet(name, dtype, tier string) (native.Network, error) {
 			return nil, err
 		}
 	} else {
-		m, err := diffusers.Open(name, diffusers.Options{})
+		m, err := diffusers.Open(name, opt)
 		if err != nil {
 			return nil, err
 		}
@@ -77,10 +77,16 @@ func tierAndType(dtype, tier string) (kernels.Tier, kernels.DType, error) {
 }
 
 // network finds the network that a name stands for (net), or the analytic target (den); done gives it back.
-func (a *app) network(ctx context.Context, name, dtype, tier string) (net native.Network, den models.Denoiser, done func(), err error) {
+func (a *app) network(ctx context.Context, name, dtype, tier string, opt diffusers.Options) (net native.Network, den models.Denoiser, done func(), err error) {
 	info, statErr := os.Stat(name)
-	if statErr == nil && (filepath.Base(name) == "config.json" || info.IsDir()) {
-		if net, err = openNet(name, dtype, tier); err != nil {
+	known := false
+	if statErr == nil {
+		if known, err = inOneFile(name); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	if statErr == nil && (filepath.Base(name) == "config.json" || info.IsDir() || known) {
+		if net, err = openNet(name, dtype, tier, opt); err != nil {
 			return nil, nil, nil, err
 		}
 		return net, nil, net.Close, nil
@@ -111,7 +117,7 @@ func (a *app) modelRun(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if part, err := a.openPart(name, c.String("dtype"), c.String("tier"), c.String("part")); err != nil {
+	if part, err := a.openPart(name, c.String("dtype"), c.String("tier"), c.String("part"), fileOptions(c)); err != nil {
 		return err
 	} else if part != nil { // an autoencoder or a text encoder
 		defer part.Close()
@@ -128,7 +134,7 @@ func (a *app) modelRun(c *cli.Context) error {
 	if c.IsSet("part") {
 		return usagef("--part is for autoencoders")
 	}
-	net, den, done, err := a.network(c.Context, name, c.String("dtype"), c.String("tier"))
+	net, den, done, err := a.network(c.Context, name, c.String("dtype"), c.String("tier"), fileOptions(c))
 	if err != nil {
 		return err
 	}
@@ -399,7 +405,7 @@ func (a *app) modelBench(c *cli.Context) error {
 	if batch < 1 || batch > 1<<16 || rounds < 1 {
 		return usagef("--batch and --rounds want 1 or more")
 	}
-	net, _, done, err := a.network(c.Context, name, c.String("dtype"), c.String("tier"))
+	net, _, done, err := a.network(c.Context, name, c.String("dtype"), c.String("tier"), fileOptions(c))
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"drift/internal/npz"
 	"drift/internal/safetensors"
 	"drift/models/diffusers"
 )
@@ -55,6 +56,8 @@ var tinyPipelines = map[string]map[string]string{
 		"scheduler": `{"_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "leading", "steps_offset": 1}`,
 	},
 }
+
+var published = map[string]string{"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "Stable Diffusion XL"}
 
 // writePipeline writes a folder of a tiny pipeline with made-up weights, and the same weights in one file under their
 // original names.
@@ -167,6 +170,14 @@ func writePipeline(t *testing.T, kind, dir, file string) {
 		}
 	}
 	writeTensors(t, file, list, values)
+	var alone []safetensors.Tensor
+	for _, x := range list {
+		if name, ok := strings.CutPrefix(x.Name, "first_stage_model."); ok {
+			values[name], x.Name = values[x.Name], name
+			alone = append(alone, x)
+		}
+	}
+	writeTensors(t, filepath.Join(filepath.Dir(file), "vae.safetensors"), alone, values)
 	// Letters, each by itself; number 0 is what the second encoders are padded with.
 	vocab := map[string]int{"!": 0, "<|startoftext|>": 53, "<|endoftext|>": 54}
 	for i := range 26 {
@@ -257,6 +268,47 @@ func TestSingleFilePipelines(t *testing.T) {
 			}
 			if got := draw("--model", file, "--config", dir); !bytes.Equal(got, want) {
 				t.Error("with the folder's configurations: another picture")
+			}
+			vae := filepath.Join(root, "vae.safetensors")
+			if got := draw("--model", dir, "--vae", vae); !bytes.Equal(got, want) {
+				t.Error("with the autoencoder of a file: another picture")
+			}
+			stdout, _ := run(0, append([]string{"model", "info", file}, more...)...)
+			for _, line := range []string{"unet           UNet2DConditionModel, ", "vae            AutoencoderKL, ", "text_encoder   CLIPTextModel, ", "tokenizer      none in the file",
+				"note           " + published[kind] + ", told from"} {
+				if !strings.Contains(stdout, line) {
+					t.Errorf("no %q in\n%s", line, stdout)
+				}
+			}
+			if stdout, _ := run(0, "model", "info", vae); !strings.Contains(stdout, "the scaling factor of latents") {
+				t.Error(stdout)
+			}
+			if stdout, _ := run(0, "model", "verify", file); !strings.Contains(stdout, "UNet2DConditionModel with ") || !strings.Contains(stdout, "values in 1 files") {
+				t.Error(stdout)
+			}
+			// One network of the file, and the same of the folder.
+			in := filepath.Join(root, "in.npz")
+			latent := npz.Array{Name: "latent", Shape: []int{1, 4, 2, 2}, Data: make([]float32, 16)}
+			ids := npz.Array{Name: "input_ids", Shape: []int{1, 4}, Data: []int64{53, 3, 30, 54}}
+			if err := npz.Write(in, latent, ids); err != nil {
+				t.Fatal(err)
+			}
+			results := map[string][]byte{}
+			for name, args := range map[string][]string{
+				"vae/file": {file, "--part", "decode"}, "vae/folder": {filepath.Join(dir, "vae"), "--part", "decode"}, "vae/alone": {vae, "--part", "decode"},
+				"text/file": {file, "--part", "text"}, "text/folder": {filepath.Join(dir, "text_encoder")},
+			} {
+				out := filepath.Join(root, "part.npz")
+				os.Remove(out)
+				run(0, append([]string{"model", "run", "--in", in, "--out", out}, args...)...)
+				b, err := os.ReadFile(out)
+				if err != nil {
+					t.Fatal(err)
+				}
+				results[name] = b
+			}
+			if !bytes.Equal(results["vae/file"], results["vae/folder"]) || !bytes.Equal(results["vae/file"], results["vae/alone"]) || !bytes.Equal(results["text/file"], results["text/folder"]) {
+				t.Error("parts of the file give other numbers than those of the folder")
 			}
 			if _, msg := run(2, append([]string{"sample", "--model", file, "--prompt", "x"}, more...)...); !strings.Contains(msg, "add --tokenizer") {
 				t.Error(msg)

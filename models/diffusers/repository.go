@@ -377,6 +377,9 @@ func (r *Repository) Network(component string) (*Model, error) {
 // Scheduler reads the scheduler_config.json of the repository.
 func (r *Repository) Scheduler() (*SchedulerConfig, error) {
 	if r.single != nil {
+		if r.single.unsaid != nil {
+			return nil, r.single.unsaid
+		}
 		if r.single.sched == nil {
 			return nil, refuse.Errorf(r.Dir, "holds no pipeline that can be sampled: a U-Net with its text encoder is needed; `drift model run` runs single networks")
 		}
@@ -396,6 +399,24 @@ func (r *Repository) Scheduler() (*SchedulerConfig, error) {
 		}
 	}
 	return c, nil
+}
+
+// Components lists the networks of the repository.
+func (r *Repository) Components() []string {
+	var names []string
+	for _, name := range []string{"unet", "vae", "text_encoder", "text_encoder_2"} {
+		if r.single != nil && r.single.parts[name] != nil {
+			names = append(names, name)
+		}
+	}
+	if r.single == nil && r.Index != nil {
+		for _, c := range r.Index.Components {
+			if networks[c.Class] != nil || currentName[c.Class] != "" {
+				names = append(names, c.Name)
+			}
+		}
+	}
+	return names
 }
 
 // Notes says how the networks of a single file were told; empty for a folder.

@@ -1,6 +1,7 @@
 package diffusers
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,11 +15,12 @@ import (
 // A single is a pipeline whose networks stand in one file, in the layout of
 // the programs that trained them or under the names of diffusers.
 type single struct {
-	path  string
-	parts map[string]*singlePart
-	index *Index
-	sched *SchedulerConfig // nil: the file has no text encoder
-	notes []string
+	path   string
+	parts  map[string]*singlePart
+	index  *Index
+	sched  *SchedulerConfig // nil: the file has no text encoder, or unsaid
+	unsaid error            // why there is none: what the network predicts must be said
+	notes  []string
 	// tokenizer is a folder with tokenizers; empty: none was named or found.
 	tokenizer string
 
@@ -307,9 +309,11 @@ func (s *single) around(src Source, given *Repository, in *inferred, opt Options
 		s.sched, err = given.Scheduler()
 	} else {
 		s.sched, err = in.scheduler(s.path, src, unet, opt.Prediction)
-		if err == nil {
-			s.notes = append(s.notes, fmt.Sprintf("%s, told from the tensors' names and shapes", in.kind))
-		}
+		s.notes = append(s.notes, in.kind+", told from the tensors' names and shapes")
+	}
+	var ask *PredictionError
+	if errors.As(err, &ask) {
+		s.unsaid, err = err, nil
 	}
 	if err != nil {
 		return err

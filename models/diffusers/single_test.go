@@ -164,7 +164,8 @@ func TestSingleFileNeedsPrediction(t *testing.T) {
 	n := readNames(t)["sd2"].Tensors
 	read := func(prediction string) (*single, error) {
 		s := &single{path: "m.safetensors", parts: map[string]*singlePart{}}
-		return s, s.read(shapes(n), Options{Prediction: prediction})
+		err := s.read(shapes(n), Options{Prediction: prediction})
+		return s, errors.Join(err, s.unsaid)
 	}
 	var p *PredictionError
 	if _, err := read(""); !errors.As(err, &p) || !strings.Contains(err.Error(), "--prediction v") {

@@ -289,7 +289,7 @@ func folder(name string, opt Options) (m *Model, err error) {
 		}
 	}()
 	if p.sched, err = r.Scheduler(); err != nil {
-		return nil, err
+		return nil, needs(err)
 	}
 	if len(p.sched.Ignored) > 0 {
 		p.notes = append(p.notes, p.sched.ClassName+" does not know the keys "+strings.Join(p.sched.Ignored, ", "))
