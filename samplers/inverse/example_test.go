@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"drift/internal/operators"
 	"drift/models"
 	"drift/models/analytic"
 	"drift/samplers"
@@ -20,12 +19,12 @@ func Example() {
 		fmt.Println(err)
 		return
 	}
-	a, err := operators.Parse("matrix:rows=1 0", []int{2}, nil)
+	a, err := inverse.Degradation("matrix:rows=1 0", []int{2}, nil)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	y := operators.Measurement{A: a, Y: []float64{1.5}, Sigma: 0.3}
+	y := inverse.Measurement{A: a, Y: []float64{1.5}, Sigma: 0.3}
 	method, info, err := inverse.Parse("tmpd")
 	if err != nil {
 		fmt.Println(err)

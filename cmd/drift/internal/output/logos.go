@@ -1,7 +1,7 @@
 package output
 
 import (
-	"drift/cmd/drift/internal/logo"
+	"drift/models/dna/logo"
 )
 
 // writeLogos draws the logos of the sequences: of the motifs they hold, or position by position.
