@@ -111,6 +111,20 @@ func (f *Figure) Curve(name string, lo, hi float64, y func(x float64) float64) {
 // Density draws a histogram of weighted values (nil: equal weights) as a density, in bins between two ends; values outside
 // count in the total.
 func (f *Figure) Density(name string, x, w []float64, lo, hi float64, bins int) {
+	width := (hi - lo) / float64(bins)
+	outline := plotter.XYs{{X: lo, Y: 0}}
+	for b, y := range histogram(x, w, lo, hi, bins) {
+		outline = append(outline, plotter.XY{X: lo + float64(b)*width, Y: y}, plotter.XY{X: lo + float64(b+1)*width, Y: y})
+	}
+	p := Must(plotter.NewPolygon(append(outline, plotter.XY{X: hi, Y: 0})))
+	c := f.colour()
+	p.LineStyle = draw.LineStyle{Color: c, Width: vg.Points(0.8)}
+	c.A = 70
+	p.Color = c
+	f.add(name, p)
+}
+
+func histogram(x, w []float64, lo, hi float64, bins int) []float64 {
 	h, total := make([]float64, bins), 0.0
 	for i, v := range x {
 		weight := 1.0
@@ -122,23 +136,10 @@ func (f *Figure) Density(name string, x, w []float64, lo, hi float64, bins int) 
 			h[b] += weight
 		}
 	}
-	width := (hi - lo) / float64(bins)
-	outline := plotter.XYs{{X: lo, Y: 0}}
-	for b, v := range h {
-		y := v / total / width
-		outline = append(outline, plotter.XY{X: lo + float64(b)*width, Y: y}, plotter.XY{X: lo + float64(b+1)*width, Y: y})
+	for b := range h {
+		h[b] /= total * (hi - lo) / float64(bins)
 	}
-	p := Must(plotter.NewPolygon(append(outline, plotter.XY{X: hi, Y: 0})))
-	c := f.colour()
-	p.LineStyle = draw.LineStyle{Color: c, Width: vg.Points(0.8)}
-	c.A = 70
-	p.Color = c
-	f.add(name, p)
-}
-
-// Names numbers the ticks of the x axis with words.
-func (f *Figure) Names(names ...string) {
-	f.NominalX(names...)
+	return h
 }
 
 // Log makes the axes logarithmic, with ticks at 1, 2 and 5 in every decade.

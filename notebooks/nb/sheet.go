@@ -5,13 +5,17 @@ import (
 	"image"
 	"image/color"
 	"image/draw"
+	"math"
+	"sync"
 
 	"golang.org/x/image/font"
-	"golang.org/x/image/font/basicfont"
+	"golang.org/x/image/font/gofont/gomono"
+	"golang.org/x/image/font/opentype"
 	"golang.org/x/image/math/fixed"
 	"gorgonia.org/tensor"
 
 	"drift/internal/pixels"
+	"drift/models"
 )
 
 // Strip is a row of pictures with a label before it.
@@ -22,7 +26,7 @@ type Strip struct {
 
 const (
 	gap   = 2
-	glyph = 7 // width of a letter
+	glyph = 8 // width of a letter
 )
 
 // Sheet draws strips below each other, on white, enlarged to about the width of a page. All strips hold pictures of one
@@ -74,8 +78,14 @@ func paste(m *image.RGBA, x, y int, p image.Image, zoom int) {
 	}
 }
 
+// face is a font in which every letter is glyph wide.
+var face = sync.OnceValue(func() font.Face {
+	f := Must(opentype.Parse(gomono.TTF))
+	return Must(opentype.NewFace(f, &opentype.FaceOptions{Size: 13, DPI: 72, Hinting: font.HintingFull}))
+})
+
 func write(m *image.RGBA, x, y int, text string) {
-	d := font.Drawer{Dst: m, Src: image.NewUniform(color.Black), Face: basicfont.Face7x13, Dot: fixed.P(x, y)}
+	d := font.Drawer{Dst: m, Src: image.NewUniform(color.Black), Face: face(), Dot: fixed.P(x, y)}
 	d.DrawString(text)
 }
 
@@ -96,4 +106,41 @@ func Beside(pictures ...image.Image) image.Image {
 		x += p.Bounds().Dx()
 	}
 	return m
+}
+
+// Film collects one row of a batch at several moments.
+type Film struct {
+	frames []float64
+	shape  tensor.Shape
+}
+
+// Add copies a row of x, which may change afterwards.
+func (f *Film) Add(x *tensor.Dense, row int) {
+	d, n := models.Data(x), x.Shape()[0]
+	size := len(d) / n
+	f.frames = append(f.frames, d[row*size:(row+1)*size]...)
+	f.shape = x.Shape().Clone()
+}
+
+// Frames is a batch of all that was added, nil before the first.
+func (f *Film) Frames() *tensor.Dense {
+	if f.shape == nil {
+		return nil
+	}
+	shape := append([]int{}, f.shape...)
+	shape[0] = len(f.frames) / tensor.Shape(f.shape[1:]).TotalSize()
+	return models.Wrap(f.frames, shape...)
+}
+
+// RMS is the root mean square of the differences of two batches of one shape.
+func RMS(a, b *tensor.Dense) float64 {
+	x, y := models.Data(a), models.Data(b)
+	if len(x) != len(y) {
+		panic(fmt.Sprintf("nb: shapes %v and %v", a.Shape(), b.Shape()))
+	}
+	sum := 0.0
+	for i := range x {
+		sum += (x[i] - y[i]) * (x[i] - y[i])
+	}
+	return math.Sqrt(sum / float64(len(x)))
 }
