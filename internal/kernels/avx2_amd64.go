@@ -92,6 +92,9 @@ func widenBF16AVX2(dst *float32, src *uint16, n int)
 func widenF16AVX2(dst *float32, src *uint16, n int)
 
 //go:noescape
+func toF16AVX2(dst *uint16, src *float32, n int)
+
+//go:noescape
 func pairRowsAVX2(dst *uint32, x *float32, ld, rows, n int)
 
 //go:noescape
@@ -259,6 +262,7 @@ var avx2Ops = ops{
 	dgemm:       dgemmAVX2,
 	widenBF16:   widenBF16SIMD,
 	widenF16:    widenF16SIMD,
+	toF16:       toF16SIMD,
 	pairRows:    pairRowsAVX2,
 	depthwise:   depthwiseSIMD,
 }
@@ -427,6 +431,15 @@ func widenF16SIMD(dst []float32, src []uint16) {
 		_ = dst[len(src)-1]
 		widenF16AVX2(&dst[0], &src[0], len(src))
 	}
+}
+
+func toF16SIMD(dst []uint16, src []float32) {
+	n := len(src) &^ 7
+	if n > 0 {
+		_ = dst[n-1]
+		toF16AVX2(&dst[0], &src[0], n)
+	}
+	toF16Go(dst[n:], src[n:])
 }
 
 func depthwiseSIMD(dst, src, w, bias *float32, taps *tapAt, n, c int) {

@@ -3,8 +3,6 @@ package kernels
 import (
 	"fmt"
 	"unsafe"
-
-	"drift/internal/half"
 )
 
 // Pad is the number of zero rows and columns around an image.
@@ -139,8 +137,8 @@ type Conv struct {
 	tier   Tier
 	dtype  DType
 	ops    *ops
-	w      []float32 // [panel][k][nr]
-	w16    []uint16  // the same of a widened type
+	w      []float32 // [panel][k][nr], for Winograd [panel][channel][tap][nr]
+	w16    []uint16  // the same of a widened type, and for Winograd in bfloat16
 	bias   []float32 // padded to whole panels
 	pieces []piece
 	blocks []kblock
@@ -148,7 +146,7 @@ type Conv struct {
 	panels int
 	slots  int // 4-byte values of a pixel in the buffer that is read
 	hasB   bool
-	wino   *winograd
+	method method
 }
 
 // piece is one segment of K: slots c0.. of the run of kernel taps that
@@ -174,93 +172,13 @@ func newConv(tier Tier, dtype DType, spec ConvSpec, weight, bias []float32, how 
 }
 
 func newConvOn(o *ops, tier Tier, dtype DType, spec ConvSpec, weight, bias []float32, how method) *Conv {
-	if spec.Cin < 1 || spec.Cout < 1 || spec.KH < 1 || spec.KW < 1 {
-		panic(fmt.Sprintf("kernels: convolution of shape %+v", spec))
-	}
-	if want := spec.Cout * spec.Cin * spec.KH * spec.KW; len(weight) != want {
+	width := spec.Cin * spec.KH * spec.KW
+	if len(weight) != spec.Cout*width {
 		panic(fmt.Sprintf("kernels: convolution weight has %d values, shape (%d,%d,%d,%d) needs %d",
-			len(weight), spec.Cout, spec.Cin, spec.KH, spec.KW, want))
+			len(weight), spec.Cout, spec.Cin, spec.KH, spec.KW, spec.Cout*width))
 	}
-	if bias != nil && len(bias) != spec.Cout {
-		panic(fmt.Sprintf("kernels: convolution bias has %d values for %d channels", len(bias), spec.Cout))
-	}
-	c := &Conv{spec: spec, tier: tier, dtype: dtype, ops: o, hasB: bias != nil, slots: spec.Cin}
-	if o.pairs > 0 {
-		c.slots = roundUp(spec.Cin, o.pairs) / 2
-	}
-	c.k = spec.KH * spec.KW * c.slots
-	c.panels = ceilDiv(spec.Cout, o.nr)
-	c.bias = alignedFloats(c.panels * o.nr)
-	copy(c.bias, bias)
-	c.cut()
-	if how != direct {
-		m := 2
-		if how == wino4 {
-			m = 4
-		}
-		c.wino = newWinograd(o, m, spec, weight, dtype == BF16)
-		return c
-	}
-	if dtype.widened() {
-		c.w16 = make([]uint16, c.panels*o.nr*c.k)
-	} else {
-		c.w = alignedFloats(c.panels * o.nr * c.k)
-	}
-	c.pack(weight)
+	c, _ := packConvOn(o, tier, dtype, spec, rowsOf(weight, width), bias, how) // memory is always there
 	return c
-}
-
-// pack writes the weights in panels of nr columns: [panel][tap][slot][nr].
-func (c *Conv) pack(weight []float32) {
-	o, s := c.ops, &c.spec
-	taps := s.KH * s.KW
-	var wide []float32
-	if c.w16 != nil {
-		wide = make([]float32, c.k*o.nr)
-	}
-	for j0 := 0; j0 < s.Cout; j0 += o.nr {
-		panel := wide
-		if c.w16 == nil {
-			panel = c.w[j0*c.k : (j0+o.nr)*c.k]
-		} else if s.Cout-j0 < o.nr {
-			clear(wide)
-		}
-		switch {
-		case o.pairs > 0:
-			for lane := range min(o.nr, s.Cout-j0) {
-				for ci := range s.Cin {
-					src := weight[((j0+lane)*s.Cin+ci)*taps:][:taps]
-					for tap, v := range src {
-						at := &panel[(tap*c.slots+ci/2)*o.nr+lane]
-						half := f32bits(roundBF16(v)) >> 16
-						*at = f32frombits(f32bits(*at) | half<<(16*(ci&1)))
-					}
-				}
-			}
-			continue
-		case taps == 1:
-			packPanel(o, panel, weight, c.k, s.Cout, j0, s.Cin, true)
-		default:
-			for lane := range min(o.nr, s.Cout-j0) {
-				for ci := range s.Cin {
-					src := weight[((j0+lane)*s.Cin+ci)*taps:][:taps]
-					for tap, v := range src {
-						panel[(tap*s.Cin+ci)*o.nr+lane] = v
-					}
-				}
-			}
-		}
-		switch c.dtype {
-		case BF16:
-			o.roundBF16(panel)
-		case F32OnBF16:
-			o.toBF16(c.w16[j0*c.k:(j0+o.nr)*c.k], panel)
-		case F32OnF16:
-			for i, v := range panel {
-				c.w16[j0*c.k+i] = half.ToFloat16(v)
-			}
-		}
-	}
 }
 
 // cut divides K into segments and passes. Neighbouring taps of a kernel row
@@ -294,13 +212,17 @@ func (c *Conv) cut() {
 // Spec gives the layer's shape.
 func (c *Conv) Spec() ConvSpec { return c.spec }
 
+// widen is how the layer's 16-bit weights become float32.
+func (c *Conv) widen() func(dst []float32, src []uint16) {
+	if c.dtype == F32OnF16 {
+		return c.ops.widenF16
+	}
+	return c.ops.widenBF16
+}
+
 // Bytes gives the size of the packed weights: what the layer keeps in memory.
 func (c *Conv) Bytes() int {
-	n := 4*len(c.w) + 2*len(c.w16)
-	if c.wino != nil {
-		n += 4 * len(c.wino.u)
-	}
-	return n
+	return 4*len(c.w) + 2*len(c.w16)
 }
 
 // MACs gives the multiply-adds of a run by definition, whatever the method.
@@ -409,8 +331,9 @@ func (c *Conv) Scratch(workers, n, h, w int, upsample bool) int {
 }
 
 func (c *Conv) scratch(workers, n, h, w int, pad Pad, in Input) int {
-	if c.wino != nil {
-		return c.wino.scratch(c, workers, n, h, w, pad, &in)
+	if c.method != direct {
+		p := winoPlanOf(c, workers, n, h, w, pad, &in)
+		return p.total(c, workers)
 	}
 	worst := 0
 	for _, act := range []Activation{Identity, SiLU} {
@@ -449,12 +372,12 @@ func (c *Conv) run(p *Pool, dst []float32, in Input, n, h, w int, pad Pad, scrat
 	}
 	need("dst", dst, n*ho*wo*c.spec.Cout)
 	ep.check(n, c.spec.Cout, n*ho*wo*c.spec.Cout)
-	if ep.Gate != nil && c.wino != nil {
+	if ep.Gate != nil && c.method != direct {
 		panic("kernels: a gate goes with a linear layer")
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c.wino != nil {
+	if c.method != direct {
 		p.wino.run(p, c, dst, &in, n, h, w, pad, scratch, &ep)
 		p.wino = winoJob{}
 		return
@@ -601,10 +524,7 @@ func (j *convJob) do(worker, item int) {
 		w: c.w, k: c.k, cols: s.Cout, dst: j.dst[out:], tail: j.tail[worker*size : (worker+1)*size],
 	}
 	if c.w16 != nil {
-		t.w16, t.wide, t.widen = c.w16, j.wide[worker*pl.wide:(worker+1)*pl.wide], c.ops.widenF16
-		if c.dtype == F32OnBF16 {
-			t.widen = c.ops.widenBF16
-		}
+		t.w16, t.wide, t.widen = c.w16, j.wide[worker*pl.wide:(worker+1)*pl.wide], c.widen()
 	}
 	if c.ops.pairs > 0 {
 		px := c.slots * slotBytes * pl.stride

@@ -3481,6 +3481,21 @@ loop:
 	VZEROUPPER
 	RET
 
+// func toF16AVX2(dst *uint16, src *float32, n int)
+TEXT ·toF16AVX2(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), DI
+	MOVQ src+8(FP), SI
+	MOVQ n+16(FP), CX
+loop:
+	VMOVUPS (SI), Y0
+	VCVTPS2PH $0, Y0, (DI)
+	ADDQ $32, SI
+	ADDQ $16, DI
+	SUBQ $8, CX
+	JNE loop
+	VZEROUPPER
+	RET
+
 // func pairRowsAVX2(dst *uint32, x *float32, ld, rows, n int)
 TEXT ·pairRowsAVX2(SB), NOSPLIT, $0-40
 	MOVQ dst+0(FP), DI

@@ -91,6 +91,8 @@ type ops struct {
 	toBF16Rows func(dst *uint16, src *float32, ldDst, ldSrc, rows, c int)
 	// widenBF16 and widenF16 widen 16-bit values, a multiple of 8 of them.
 	widenBF16, widenF16 func(dst []float32, src []uint16)
+	// toF16 rounds to IEEE half precision.
+	toF16 func(dst []uint16, src []float32)
 	// pairRows writes rows of n slots, a multiple of 8, with a row of x in the
 	// lower halves and the next one, ld bytes further, in the upper ones.
 	pairRows func(dst *uint32, x *float32, ld, rows, n int)
@@ -251,6 +253,9 @@ func (c *carver) take(n int) []float32 {
 }
 
 func carve(scratch []float32) carver { return carver{s: align64(scratch)} }
+
+// uint32At is the place of value i, as the assembly takes it.
+func uint32At(s []float32, i int) *uint32 { return (*uint32)(unsafe.Pointer(&s[i])) }
 
 // int64s views float32 scratch as n int64; n*2 values are used.
 func int64s(s []float32, n int) []int64 {

@@ -280,11 +280,7 @@ func TestConv(t *testing.T) {
 			}
 			want := refConv(c.spec, &in, c.n, c.h, c.w, weight, bias, ep, dt == BF16)
 			for _, tier := range Tiers() {
-				how := methods(c.spec)
-				if dt.widened() {
-					how = how[:1]
-				}
-				for _, how := range how {
+				for _, how := range methods(c.spec) {
 					t.Run(fmt.Sprintf("%v/%v/%d/%d", tier, dt, i, how), func(t *testing.T) {
 						layer := newConv(tier, dt, c.spec.normal(), weight, bias, how)
 						c.check(t, layer, pools[tier], in, ep, want, dt)
@@ -428,7 +424,7 @@ func TestMethodOf(t *testing.T) {
 		{AVX2, F32, s(512, 256, 8), direct},
 		{AVX2, F32, s(256, 256, 4), direct},
 		{AVX2, F32, s(128, 128, 4), wino2},
-		{AVX512, F32OnF16, s(128, 128, 32), direct},
+		{AVX512, F32OnF16, s(128, 128, 32), wino4},
 		{AVX2, F32, s(256, 256, 2), direct},
 		{AVX2, F32, s(96, 96, 7), wino4},
 		{AVX2, F32, s(1280, 1280, 16), wino2},

@@ -38,6 +38,7 @@ var portableOps = ops{
 	dgemm:        dgemmGo,
 	widenBF16:    widenBF16Go,
 	widenF16:     widenF16Go,
+	toF16:        toF16Go,
 	pairRows:     pairRowsGo,
 	depthwise:    depthwiseGo,
 }
@@ -232,6 +233,12 @@ func widenBF16Go(dst []float32, src []uint16) {
 func widenF16Go(dst []float32, src []uint16) {
 	for i, v := range src {
 		dst[i] = half.Float16(v)
+	}
+}
+
+func toF16Go(dst []uint16, src []float32) {
+	for i, v := range src {
+		dst[i] = half.ToFloat16(v)
 	}
 }
 

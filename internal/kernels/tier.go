@@ -66,8 +66,8 @@ const (
 	BF16       // weights and input bfloat16: 8 bits of mantissa, round to nearest even
 	// Float32 arithmetic on weights that stay in 16 bits in memory and are
 	// widened, a panel at a time, where they are used: exact for the weights
-	// of a 16-bit checkpoint, at half the memory and nearly the speed of F32.
-	// No Winograd.
+	// of a 16-bit checkpoint, at half the memory and nearly the speed of F32,
+	// and to the same bits.
 	F32OnF16
 	F32OnBF16
 )

@@ -10,12 +10,10 @@ import "unsafe"
 // 0, +-3/4, +-3/2 and infinity: with them the relative error in float32 stays
 // within about twice that of the direct sum, a third of what the usual
 // 0, +-1, +-2 give (compare Barabasz et al. 2020, arXiv:1803.10986).
-type winograd struct {
-	m      int       // output pixels of a tile along an axis
-	u      []float32 // weights: [group][value][panel][cin][nr]
-	per    int       // panels of a group
-	groups int
-}
+//
+// The transformed weights are 16/9 and 4 times as many as the plain ones, so
+// they are made where they are used: for few tiles a block of channels at a
+// time that stays in the second level cache, for many tiles once per run.
 
 // method is how a layer is computed.
 type method uint8
@@ -27,16 +25,13 @@ const (
 )
 
 // methodOf chooses by shape, type and tier, never by batch or workers. Larger
-// tiles mean fewer multiply-adds but 16/9 (F(2x2)) and 4 times (F(4x4)) the
-// weights, which have to come from memory for every forward pass: that costs
-// more than it saves when a picture has few tiles to share them. The bounds
-// also keep the weights of a whole network below twice their plain size (in
-// ddpm-cifar10, 1.9 times). AMX multiplies
+// tiles mean fewer multiply-adds but more to do for the transform of the
+// weights, which has to pay off in one picture. AMX multiplies
 // bfloat16 more than ten times as fast as float32 and VDPBF16PS twice as fast;
 // F(4x4) in float32 on rounded inputs lies between the two.
 func methodOf(tier Tier, dtype DType, s ConvSpec) method {
 	if s.KH != 3 || s.KW != 3 || s.Stride != 1 || s.Dilation != 1 || s.Cin%8 != 0 || s.Cout%8 != 0 ||
-		s.Cin < 16 || s.Cout < 16 || dtype == BF16 && tier == AMX || dtype.widened() {
+		s.Cin < 16 || s.Cout < 16 || dtype == BF16 && tier == AMX {
 		return direct
 	}
 	px, weights := s.H*s.W, s.Cin*s.Cout
@@ -120,61 +115,45 @@ func winoMatricesOf(m int) *winoMatrices {
 	return t
 }
 
-func newWinograd(o *ops, m int, s ConvSpec, weight []float32, bf16 bool) *winograd {
-	al := m + 2
-	w := &winograd{m: m}
-	panels := ceilDiv(s.Cout, o.nr)
-	w.per = max(1, 64/o.nr)
-	w.groups = ceilDiv(panels, w.per)
-	w.u = alignedFloats(panels * o.nr * s.Cin * al * al)
-	t := winoTables[m]
-	g := make([]float64, 0, 18)
-	for i := range al {
-		g = append(g, t.g[i][:]...)
+// wino gives the size of a layer's output tiles.
+func (c *Conv) wino() (m int) {
+	if c.method == wino2 {
+		return 2
 	}
-	taps := make([]float32, 9*o.nr)
-	for pn := range panels {
-		j0, group := pn*o.nr, pn/w.per
-		have := min(o.nr, s.Cout-j0)
-		first := w.at(o, s.Cin, panels, group, 0, pn-group*w.per)
-		step := w.at(o, s.Cin, panels, group, 1, pn-group*w.per) - first
-		for ci := range s.Cin {
-			for lane := range have {
-				k := weight[((j0+lane)*s.Cin+ci)*9:][:9]
-				for i, v := range k {
-					taps[i*o.nr+lane] = v
-				}
-			}
-			if bf16 {
-				o.roundBF16(taps)
-			}
-			o.winoWeights(m, &w.u[first+ci*o.nr], step*4, &taps[0], o.nr, &g[0])
-		}
-		if have < o.nr {
-			clear(taps)
-		}
+	return 4
+}
+
+// winoMatrixOf is the matrix G as the kernels read it.
+var winoMatrixOf = map[int][]float64{2: flatG(2), 4: flatG(4)}
+
+func flatG(m int) (g []float64) {
+	for i := range m + 2 {
+		g = append(g, winoTables[m].g[i][:]...)
 	}
-	return w
+	return g
 }
 
-// at gives the place of a panel in u.
-func (w *winograd) at(o *ops, cin, panels, g, value, pn int) int {
-	al := w.m + 2
-	here := min(w.per, panels-g*w.per)
-	return (g*w.per*al*al + value*here + pn) * cin * o.nr
+// winoTiles is about how many tiles an item covers. With all weights
+// transformed: enough to use a panel of weights often, few enough that the
+// transformed input stays in the second level cache or close to it. Else as
+// many as pay for transforming the weights.
+func winoTiles(m, cin int, whole bool) int {
+	size := (m + 2) * (m + 2) * cin * 4
+	if whole {
+		return min(max((768<<10)/size, 24), 96)
+	}
+	return min(max((8<<20)/size, 64), 512/m)
 }
 
-// winoTiles is about how many tiles an item covers: enough to use a panel of
-// weights often, few enough that the transformed input stays in the second
-// level cache or close to it.
-func winoTiles(m, cin int) int {
-	al := m + 2
-	return min(max((768<<10)/(al*al*cin*4), 24), 96)
-}
-
-// winoChannels is how many channels of a row of tiles are transformed at a
-// time, so that a tile and its result share the first level cache.
-const winoChannels = 128
+const (
+	// winoWhole is from how many tiles on all weights are transformed first.
+	winoWhole = 600
+	// winoWeights is about how many transformed weights are made at a time.
+	winoWeights = 64 << 10
+	// winoChannels is how many channels of a row of tiles are transformed at
+	// a time, so that a tile and its result share the first level cache.
+	winoChannels = 128
+)
 
 type winoPlan struct {
 	n, hi, wi, ho, wo int
@@ -184,90 +163,113 @@ type winoPlan struct {
 	items             int
 	pitch             int // pixels between rows of the padded input
 	bufRows           int
-	shared            bool // transformed input is made first, by all
-	vStep, mStep      int  // float32 between the values of a tile
+	whole             bool // all weights are transformed first
+	shared            bool // so is the input, by all
+	cb, blocks        int  // channels of a block, and blocks
+	per, groups       int  // panels of a group of columns, and groups
+	uStep             int  // float32 between the values of transformed weights
+	vStep, mStep      int  // the same of a tile, and of its products
+	uSize             int  // float32 of all transformed weights
 	vSize, mSize      int  // float32 of an item
 	perWorker         int
 }
 
-func (w *winograd) plan(c *Conv, workers, n, h, wd int, pad Pad, in *Input) winoPlan {
-	s := c.spec
+func winoPlanOf(c *Conv, workers, n, h, wd int, pad Pad, in *Input) winoPlan {
+	s, m, nr := c.spec, c.wino(), c.ops.nr
 	s.Pad = pad
 	p := winoPlan{n: n, pad: pad}
 	p.hi, p.wi = in.size(h, wd)
 	p.ho, p.wo = s.OutSize(p.hi, p.wi)
-	p.tx, p.ty = ceilDiv(p.wo, w.m), ceilDiv(p.ho, w.m)
+	p.tx, p.ty = ceilDiv(p.wo, m), ceilDiv(p.ho, m)
 	total := n * p.ty
-	p.rows = min(max(winoTiles(w.m, s.Cin)/p.tx, 1), total)
+	p.whole = total*p.tx >= winoWhole
+	p.rows = min(max(winoTiles(m, s.Cin, p.whole)/p.tx, 1), total)
 	p.items = ceilDiv(total, p.rows)
 	p.rows = ceilDiv(total, p.items)
 	p.items = ceilDiv(total, p.rows)
-	p.pitch = p.tx*w.m + 2
-	p.bufRows = min(p.rows, p.ty)*w.m + 2
-	al := w.m + 2
+	p.pitch = p.tx*m + 2
+	p.shared = !p.whole || workers > 1 && p.items < 3*workers
+	p.bufRows = m + 2
+	if !p.shared {
+		p.bufRows = min(p.rows, p.ty)*m + 2
+	}
+	values := (m + 2) * (m + 2)
+	p.cb, p.per = s.Cin, max(1, 64/nr)
+	if !p.whole {
+		p.per = max(1, 32/nr)
+		p.cb = ceilDiv(s.Cin, ceilDiv(s.Cin, max(winoWeights/(values*p.per*nr), 8)))
+		p.cb = roundUp(p.cb, 8)
+	}
+	p.blocks = ceilDiv(s.Cin, p.cb)
+	p.groups = ceilDiv(c.panels, p.per)
 	tiles := p.rows * p.tx
 	// A line more, lest all values of a tile fall into one set of the cache.
-	p.vStep = roundUp(tiles*s.Cin, 16) + 16
-	p.mStep = tiles*w.per*c.ops.nr + 16
-	p.vSize, p.mSize = al*al*p.vStep, al*al*p.mStep
-	p.shared = workers > 1 && p.items < 3*workers
+	p.vStep = roundUp(tiles*p.cb*p.blocks, 16) + 16
+	p.mStep = tiles*p.per*nr + 16
+	p.uStep = p.cb*nr + 16
+	p.vSize, p.mSize = values*p.vStep, values*p.mStep
 	p.perWorker = roundUp(p.bufRows*p.pitch*s.Cin, 16) + p.mSize
 	if !p.shared {
 		p.perWorker += p.vSize
 	}
+	if p.whole {
+		p.uSize = c.panels * values * p.uStep
+	} else {
+		p.perWorker += p.per * values * p.uStep
+	}
+	if c.w16 != nil {
+		p.perWorker += roundUp(9*p.cb*nr, 16)
+	}
 	return p
 }
 
-func (w *winograd) biasStride(c *Conv) int { return roundUp(c.panels*c.ops.nr, 16) }
+func (c *Conv) biasStride() int { return roundUp(c.panels*c.ops.nr, 16) }
 
-func (p *winoPlan) total(w *winograd, c *Conv, workers int) int {
+func (p *winoPlan) total(c *Conv, workers int) int {
 	tiles := p.rows * p.tx
-	n := alignSlack + workers*p.perWorker + p.n*w.biasStride(c) +
-		roundUp(2*tiles, 16) + roundUp(4*ceilDiv(c.spec.Cin, c.ops.kc), 16)
+	n := alignSlack + workers*p.perWorker + p.n*c.biasStride() + p.uSize +
+		roundUp(2*tiles, 16) + roundUp(4*ceilDiv(p.cb, c.ops.kc), 16)
 	if p.shared {
 		n += p.items * p.vSize
 	}
 	return n
 }
 
-func (w *winograd) scratch(c *Conv, workers, n, h, wd int, pad Pad, in *Input) int {
-	p := w.plan(c, workers, n, h, wd, pad, in)
-	return p.total(w, c, workers)
-}
-
 type winoJob struct {
-	c      *Conv
-	in     Input
-	ep     Epilogue
-	dst    []float32
-	plan   winoPlan
-	phase  uint8
-	groups int // column groups per item of the last phase
-	v      []float32
-	work   []float32
-	bias   []float32
-	rows   []int64
-	segs   []int64
+	c     *Conv
+	in    Input
+	ep    Epilogue
+	dst   []float32
+	plan  winoPlan
+	phase uint8
+	u     []float32 // [panel][value][channel][nr], of all weights
+	v     []float32 // [value][block][tile][channel of the block]
+	work  []float32
+	bias  []float32
+	rows  []int64
+	segs  []int64
+	end   [2]int64 // segment of the last block
 }
 
 const (
-	winoWhole  uint8 = iota // transform and multiply
+	winoExpand uint8 = iota // transform the weights
+	winoBoth                // transform the input and multiply
 	winoBefore              // transform into the shared buffer
 	winoAfter               // multiply one group of columns
 )
 
 func (j *winoJob) run(p *Pool, c *Conv, dst []float32, in *Input, n, h, wd int, pad Pad, scratch []float32, ep *Epilogue) {
-	w := c.wino
 	j.c, j.in, j.ep, j.dst = c, *in, *ep, dst
-	j.plan = w.plan(c, p.workers, n, h, wd, pad, in)
+	j.plan = winoPlanOf(c, p.workers, n, h, wd, pad, in)
 	pl := &j.plan
-	need("scratch", scratch, pl.total(w, c, p.workers))
+	need("scratch", scratch, pl.total(c, p.workers))
 	cv := carve(scratch)
+	j.u = cv.take(pl.uSize)
 	if pl.shared {
 		j.v = cv.take(pl.items * pl.vSize)
 	}
 	j.work = cv.take(p.workers * pl.perWorker)
-	bs := w.biasStride(c)
+	bs := c.biasStride()
 	j.bias = cv.take(n * bs)
 	for i := range n {
 		row := j.bias[i*bs : (i+1)*bs]
@@ -281,66 +283,97 @@ func (j *winoJob) run(p *Pool, c *Conv, dst []float32, in *Input, n, h, wd int, 
 	tiles := pl.rows * pl.tx
 	j.rows = int64s(cv.take(2*tiles), tiles)
 	for i := range j.rows {
-		j.rows[i] = int64(i) * int64(c.spec.Cin) * 4
+		j.rows[i] = int64(i) * int64(pl.cb) * 4
 	}
-	parts := ceilDiv(c.spec.Cin, c.ops.kc)
-	step := ceilDiv(c.spec.Cin, parts)
+	parts := ceilDiv(pl.cb, c.ops.kc)
+	step := ceilDiv(pl.cb, parts)
 	j.segs = int64s(cv.take(4*parts), 2*parts)
 	for i := range parts {
-		j.segs[2*i], j.segs[2*i+1] = int64(i*step*4), int64(min(step, c.spec.Cin-i*step))
+		j.segs[2*i], j.segs[2*i+1] = int64(i*step*4), int64(min(step, pl.cb-i*step))
+	}
+	j.end = [2]int64{0, int64(c.spec.Cin - (pl.blocks-1)*pl.cb)}
+	if pl.whole {
+		j.phase = winoExpand
+		p.run(c.panels, j)
 	}
 	if !pl.shared {
-		j.phase, j.groups = winoWhole, 1
+		j.phase = winoBoth
 		p.run(pl.items, j)
 		return
 	}
 	j.phase = winoBefore
 	p.run(pl.n*pl.ty, j)
-	j.phase, j.groups = winoAfter, w.groups
-	p.run(pl.items*j.groups, j)
+	j.phase = winoAfter
+	p.run(pl.items*pl.groups, j)
 }
 
 func (j *winoJob) do(worker, item int) {
-	pl, w, c := &j.plan, j.c.wino, j.c
+	pl, c := &j.plan, j.c
 	work := carver{s: j.work[worker*pl.perWorker : (worker+1)*pl.perWorker]}
 	buf := work.take(pl.bufRows * pl.pitch * c.spec.Cin)
 	m := work.take(pl.mSize)
 	switch j.phase {
-	case winoWhole:
+	case winoExpand:
+		j.weights(&work, j.u[item*(pl.uSize/c.panels):], item, 0, c.spec.Cin)
+	case winoBoth:
 		v := work.take(pl.vSize)
 		first := item * pl.rows
 		last := min(first+pl.rows, pl.n*pl.ty)
 		j.transform(v, buf, first, first, last)
-		for g := range w.groups {
-			j.multiply(v, m, g, first, last)
+		for g := range pl.groups {
+			j.multiply(&work, v, m, g, first, last)
 		}
 	case winoBefore:
 		it := item / pl.rows
 		first := it * pl.rows
 		j.transform(j.v[it*pl.vSize:], buf, first, item, item+1)
 	case winoAfter:
-		it, g := item/j.groups, item%j.groups
+		it, g := item/pl.groups, item%pl.groups
 		first := it * pl.rows
 		last := min(first+pl.rows, pl.n*pl.ty)
-		j.multiply(j.v[it*pl.vSize:], m, g, first, last)
+		j.multiply(&work, j.v[it*pl.vSize:], m, g, first, last)
+	}
+}
+
+// weights transforms the kernels of a panel's columns for n channels from c0
+// on into u, [value][channel][nr].
+func (j *winoJob) weights(work *carver, u []float32, pn, c0, n int) {
+	pl, c := &j.plan, j.c
+	nr, m := c.ops.nr, c.wino()
+	at := (pn*c.spec.Cin + c0) * 9 * nr
+	var taps []float32
+	if c.w16 != nil {
+		rest := *work
+		taps = rest.take(9 * n * nr)
+		c.widen()(taps, c.w16[at:at+9*n*nr])
+	} else {
+		taps = c.w[at : at+9*n*nr]
+	}
+	g := &winoMatrixOf[m][0]
+	for ch := range n {
+		c.ops.winoWeights(m, &u[ch*nr], pl.uStep*4, &taps[9*ch*nr], nr, g)
 	}
 }
 
 // transform fills the tile rows [from, to) of the item that begins at tile
 // row first. Tile rows are counted over all images.
 func (j *winoJob) transform(v, buf []float32, first, from, to int) {
-	pl, w, c := &j.plan, j.c.wino, j.c
-	cin, m := c.spec.Cin, w.m
+	pl, c := &j.plan, j.c
+	cin, m := c.spec.Cin, c.wino()
+	tiles := pl.rows * pl.tx
 	for r := from; r < to; {
 		n, y := r/pl.ty, r%pl.ty
 		cnt := min(to-r, pl.ty-y)
 		fillInput(c.ops, buf, &j.in, n, pl.hi, pl.wi, pl.pad, cin,
 			y*m, (y+cnt)*m+2, 0, pl.pitch, pl.pitch, c.dtype)
 		for q := range cnt {
-			for ch := 0; ch < cin; ch += winoChannels {
-				some := min(winoChannels, cin-ch)
-				c.ops.winoIn(m, &v[(r+q-first)*pl.tx*cin+ch], &buf[q*m*pl.pitch*cin+ch],
-					pl.vStep*4, pl.pitch*cin*4, cin*4, m*cin*4, some, pl.tx, (cin-some)*4)
+			for b := range pl.blocks {
+				block := v[(b*tiles+(r+q-first)*pl.tx)*pl.cb:]
+				for ch := b * pl.cb; ch < min((b+1)*pl.cb, cin); ch += winoChannels {
+					some := min(winoChannels, (b+1)*pl.cb-ch, cin-ch)
+					c.ops.winoIn(m, &block[ch-b*pl.cb], &buf[q*m*pl.pitch*cin+ch],
+						pl.vStep*4, pl.pitch*cin*4, cin*4, m*cin*4, some, pl.tx, (pl.cb-some)*4)
+				}
 			}
 		}
 		r += cnt
@@ -348,44 +381,66 @@ func (j *winoJob) transform(v, buf []float32, first, from, to int) {
 }
 
 // multiply computes one group of output columns of the tile rows [first, last).
-func (j *winoJob) multiply(v, m []float32, group, first, last int) {
-	pl, w, c := &j.plan, j.c.wino, j.c
-	o, s := c.ops, &c.spec
+func (j *winoJob) multiply(work *carver, v, m []float32, group, first, last int) {
+	pl, c := &j.plan, j.c
+	o, s, wm := c.ops, &c.spec, c.wino()
 	tiles := (last - first) * pl.tx
-	panels := min(w.per, c.panels-group*w.per)
+	panels := min(pl.per, c.panels-group*pl.per)
 	cols := panels * o.nr
-	al := w.m + 2
-	for value := range al * al {
-		a := unsafe.Pointer(&v[value*pl.vStep])
-		for pn := range panels {
-			g := gemmArgs{
-				c: unsafe.Pointer(&m[value*pl.mStep+pn*o.nr]), ldc: int64(cols) * 4,
-				a: a, rows: &j.rows[0], nseg: 1,
+	values := (wm + 2) * (wm + 2)
+	step := values * pl.uStep // of a panel
+	rest := *work
+	u := j.u
+	if pl.whole {
+		u = u[group*pl.per*step:]
+	} else {
+		u = rest.take(pl.per * step)
+	}
+	for b := range pl.blocks {
+		channels, segs := pl.cb, j.segs
+		if b == pl.blocks-1 && b > 0 {
+			channels, segs = int(j.end[1]), j.end[:]
+		}
+		if !pl.whole {
+			for pn := range panels {
+				j.weights(&rest, u[pn*step:], group*pl.per+pn, b*pl.cb, channels)
 			}
-			at := w.at(o, s.Cin, c.panels, group, value, pn)
-			for i := 0; i < len(j.segs); i += 2 {
-				g.b = unsafe.Pointer(&w.u[at])
-				g.segs = (*segment)(unsafe.Pointer(&j.segs[i]))
-				o.gemmRows(&g, tiles)
-				g.acc = 1
-				at += int(j.segs[i+1]) * o.nr
+		}
+		for value := range values {
+			a := unsafe.Pointer(&v[value*pl.vStep+b*pl.rows*pl.tx*pl.cb])
+			for pn := range panels {
+				g := gemmArgs{
+					c: unsafe.Pointer(&m[value*pl.mStep+pn*o.nr]), ldc: int64(cols) * 4,
+					a: a, rows: &j.rows[0], nseg: 1,
+				}
+				if b > 0 {
+					g.acc = 1
+				}
+				at := pn*step + value*pl.uStep
+				for i := 0; i < len(segs); i += 2 {
+					g.b = unsafe.Pointer(&u[at])
+					g.segs = (*segment)(unsafe.Pointer(&segs[i]))
+					o.gemmRows(&g, tiles)
+					g.acc = 1
+					at += int(segs[i+1]) * o.nr
+				}
 			}
 		}
 	}
-	j0 := group * w.per * o.nr
+	j0 := group * pl.per * o.nr
 	real := min(cols, s.Cout-j0)
-	bs := w.biasStride(c)
+	bs := c.biasStride()
 	for r := first; r < last; r++ {
-		n, y := r/pl.ty, r%pl.ty*w.m
-		rows := min(w.m, pl.ho-y)
+		n, y := r/pl.ty, r%pl.ty*wm
+		rows := min(wm, pl.ho-y)
 		for x := range pl.tx {
-			out := ((n*pl.ho+y)*pl.wo+x*w.m)*s.Cout + j0
+			out := ((n*pl.ho+y)*pl.wo+x*wm)*s.Cout + j0
 			var res *float32
 			if j.ep.Residual != nil {
 				res = &j.ep.Residual[out]
 			}
-			o.winoOut(w.m, &j.dst[out], &m[((r-first)*pl.tx+x)*cols], &j.bias[n*bs+j0], res,
-				pl.mStep*4, pl.wo*s.Cout*4, s.Cout*4, rows, min(w.m, pl.wo-x*w.m), real)
+			o.winoOut(wm, &j.dst[out], &m[((r-first)*pl.tx+x)*cols], &j.bias[n*bs+j0], res,
+				pl.mStep*4, pl.wo*s.Cout*4, s.Cout*4, rows, min(wm, pl.wo-x*wm), real)
 		}
 		if j.ep.after() {
 			for q := range rows {

@@ -98,6 +98,7 @@ func elemFile() []byte {
 	normRow(a)
 	bf16Funcs(a)
 	widenFuncs(a)
+	toF16(a)
 	pairRows(a)
 	return a.Bytes()
 }
@@ -823,6 +824,23 @@ func widenFuncs(a *asm) {
 		a.op("VZEROUPPER")
 		a.op("RET")
 	}
+}
+
+// toF16 rounds n values, a multiple of 8, to IEEE half precision.
+func toF16(a *asm) {
+	a.text("toF16AVX2", "(dst *uint16, src *float32, n int)", 0, 24)
+	a.op("MOVQ dst+0(FP), DI")
+	a.op("MOVQ src+8(FP), SI")
+	a.op("MOVQ n+16(FP), CX")
+	a.label("loop")
+	a.op("VMOVUPS (SI), Y0")
+	a.op("VCVTPS2PH $0, Y0, (DI)")
+	a.op("ADDQ $32, SI")
+	a.op("ADDQ $16, DI")
+	a.op("SUBQ $8, CX")
+	a.op("JNE loop")
+	a.op("VZEROUPPER")
+	a.op("RET")
 }
 
 // pairRows writes rows of n slots, a multiple of 8, of two bfloat16: the lower
