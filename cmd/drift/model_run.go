@@ -405,11 +405,13 @@ func (a *app) modelBench(c *cli.Context) error {
 	if batch < 1 || batch > 1<<16 || rounds < 1 {
 		return usagef("--batch and --rounds want 1 or more")
 	}
+	start := time.Now()
 	net, _, done, err := a.network(c.Context, name, c.String("dtype"), c.String("tier"), fileOptions(c))
 	if err != nil {
 		return err
 	}
 	defer done()
+	load := time.Since(start)
 	if net == nil {
 		return usagef("model bench %s: an analytic target has no network to time", name)
 	}
@@ -463,7 +465,7 @@ func (a *app) modelBench(c *cli.Context) error {
 	}
 	if a.json {
 		event := map[string]any{"model": name, "batch": batch, "dtype": dtypeName(net), "tier": net.Tier().String(), "threads": threads, "rounds": rounds,
-			"min_ms": ms(minimum), "median_ms": ms(median), "macs_per_image": macs, "parameters": net.Parameters(), "memory": net.Memory()}
+			"load_ms": ms(load), "min_ms": ms(minimum), "median_ms": ms(median), "macs_per_image": macs, "parameters": net.Parameters(), "memory": net.Memory()}
 		if vjp {
 			event["with"] = "vjp"
 		} else {
@@ -478,7 +480,7 @@ func (a *app) modelBench(c *cli.Context) error {
 		a.emit(event)
 		return nil
 	}
-	fmt.Fprintf(a.out, "batch %d, %s, %s, %d threads: min %.3f ms, median %.3f ms", batch, dtypeName(net), net.Tier(), threads, ms(minimum), ms(median))
+	fmt.Fprintf(a.out, "loaded in %.3f s; batch %d, %s, %s, %d threads: min %.3f ms, median %.3f ms", load.Seconds(), batch, dtypeName(net), net.Tier(), threads, ms(minimum), ms(median))
 	if !vjp {
 		fmt.Fprintf(a.out, ", %.4g GMAC/s", rate)
 		if peak > 0 {

@@ -1,12 +1,16 @@
 package graph
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
+	"unsafe"
 
 	"drift/internal/kernels"
+	"drift/internal/safetensors"
 )
 
 // Weights gives tensors by name.
@@ -14,6 +18,14 @@ type Weights interface {
 	Shape(name string) ([]int, bool)
 	// Float32 reads one tensor, row-major. The slice belongs to the caller.
 	Float32(name string) ([]float32, error)
+}
+
+// Stored is what Weights may have besides: a tensor as it lies in a file,
+// row-major and little-endian. Where they have it, layers are packed a panel at
+// a time, and values of 16 bits stay in 16 bits. nil stands for a tensor that
+// has to be read as a whole.
+type Stored interface {
+	Stored(name string) (io.ReaderAt, safetensors.DType)
 }
 
 // Layers are the packed layers of a network by name. Asking for one for the
@@ -51,7 +63,7 @@ type Layer struct {
 	name  string
 	parts []string // names of the tensors without .weight and .bias
 	spec  kernels.ConvSpec
-	dtype kernels.DType
+	exact bool // stays in float32 whatever the network's data type
 	token bool // a linear layer: weights are (out, in)
 
 	conv     *kernels.Conv
@@ -96,36 +108,29 @@ type Option uint8
 // Exact keeps a layer in float32 whatever the network's data type.
 const Exact Option = 1
 
-func (s *Layers) kind(opts []Option) kernels.DType {
-	if len(opts) > 0 {
-		return kernels.F32
-	}
-	return s.dtype
-}
-
 // Conv is the convolution whose weights stand under name.
 func (s *Layers) Conv(name string, spec kernels.ConvSpec, opts ...Option) *Layer {
 	if l, ok := s.layers[name]; ok {
 		return l
 	}
-	l := &Layer{name: name, parts: []string{name}, spec: spec, dtype: s.kind(opts)}
+	l := &Layer{name: name, parts: []string{name}, spec: spec, exact: len(opts) > 0}
 	s.layers[name] = l
-	s.load(l, func(w, b []float32) { l.conv = kernels.NewConv(s.pool.Tier(), l.dtype, spec, w, b) })
+	s.load(l)
 	return l
 }
 
 // Linear is the linear layer whose weights stand under the names parts, side
 // by side, or under name itself without parts. out is the width of all.
 func (s *Layers) Linear(name string, in, out int, parts ...string) *Layer {
-	return s.linear(name, in, out, s.dtype, parts)
+	return s.linear(name, in, out, false, parts)
 }
 
 // ExactLinear is a Linear that stays in float32.
 func (s *Layers) ExactLinear(name string, in, out int, parts ...string) *Layer {
-	return s.linear(name, in, out, kernels.F32, parts)
+	return s.linear(name, in, out, true, parts)
 }
 
-func (s *Layers) linear(name string, in, out int, dtype kernels.DType, parts []string) *Layer {
+func (s *Layers) linear(name string, in, out int, exact bool, parts []string) *Layer {
 	if l, ok := s.layers[name]; ok {
 		return l
 	}
@@ -133,11 +138,11 @@ func (s *Layers) linear(name string, in, out int, dtype kernels.DType, parts []s
 		parts = []string{name}
 	}
 	l := &Layer{
-		name: name, parts: parts, token: true, dtype: dtype,
+		name: name, parts: parts, token: true, exact: exact,
 		spec: kernels.ConvSpec{Cin: in, Cout: out, KH: 1, KW: 1, Stride: 1},
 	}
 	s.layers[name] = l
-	s.load(l, func(w, b []float32) { l.lin = kernels.NewLinear(s.pool.Tier(), l.dtype, in, out, w, b) })
+	s.load(l)
 	return l
 }
 
@@ -229,29 +234,141 @@ func (s *Layers) join(l *Layer, suffix string, optional bool) ([]float32, error)
 	return all, nil
 }
 
-// load reads a layer and packs it beside others, at most one per worker.
-func (s *Layers) load(l *Layer, pack func(w, b []float32)) {
+// beside does work on another goroutine, one at a time per worker.
+func (s *Layers) beside(work func() error) {
 	s.slots <- struct{}{} // before reading: no more tensors in memory than workers
 	s.work.Go(func() {
 		defer func() { <-s.slots }()
-		w, err := s.join(l, ".weight", false)
-		if err != nil {
+		if err := work(); err != nil {
 			s.fail(err)
-			return
 		}
+	})
+}
+
+// load reads and packs a layer.
+func (s *Layers) load(l *Layer) {
+	s.beside(func() error {
+		dtype := s.dtypeOf(l)
 		b, err := s.join(l, ".bias", true)
 		if err != nil {
-			s.fail(err)
-			return
+			return err
 		}
-		sp := l.spec
-		if len(w) != sp.Cout*sp.Cin*sp.KH*sp.KW || (b != nil && len(b) != sp.Cout) {
-			s.fail(fmt.Errorf("%s has %d weights and %d biases, a layer from %d to %d channels with a %dx%d kernel is asked for",
-				l.name, len(w), len(b), sp.Cin, sp.Cout, sp.KH, sp.KW))
-			return
+		rows, err := s.rows(l, b)
+		if err != nil {
+			return err
 		}
-		pack(w, b)
+		if l.token {
+			l.lin, err = kernels.PackLinear(s.pool.Tier(), dtype, l.spec.Cin, l.spec.Cout, rows, b)
+		} else {
+			l.conv, err = kernels.PackConv(s.pool.Tier(), dtype, l.spec, rows, b)
+		}
+		return err
 	})
+}
+
+var littleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
+
+// stored gives the tensor of a part as it lies in its file.
+func (s *Layers) stored(part string) (io.ReaderAt, safetensors.DType) {
+	if w, ok := s.weights.(Stored); ok && littleEndian {
+		return w.Stored(part + ".weight")
+	}
+	return nil, ""
+}
+
+// dtypeOf gives the data type of a layer: that of the network, and for float32
+// the one that keeps the values as they are stored.
+func (s *Layers) dtypeOf(l *Layer) kernels.DType {
+	if s.dtype != kernels.F32 && !l.exact {
+		return s.dtype
+	}
+	types := map[safetensors.DType]kernels.DType{safetensors.F16: kernels.F32OnF16, safetensors.BF16: kernels.F32OnBF16}
+	_, first := s.stored(l.parts[0])
+	for _, p := range l.parts[1:] {
+		if _, t := s.stored(p); t != first {
+			return kernels.F32
+		}
+	}
+	return types[first] // F32 for all others
+}
+
+// rows reads the rows of a layer's weight.
+func (s *Layers) rows(l *Layer, bias []float32) (kernels.Rows, error) {
+	sp := l.spec
+	width := sp.Cin * sp.KH * sp.KW
+	var parts []kernels.Rows
+	var ends []int
+	total := 0
+	for _, p := range l.parts {
+		name := p + ".weight"
+		shape, ok := s.weights.Shape(name)
+		if !ok {
+			return nil, fmt.Errorf("tensor %s is missing", name)
+		}
+		n := 1
+		for _, d := range shape {
+			n *= d
+		}
+		var read kernels.Rows
+		if at, dtype := s.stored(p); at != nil {
+			read = func(dst []float32, first int) error {
+				if err := s.widen(dst, at, dtype, first*width); err != nil {
+					return fmt.Errorf("reading %s: %w", name, err)
+				}
+				return nil
+			}
+		} else {
+			v, err := s.read(name)
+			if err != nil {
+				return nil, err
+			}
+			read = func(dst []float32, first int) error {
+				copy(dst, v[first*width:])
+				return nil
+			}
+		}
+		total += n
+		parts, ends = append(parts, read), append(ends, total/width)
+		if len(l.parts) > 1 && n%width != 0 {
+			total = -1
+			break
+		}
+	}
+	if total != sp.Cout*width || bias != nil && len(bias) != sp.Cout {
+		return nil, fmt.Errorf("%s has %d weights and %d biases, a layer from %d to %d channels with a %dx%d kernel is asked for",
+			l.name, total, len(bias), sp.Cin, sp.Cout, sp.KH, sp.KW)
+	}
+	return func(dst []float32, first int) error {
+		begin := 0
+		for i, end := range ends {
+			if n := min(end-first, len(dst)/width); n > 0 {
+				if err := parts[i](dst[:n*width], first-begin); err != nil {
+					return err
+				}
+				dst, first = dst[n*width:], first+n
+			}
+			begin = end
+		}
+		return nil
+	}, nil
+}
+
+// widen reads values from number first on.
+func (s *Layers) widen(dst []float32, at io.ReaderAt, dtype safetensors.DType, first int) error {
+	n := len(dst)
+	all := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(dst))), 4*n)
+	if dtype == safetensors.F32 {
+		_, err := at.ReadAt(all, int64(first)*4)
+		return err
+	}
+	// The narrow values lie in the back half and are widened from the front on:
+	// what is written never reaches what is still to be read.
+	half := all[2*n:]
+	if _, err := at.ReadAt(half, int64(first)*2); err != nil {
+		return err
+	}
+	s.pool.Widen(dst, unsafe.Slice((*uint16)(unsafe.Pointer(unsafe.SliceData(half))), n), dtype == safetensors.F16)
+	return nil
 }
 
 // loadGrad packs what the way back of a layer needs.
@@ -260,12 +377,18 @@ func (s *Layers) loadGrad(l *Layer) {
 		return
 	}
 	l.asked = true
-	s.load(l, func(w, _ []float32) {
-		if l.token {
-			l.linGrad = kernels.NewLinearGrad(s.pool.Tier(), l.dtype, l.spec.Cin, l.spec.Cout, w)
-		} else {
-			l.convGrad = kernels.NewConvGrad(s.pool.Tier(), l.dtype, l.spec, w)
+	s.beside(func() error {
+		dtype := s.dtypeOf(l)
+		w, err := s.join(l, ".weight", false)
+		if err != nil {
+			return err
 		}
+		if l.token {
+			l.linGrad = kernels.NewLinearGrad(s.pool.Tier(), dtype, l.spec.Cin, l.spec.Cout, w)
+		} else {
+			l.convGrad = kernels.NewConvGrad(s.pool.Tier(), dtype, l.spec, w)
+		}
+		return nil
 	})
 }
 

@@ -144,6 +144,19 @@ func Gate(p *Pool, dst, x, y, gate []float32, n, m, c int) {
 // for functions that run in [Pool.Do]. dst may be x or y.
 func (p *Pool) MulAddRow(dst, x, y, g []float32) { p.ops.mulAdd(dst, x, y, g) }
 
+// Widen is dst[i] = src[i], of IEEE half precision (f16) or bfloat16, on the
+// calling goroutine. src may be the back half of dst's memory.
+func (p *Pool) Widen(dst []float32, src []uint16, f16 bool) {
+	n := len(src) &^ 7
+	if f16 {
+		p.ops.widenF16(dst[:n], src[:n])
+		widenF16Go(dst[n:], src[n:])
+		return
+	}
+	p.ops.widenBF16(dst[:n], src[:n])
+	widenBF16Go(dst[n:], src[n:])
+}
+
 // AddRow is dst = a + b on the calling goroutine; dst may be a or b.
 func (p *Pool) AddRow(dst, a, b []float32) { p.ops.add(dst[:len(a)], a, b, 1) }
 

@@ -182,7 +182,8 @@ func winoPlanOf(c *Conv, workers, n, h, wd int, pad Pad, in *Input) winoPlan {
 	p.ho, p.wo = s.OutSize(p.hi, p.wi)
 	p.tx, p.ty = ceilDiv(p.wo, m), ceilDiv(p.ho, m)
 	total := n * p.ty
-	p.whole = total*p.tx >= winoWhole
+	values := (m + 2) * (m + 2)
+	p.whole = total*p.tx >= winoWhole || values*s.Cin*c.panels*nr <= winoWeights
 	p.rows = min(max(winoTiles(m, s.Cin, p.whole)/p.tx, 1), total)
 	p.items = ceilDiv(total, p.rows)
 	p.rows = ceilDiv(total, p.items)
@@ -193,7 +194,6 @@ func winoPlanOf(c *Conv, workers, n, h, wd int, pad Pad, in *Input) winoPlan {
 	if !p.shared {
 		p.bufRows = min(p.rows, p.ty)*m + 2
 	}
-	values := (m + 2) * (m + 2)
 	p.cb, p.per = s.Cin, max(1, 64/nr)
 	if !p.whole {
 		p.per = max(1, 32/nr)

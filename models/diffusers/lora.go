@@ -2,6 +2,7 @@ package diffusers
 
 import (
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -187,6 +188,16 @@ type merged struct {
 	of    map[string]*lowRank
 	lora  *LoRA
 	scale float64
+}
+
+// Stored gives a tensor that no change touches as it lies in its file.
+func (m *merged) Stored(name string) (io.ReaderAt, safetensors.DType) {
+	if w, ok := m.Weights.(interface {
+		Stored(name string) (io.ReaderAt, safetensors.DType)
+	}); ok && m.of[name] == nil {
+		return w.Stored(name)
+	}
+	return nil, ""
 }
 
 // Float32 implements Weights.

@@ -1,6 +1,8 @@
 package diffusers
 
 import (
+	"errors"
+	"io"
 	"slices"
 	"strings"
 
@@ -88,6 +90,28 @@ func (v *view) Bytes(name string) ([]byte, error) {
 	}
 	t, _ := v.Source.Tensor(p.name)
 	return cut(v, p, t, b, max(len(b)/max(t.Len(), 1), 1))
+}
+
+// Section gives a tensor that lies in the file in one piece.
+func (v *view) Section(name string) (*io.SectionReader, error) {
+	s, ok := v.Source.(sections)
+	p, bound := v.bound[name]
+	switch {
+	case !ok || bound && p.transposed:
+		return nil, errors.ErrUnsupported
+	case !bound:
+		return s.Section(name)
+	}
+	t, _ := v.Source.Tensor(p.name)
+	r, err := s.Section(p.name)
+	if err != nil || p.parts == 0 {
+		return r, err
+	}
+	if len(t.Shape) == 0 || t.Shape[0]%p.parts != 0 {
+		return nil, errors.ErrUnsupported
+	}
+	n := r.Size() / int64(p.parts)
+	return io.NewSectionReader(r, int64(p.part-1)*n, n), nil
 }
 
 func (v *view) Float32(name string) ([]float32, error) {

@@ -8,9 +8,11 @@ package diffusers
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"drift/internal/refuse"
 	"drift/internal/safetensors"
@@ -207,6 +209,43 @@ func (w *Checkpoint) Float32(name string) ([]float32, error) {
 		return nil, refuse.Errorf(w.reader.Path(), "the configuration has no tensor %q", name)
 	}
 	return w.reader.Float32(b.stored)
+}
+
+// Stored gives a tensor as it lies in its file, row-major and little-endian,
+// if that is in float32, float16 or bfloat16, and else nil.
+func (w *Checkpoint) Stored(name string) (io.ReaderAt, safetensors.DType) {
+	b, ok := w.bound[name]
+	if !ok {
+		return nil, ""
+	}
+	x, _ := w.reader.Tensor(b.stored)
+	if x.DType != safetensors.F32 && x.DType != safetensors.F16 && x.DType != safetensors.BF16 {
+		return nil, ""
+	}
+	if s, ok := w.reader.(sections); ok {
+		if r, err := s.Section(b.stored); err == nil {
+			return r, x.DType
+		}
+	}
+	return &inOne{read: sync.OnceValues(func() ([]byte, error) { return w.reader.Bytes(b.stored) })}, x.DType
+}
+
+// sections is a Source whose tensors can be read a part at a time; the error
+// is that of one that cannot.
+type sections interface {
+	Section(name string) (*io.SectionReader, error)
+}
+
+// inOne is a tensor that is read as a whole, when it is needed.
+type inOne struct{ read func() ([]byte, error) }
+
+// ReadAt implements io.ReaderAt.
+func (w *inOne) ReadAt(p []byte, at int64) (int, error) {
+	b, err := w.read()
+	if err != nil {
+		return 0, err
+	}
+	return bytes.NewReader(b).ReadAt(p, at)
 }
 
 // DTypes counts the tensors of each element type.
