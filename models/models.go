@@ -232,6 +232,7 @@ type Info struct {
 	Labels  []string // names of the classes, may be empty
 	DType   string   // arithmetic: f32, bf16, f64
 	Tier    string   // kernel tier of a network
+	Runtime string   // library and version that computes in place of this engine, "" for its own
 	Params  int64
 }
 

@@ -354,3 +354,9 @@ func find(ports []Port, name string) (Port, bool) {
 	}
 	return Port{}, false
 }
+
+// mix is the hash of two hashes.
+func mix(a, b string) string {
+	sum := sha256.Sum256([]byte(a + " " + b))
+	return hex.EncodeToString(sum[:])
+}

@@ -1,4 +1,4 @@
-//go:build (linux && !android || darwin) && (amd64 || arm64) && !noort
+//go:build ((linux && !android) || darwin) && (amd64 || arm64) && !noort
 
 package ort
 
