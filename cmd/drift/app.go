@@ -30,6 +30,8 @@ type app struct {
 	stop   chan struct{} // closed on the first interrupt
 	args   []string      // as the user wrote them
 
+	ortLib string // where ONNX Runtime's library is, "" = beside the program or in the system
+
 	json  bool // stdout has one JSON object per line
 	quiet bool
 	bar   *progress.Meter // running, or nil
@@ -230,6 +232,7 @@ func common() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "json", Usage: "stdout carries one JSON object per line"},
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no talk and no progress"},
+		&cli.StringFlag{Name: "ort-lib", Usage: "library of ONNX Runtime, for .onnx files (`PATH` of it or its folder); default: beside drift, then the system's"},
 		&cli.IntFlag{Name: "threads", Aliases: []string{"t"}, Usage: "CPU threads to use (`T`); never changes a result"},
 	}
 }
@@ -285,7 +288,7 @@ func finish(a *app, cmds []*cli.Command) {
 		c.UseShortOptionHandling = false
 		if act := c.Action; act != nil {
 			c.Action = func(ctx *cli.Context) error {
-				a.json, a.quiet = ctx.Bool("json"), ctx.Bool("quiet")
+				a.json, a.quiet, a.ortLib = ctx.Bool("json"), ctx.Bool("quiet"), ctx.String("ort-lib")
 				switch n := ctx.Int("threads"); {
 				case ctx.IsSet("threads") && (n < 1 || n > 1<<16):
 					return usagef("--threads %d: want 1 to %d", n, 1<<16)

@@ -15,6 +15,7 @@ var environment = []envVar{
 	{"DRIFT_THREADS", "threads", "CPU threads"},
 	{"DRIFT_TIER", "tier", "kernel tier"},
 	{"DRIFT_BATCH", "batch", "images at a time"},
+	{"DRIFT_ORT_LIB", "ort-lib", "library of ONNX Runtime, or its folder"},
 	{"DRIFT_QUIET", "quiet", "1: no talk and no progress"},
 	{"DRIFT_PROGRESS_EVERY", "", "seconds between progress lines when not on a terminal (5)"},
 	{"HF_HUB_CACHE", "", "cache in which --model org/name looks for what diffusers downloaded"},

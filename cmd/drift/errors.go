@@ -60,7 +60,7 @@ func badUse(flag string, err error) error {
 
 // trimPackage removes the package that an error begins with: users know flags, not packages.
 func trimPackage(s string) string {
-	for _, p := range []string{"samplers: ", "schedules: ", "models: ", "guidance: ", "analytic: ", "open: ", "kernels: ", "native: ", "unet2d: ", "dit: ", "smc: ", "script: ", "inverse: "} {
+	for _, p := range []string{"samplers: ", "schedules: ", "models: ", "guidance: ", "analytic: ", "open: ", "kernels: ", "native: ", "unet2d: ", "dit: ", "smc: ", "script: ", "inverse: ", "ort: "} {
 		s = strings.TrimPrefix(s, p)
 	}
 	return s

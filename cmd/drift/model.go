@@ -40,13 +40,13 @@ func modelVerb(a *app) *cli.Command {
 			},
 			{
 				Name: "verify", Usage: "read all of a file or folder with every check", UsageText: "X",
-				Description: "X is an embedded model, a folder, a repository in the cache, or a .safetensors, torch, .npy, .npz or .json file (target, network or scheduler configuration). Exit code 3 when it is refused.",
+				Description: "X is an embedded model, a folder, a repository in the cache, or a .safetensors, torch, .onnx, .npy, .npz or .json file (target, network or scheduler configuration). Exit code 3 when it is refused.",
 				Flags:       fileFlags(),
 				Action:      func(c *cli.Context) error { return a.modelVerify(c) },
 			},
 			{
 				Name: "run", Usage: "make one forward pass", UsageText: "X --in IN.npz --out OUT.npz",
-				Description: "IN.npz holds the arguments under the reference's names: sample, timestep, class_labels. OUT.npz gets out, and vjp with --vjp. For an analytic target timestep is the process's own time.",
+				Description: "IN.npz holds the arguments under the reference's names: sample, timestep, class_labels. OUT.npz gets out, and vjp with --vjp. For an analytic target timestep is the process's own time. The arrays of an ONNX file have the names of its inputs, and every output is written.",
 				Flags: model(append(fileFlags(),
 					&cli.StringFlag{Name: "in", Usage: "arguments (`IN.npz`)"},
 					&cli.StringFlag{Name: "out", Usage: "result (`OUT.npz`)"},
@@ -75,6 +75,9 @@ func (a *app) modelInfo(c *cli.Context) error {
 	name, err := oneArg(c, "a model")
 	if err != nil {
 		return err
+	}
+	if path := graphFile(name); path != "" && !exists(filepath.Join(name, "model_index.json")) {
+		return a.onnxInfo(path)
 	}
 	if known, err := inOneFile(name); err != nil {
 		return err
@@ -197,6 +200,8 @@ func (a *app) verify(ctx context.Context, name string) (string, error) {
 	case ".ckpt", ".pt", ".pth", ".bin":
 		src, err := diffusers.OpenSource(name)
 		return a.verifySource(src, err, "torch file")
+	case ".onnx":
+		return a.onnxVerify(ctx, name)
 	case ".npz":
 		return verifyArrays(name)
 	case ".npy":
@@ -208,7 +213,7 @@ func (a *app) verify(ctx context.Context, name string) (string, error) {
 	case ".json":
 		return a.verifyJSON(name)
 	}
-	return "", usagef("model verify %s: want a folder, .safetensors, .ckpt, .pt, .npz, .npy or .json", name)
+	return "", usagef("model verify %s: want a folder, .safetensors, .onnx, .ckpt, .pt, .npz, .npy or .json", name)
 }
 
 // verifySource reads every value of a file of this form. Those that are not finite are legal in the file, and the end of every network.
@@ -325,7 +330,7 @@ func (a *app) verifyFolder(ctx context.Context, dir string) (string, error) {
 		case base == "config.json": // verifyRepository reads it: a text encoder's has another form
 			network = true
 			return nil
-		case base == "scheduler_config.json", strings.HasSuffix(base, ".safetensors"), strings.HasSuffix(base, ".npz"), strings.HasSuffix(base, ".npy"),
+		case base == "scheduler_config.json", strings.HasSuffix(base, ".safetensors"), strings.HasSuffix(base, ".onnx"), strings.HasSuffix(base, ".npz"), strings.HasSuffix(base, ".npy"),
 			strings.HasSuffix(base, ".safetensors.index.json"):
 		default:
 			return nil

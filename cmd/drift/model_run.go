@@ -117,6 +117,14 @@ func (a *app) modelRun(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if path := graphFile(name); path != "" {
+		for _, f := range []string{"vjp", "part", "dtype"} {
+			if c.IsSet(f) {
+				return usagef("--%s: ONNX Runtime runs %s: it has no gradients, parts or types to choose", f, path)
+			}
+		}
+		return a.onnxRun(c, path, in, out, args)
+	}
 	if part, err := a.openPart(name, c.String("dtype"), c.String("tier"), c.String("part"), fileOptions(c)); err != nil {
 		return err
 	} else if part != nil { // an autoencoder or a text encoder
@@ -404,6 +412,9 @@ func (a *app) modelBench(c *cli.Context) error {
 	batch, rounds := c.Int("batch"), c.Int("rounds")
 	if batch < 1 || batch > 1<<16 || rounds < 1 {
 		return usagef("--batch and --rounds want 1 or more")
+	}
+	if path := graphFile(name); path != "" {
+		return a.onnxBench(c, path, batch, rounds)
 	}
 	start := time.Now()
 	net, _, done, err := a.network(c.Context, name, c.String("dtype"), c.String("tier"), fileOptions(c))

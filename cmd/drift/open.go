@@ -31,8 +31,8 @@ func (a *app) openPipeline(ctx context.Context, name, dtype, tier string, around
 	if name == "" {
 		return nil, usagef("--model needs a name; see drift list models")
 	}
-	if dtype != "" && !slices.Contains([]string{"f32", "bf16", "f64"}, dtype) {
-		return nil, usagef("--dtype %s: want f32, bf16 or f64", dtype)
+	if dtype != "" && !slices.Contains([]string{"f32", "bf16", "f64", "f16"}, dtype) {
+		return nil, usagef("--dtype %s: want f32, bf16 or f64 (or f16 of an ONNX file)", dtype)
 	}
 	if tier != "" {
 		t, err := kernels.ParseTier(tier)
@@ -43,7 +43,7 @@ func (a *app) openPipeline(ctx context.Context, name, dtype, tier string, around
 			return nil, usagef("--tier %s: this machine has %v", t, kernels.Tiers())
 		}
 	}
-	m, err := open.Open(ctx, name, open.Options{DType: dtype, Threads: runtime.GOMAXPROCS(0), Tier: tier, Hub: a.hub(), Pipeline: around})
+	m, err := open.Open(ctx, name, open.Options{DType: dtype, Threads: runtime.GOMAXPROCS(0), Tier: tier, Hub: a.hub(), ORT: a.ort, Pipeline: around})
 	if err == nil {
 		for _, n := range m.Notes {
 			a.say("drift: %s: %s", name, n)
@@ -54,6 +54,9 @@ func (a *app) openPipeline(ctx context.Context, name, dtype, tier string, around
 	var refused *refuse.Error
 	if errors.As(err, &path) || errors.As(err, &refused) || ctx.Err() != nil {
 		return nil, err
+	}
+	if e := onnxError(err); e != nil {
+		return nil, e
 	}
 	var asked *open.AskedError
 	if errors.As(err, &asked) {

@@ -586,7 +586,7 @@ func (r *restoring) resolveWrap(ctx context.Context) error {
 		return err
 	}
 	own := r.model.Defaults.Guiders
-	if r.picture && r.model.Net != nil && len(own) == 0 {
+	if r.picture && (r.model.Net != nil || r.info.Runtime != "") && len(own) == 0 {
 		own = []string{"clip"}
 	}
 	var specs []string

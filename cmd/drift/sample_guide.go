@@ -110,7 +110,7 @@ func (s *sampling) resolveGuide(ctx context.Context, base *manifest.Run) error {
 	if !slices.Equal(i.Shape, s.info.Shape) {
 		return usagef("--guide-model %s gives arrays of shape %v, the model of shape %v", name, i.Shape, s.info.Shape)
 	}
-	s.desc.Guide = &manifest.Model{Path: name, Hash: i.Hash, DType: i.DType, Tier: i.Tier, Shape: i.Shape}
+	s.desc.Guide = &manifest.Model{Path: name, Hash: i.Hash, DType: i.DType, Tier: i.Tier, Runtime: i.Runtime, Shape: i.Shape}
 	return nil
 }
 

@@ -164,7 +164,7 @@ func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
 	if !other && base.Model.Hash != m.Info.Hash {
 		s.warn("the model %s is not the one of that run any more", name)
 	}
-	if m.Net == nil && s.targetSteps > 0 {
+	if m.Net == nil && m.Info.Runtime == "" && s.targetSteps > 0 {
 		m.Defaults.Steps = s.targetSteps
 	}
 	s.model, s.info = m, m.Info
@@ -175,7 +175,7 @@ func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
 	if m.Codec != nil {
 		s.plan.Codec = m.Codec
 	}
-	s.desc.Model = manifest.Model{Path: name, Hash: m.Info.Hash, DType: m.Info.DType, Tier: m.Info.Tier, Shape: s.info.Shape}
+	s.desc.Model = manifest.Model{Path: name, Hash: m.Info.Hash, DType: m.Info.DType, Tier: m.Info.Tier, Runtime: m.Info.Runtime, Shape: s.info.Shape}
 	return nil
 }
 

@@ -38,7 +38,16 @@ func TestScripts(t *testing.T) {
 			e.Setenv("NO_COLOR", "1")
 			zoo, err := filepath.Abs("../../models/zoo/data")
 			e.Setenv("ZOO", zoo)
-			return err
+			graphs, e2 := filepath.Abs("../../models/ort/testdata")
+			e.Setenv("ONNX", graphs)
+			e.Setenv("DRIFT_ORT_LIB", os.Getenv("DRIFT_ORT_LIB"))
+			return errors.Join(err, e2)
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "ort" { // ONNX Runtime is there
+				return false, fmt.Errorf("unknown condition %s", cond)
+			}
+			return os.Getenv("DRIFT_ORT_LIB") != "", nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"rc": rc, "npzeq": npzEqual, "npzshape": npzShape, "npznear": npzNear, "samepixels": samePixels, "interrupt": interrupt, "goon": goOn, "pngsize": pngSize,

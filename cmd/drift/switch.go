@@ -90,7 +90,7 @@ func (s *sampling) resolveSwitch(ctx context.Context, base *manifest.Run) error 
 	}
 	s.plan.Sampler = switching{sw, func() (models.Denoiser, error) { return guide(m.Denoiser, nil, guiders, sw.Grid, nil) }}
 	i := m.Info
-	s.desc.Switch = &manifest.Switch{Text: text, Model: manifest.Model{Path: sp.Name, Hash: i.Hash, DType: i.DType, Tier: i.Tier, Shape: i.Shape}}
+	s.desc.Switch = &manifest.Switch{Text: text, Model: manifest.Model{Path: sp.Name, Hash: i.Hash, DType: i.DType, Tier: i.Tier, Runtime: i.Runtime, Shape: i.Shape}}
 	return nil
 }
 

@@ -1,5 +1,5 @@
 // Package open turns the name of a model, as a user writes it, into a Denoiser: an embedded model, a folder in the
-// diffusers layout, or an analytic target in a JSON file.
+// diffusers layout, an ONNX file, or an analytic target in a JSON file.
 package open
 
 import (
@@ -28,6 +28,7 @@ import (
 	"drift/models/diffusers"
 	"drift/models/dna"
 	"drift/models/native"
+	"drift/models/ort"
 	"drift/models/zoo"
 	"drift/schedules"
 )
@@ -39,6 +40,8 @@ type Options struct {
 	Tier    string // kernel tier; empty = the best of this machine
 	Hub     string // folder of the Hugging Face cache, for names like org/name; empty = none
 	Variant string // of the weights in a folder, such as fp16; empty = the plain files, or the only variant
+	// ORT loads ONNX Runtime for .onnx files; nil looks for it in the system's path.
+	ORT func() (*ort.Library, error)
 	Pipeline
 }
 
@@ -108,8 +111,10 @@ func Open(ctx context.Context, name string, opt Options) (*Model, error) {
 			return sequences(name, opt, dna.OpenFile)
 		}
 		return folder(name, opt)
+	case err == nil && strings.EqualFold(filepath.Ext(name), ".onnx"):
+		return onnx(ctx, name, opt)
 	case err == nil:
-		return nil, fmt.Errorf("models: %s is neither a folder in the diffusers layout, a .json target nor a file of weights (%s)", name, strings.Join(diffusers.SourceFormats, ", "))
+		return nil, fmt.Errorf("models: %s is neither a folder in the diffusers layout, a .json target, a .onnx file nor a file of weights (%s)", name, strings.Join(diffusers.SourceFormats, ", "))
 	case opt.Hub != "" && strings.Count(name, "/") == 1 && !strings.HasPrefix(name, "."):
 		return folder(name, opt)
 	}

@@ -399,4 +399,3 @@ func FuzzSidecar(f *testing.F) {
 		}
 	})
 }
-

@@ -376,3 +376,38 @@ func view[T any](b []byte) []T {
 	}
 	return unsafe.Slice((*T)(unsafe.Pointer(&b[0])), len(b)/int(unsafe.Sizeof(t)))
 }
+
+// Example makes up inputs: free sizes are batch where they come first, then those of shape (of one row) where the number of
+// dimensions fits, then 8.
+func (s *Session) Example(batch int, shape []int) (map[string]Tensor, error) {
+	out := map[string]Tensor{}
+	for _, p := range s.File.Inputs {
+		if !p.Ranks {
+			return nil, fmt.Errorf("ort: the input %s has no shape", p)
+		}
+		dims := slices.Clone(p.Dims)
+		for i, d := range dims {
+			switch {
+			case i == 0 && d >= 0 && d != batch:
+				return nil, fmt.Errorf("ort: the input %s takes %d rows at a time", p, d)
+			case i == 0:
+				dims[i] = batch
+			case d < 0 && len(shape) == len(dims)-1:
+				dims[i] = shape[i-1]
+			case d < 0:
+				dims[i] = 8
+			}
+		}
+		values := make([]float64, elements(dims))
+		for i := range values {
+			if values[i] = float64(i%17)/8 - 1; len(dims) < 2 || p.Type.whole() {
+				values[i] = 1
+			}
+		}
+		var err error
+		if out[p.Name], err = NewTensor(p.Type, dims, values); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}

@@ -383,12 +383,12 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	c.plan = &job.Plan{Model: s.Model.Denoiser, Wrap: wrap, Shape: info.Shape, Sampler: smp, Grid: g, Sets: []manifest.Set{set}}
 	c.Run = manifest.Run{
 		Format: manifest.Format, Version: version, Verb: "bench",
-		Model:   manifest.Model{Path: s.Name, Hash: info.Hash, DType: info.DType, Tier: info.Tier, Shape: info.Shape},
+		Model:   manifest.Model{Path: s.Name, Hash: info.Hash, DType: info.DType, Tier: info.Tier, Runtime: info.Runtime, Shape: info.Shape},
 		Sampler: canonical, SamplerID: hashOf(smp), Schedule: c.Schedule, Grid: manifest.NewGrid(g), NFE: int(math.Round(c.NFE)), Guiders: specs,
 		Seeds: strconv.FormatUint(m.Seed, 10) + "-", Sets: []manifest.Set{set}, Rounding: s.Measure.Rounding(rounding),
 	}
 	if g := s.Guide; g != nil && slices.ContainsFunc(specs, needsGuide) { // a cell that does not ask for it is the same without
-		c.Run.Guide = &manifest.Model{Path: s.GuideName, Hash: g.Info.Hash, DType: g.Info.DType, Tier: g.Info.Tier, Shape: g.Info.Shape}
+		c.Run.Guide = &manifest.Model{Path: s.GuideName, Hash: g.Info.Hash, DType: g.Info.DType, Tier: g.Info.Tier, Runtime: g.Info.Runtime, Shape: g.Info.Shape}
 	}
 	id := s.Measure.Identity()
 	sum := sha256.Sum256([]byte(c.Run.Hash() + "\x00" + id.Extractor + "\x00" + id.Resize))

@@ -120,7 +120,9 @@ type Model struct {
 	Hash  string `json:"hash"`
 	DType string `json:"dtype,omitempty"`
 	Tier  string `json:"tier,omitempty"`
-	Shape []int  `json:"shape"`
+	// Runtime is the library and version that computes in place of drift's engine.
+	Runtime string `json:"runtime,omitempty"`
+	Shape   []int  `json:"shape"`
 }
 
 // Set is one condition that all seeds are run on. Image k of the set has class Classes[k mod len].

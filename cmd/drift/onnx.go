@@ -1,0 +1,41 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+
+	"drift/internal/refuse"
+	"drift/models/ort"
+)
+
+// ort loads ONNX Runtime: from --ort-lib, beside the program, or from the system.
+func (a *app) ort() (*ort.Library, error) {
+	p := ort.Places{Named: a.ortLib}
+	if exe, err := os.Executable(); err == nil {
+		if real, err := filepath.EvalSymlinks(exe); err == nil {
+			exe = real
+		}
+		p.Beside = filepath.Dir(exe)
+	}
+	return ort.Load(p)
+}
+
+// onnxError sorts the errors of package ort: a sidecar that is not there comes with a template, a library that is not there
+// is no fault of the file. nil for others.
+func onnxError(err error) error {
+	var missing *ort.MissingError
+	var sidecar *ort.SidecarMissingError
+	switch {
+	case errors.As(err, &missing):
+		return err
+	case errors.As(err, &sidecar):
+		return &hint{refuse.Errorf(sidecar.File.Path, "%s", trimFile(sidecar)), "a sidecar to fill in, " + sidecar.Path + ": " + sidecar.Template}
+	}
+	return nil
+}
+
+// trimFile is the error without the file's name, which refuse says again.
+func trimFile(e *ort.SidecarMissingError) string {
+	return trimPackage(e.Error())[len(e.File.Path)+1:]
+}
