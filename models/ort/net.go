@@ -327,7 +327,7 @@ func (n *Net) shape(i Input, p Port, rows, values int) ([]int, error) {
 	if len(p.Dims) == 0 && p.Ranks {
 		return nil, nil
 	}
-	row := []int{}
+	var row []int
 	switch {
 	case i.Is == "embedding" && (!p.Ranks || len(p.Dims) == len(n.code)+1):
 		row = n.code
