@@ -40,7 +40,7 @@ func modelVerb(a *app) *cli.Command {
 			},
 			{
 				Name: "verify", Usage: "read all of a file or folder with every check", UsageText: "X",
-				Description: "X is an embedded model, a folder, a repository in the cache, or a .safetensors, torch, .onnx, .npy, .npz or .json file (target, network or scheduler configuration). Exit code 3 when it is refused.",
+				Description: "X is an embedded model, a folder, a repository in the cache, or a .safetensors, .gguf, torch, .onnx, .npy, .npz or .json file (target, network or scheduler configuration). Exit code 3 when it is refused.",
 				Flags:       fileFlags(),
 				Action:      func(c *cli.Context) error { return a.modelVerify(c) },
 			},
@@ -197,9 +197,9 @@ func (a *app) verify(ctx context.Context, name string) (string, error) {
 	case ".safetensors":
 		r, err := safetensors.Open(name)
 		return a.verifySource(r, err, "safetensors")
-	case ".ckpt", ".pt", ".pth", ".bin":
+	case ".ckpt", ".pt", ".pth", ".bin", ".gguf":
 		src, err := diffusers.OpenSource(name)
-		return a.verifySource(src, err, "torch file")
+		return a.verifySource(src, err, map[bool]string{true: "GGUF", false: "torch file"}[strings.EqualFold(filepath.Ext(name), ".gguf")])
 	case ".onnx":
 		return a.onnxVerify(ctx, name)
 	case ".npz":
@@ -213,7 +213,7 @@ func (a *app) verify(ctx context.Context, name string) (string, error) {
 	case ".json":
 		return a.verifyJSON(name)
 	}
-	return "", usagef("model verify %s: want a folder, .safetensors, .onnx, .ckpt, .pt, .npz, .npy or .json", name)
+	return "", usagef("model verify %s: want a folder, .safetensors, .gguf, .onnx, .ckpt, .pt, .npz, .npy or .json", name)
 }
 
 // verifySource reads every value of a file of this form. Those that are not finite are legal in the file, and the end of every network.

@@ -3,14 +3,17 @@ package main
 import (
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
 	"encoding/json"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"drift/internal/half"
 	"drift/internal/npz"
 	"drift/internal/safetensors"
 	"drift/models/diffusers"
@@ -170,6 +173,8 @@ func writePipeline(t *testing.T, kind, dir, file string) {
 		}
 	}
 	writeTensors(t, file, list, values)
+	writeGGUF(t, strings.TrimSuffix(file, ".safetensors")+".gguf", list, values, false)
+	writeGGUF(t, strings.TrimSuffix(file, ".safetensors")+"-q8.gguf", list, values, true)
 	var alone []safetensors.Tensor
 	for _, x := range list {
 		if name, ok := strings.CutPrefix(x.Name, "first_stage_model."); ok {
@@ -178,6 +183,14 @@ func writePipeline(t *testing.T, kind, dir, file string) {
 		}
 	}
 	writeTensors(t, filepath.Join(filepath.Dir(file), "vae.safetensors"), alone, values)
+	alone = nil
+	for _, x := range list {
+		if name, ok := strings.CutPrefix(x.Name, "model.diffusion_model."); ok {
+			values[name], x.Name = values[x.Name], name
+			alone = append(alone, x)
+		}
+	}
+	writeTensors(t, filepath.Join(filepath.Dir(file), "unet.safetensors"), alone, values)
 	// Letters, each by itself; number 0 is what the second encoders are padded with.
 	vocab := map[string]int{"!": 0, "<|startoftext|>": 53, "<|endoftext|>": 54}
 	for i := range 26 {
@@ -221,6 +234,48 @@ func writeTensors(t *testing.T, path string, list []safetensors.Tensor, values m
 		}
 	}
 	if err := w.Commit(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// writeGGUF writes the same tensors as GGUF; with quantised, matrices whose rows are whole blocks in Q8_0.
+func writeGGUF(t *testing.T, path string, list []safetensors.Tensor, values map[string][]float32, quantised bool) {
+	t.Helper()
+	le := binary.LittleEndian
+	text := func(b []byte, s string) []byte { return append(le.AppendUint64(b, uint64(len(s))), s...) }
+	b := le.AppendUint64(le.AppendUint64(le.AppendUint32([]byte("GGUF"), 3), uint64(len(list))), 0)
+	var data []byte
+	for _, x := range list {
+		b = le.AppendUint32(text(b, x.Name), uint32(len(x.Shape)))
+		for _, d := range slices.Backward(x.Shape) {
+			b = le.AppendUint64(b, uint64(d))
+		}
+		for len(data)%32 != 0 {
+			data = append(data, 0)
+		}
+		q8 := quantised && len(x.Shape) == 2 && x.Shape[1]%32 == 0
+		b = le.AppendUint64(le.AppendUint32(b, map[bool]uint32{true: 8}[q8]), uint64(len(data)))
+		v := values[x.Name]
+		for ; q8 && len(v) > 0; v = v[32:] {
+			most := 0.0
+			for _, f := range v[:32] {
+				most = max(most, math.Abs(float64(f)))
+			}
+			h := half.ToFloat16(float32(most / 127))
+			d := float64(half.Float16(h))
+			data = le.AppendUint16(data, h)
+			for _, f := range v[:32] {
+				data = append(data, byte(int8(max(-127, min(127, math.RoundToEven(float64(f)/d))))))
+			}
+		}
+		for _, f := range v {
+			data = le.AppendUint32(data, math.Float32bits(f))
+		}
+	}
+	for len(b)%32 != 0 {
+		b = append(b, 0)
+	}
+	if err := os.WriteFile(path, append(b, data...), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -269,11 +324,29 @@ func TestSingleFilePipelines(t *testing.T) {
 			if got := draw("--model", file, "--config", dir); !bytes.Equal(got, want) {
 				t.Error("with the folder's configurations: another picture")
 			}
+			gguf := filepath.Join(root, "model.gguf")
+			if got := draw(append(more, "--model", gguf, "--tokenizer", plain)...); !bytes.Equal(got, want) {
+				t.Error("from GGUF: another picture")
+			}
+			near, sum := draw(append(more, "--model", filepath.Join(root, "model-q8.gguf"), "--tokenizer", plain)...), 0.0
+			for i, v := range near {
+				sum += math.Abs(float64(v) - float64(want[i]))
+			}
+			if sum /= float64(len(want)); sum == 0 || sum > 2 {
+				t.Errorf("from Q8_0: a picture that differs by %.3g of 255", sum)
+			}
+			stdout, _ := run(0, append([]string{"model", "info", filepath.Join(root, "model-q8.gguf")}, more...)...)
+			if !strings.Contains(stdout, " Q8_0, ") || !strings.Contains(stdout, " F32)") {
+				t.Error(stdout)
+			}
+			if stdout, _ := run(0, "model", "verify", gguf); !strings.Contains(stdout, "GGUF, ") {
+				t.Error(stdout)
+			}
 			vae := filepath.Join(root, "vae.safetensors")
 			if got := draw("--model", dir, "--vae", vae); !bytes.Equal(got, want) {
 				t.Error("with the autoencoder of a file: another picture")
 			}
-			stdout, _ := run(0, append([]string{"model", "info", file}, more...)...)
+			stdout, _ = run(0, append([]string{"model", "info", file}, more...)...)
 			for _, line := range []string{"unet           UNet2DConditionModel, ", "vae            AutoencoderKL, ", "text_encoder   CLIPTextModel, ", "tokenizer      none in the file",
 				"note           " + published[kind] + ", told from"} {
 				if !strings.Contains(stdout, line) {
@@ -309,6 +382,13 @@ func TestSingleFilePipelines(t *testing.T) {
 			}
 			if !bytes.Equal(results["vae/file"], results["vae/folder"]) || !bytes.Equal(results["vae/file"], results["vae/alone"]) || !bytes.Equal(results["text/file"], results["text/folder"]) {
 				t.Error("parts of the file give other numbers than those of the folder")
+			}
+			unet := filepath.Join(root, "unet.safetensors") // the U-Net alone, everything else from the folder
+			if got := draw("--model", unet, "--config", dir); !bytes.Equal(got, want) {
+				t.Error("with the folder's other networks: another picture")
+			}
+			if _, msg := run(3, "sample", "--model", unet, "--prompt", "x"); !strings.Contains(msg, "a U-Net with its text encoder is needed") {
+				t.Error(msg)
 			}
 			if _, msg := run(2, append([]string{"sample", "--model", file, "--prompt", "x"}, more...)...); !strings.Contains(msg, "add --tokenizer") {
 				t.Error(msg)

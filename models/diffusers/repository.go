@@ -294,6 +294,9 @@ func (r *Repository) Config(component string) (Config, string, error) {
 		if p := r.single.parts[component]; p != nil {
 			return p.config, r.Dir, nil
 		}
+		if r.single.borrows(component) {
+			return r.single.given.Config(component)
+		}
 		return nil, "", refuse.Errorf(r.Dir, "has no %s", cmp.Or(component, "unet"))
 	}
 	if r.Index != nil && component == "" {
@@ -405,7 +408,7 @@ func (r *Repository) Scheduler() (*SchedulerConfig, error) {
 func (r *Repository) Components() []string {
 	var names []string
 	for _, name := range []string{"unet", "vae", "text_encoder", "text_encoder_2"} {
-		if r.single != nil && r.single.parts[name] != nil {
+		if r.single != nil && (r.single.parts[name] != nil || r.single.borrows(name)) {
 			names = append(names, name)
 		}
 	}

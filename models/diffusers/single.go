@@ -23,6 +23,9 @@ type single struct {
 	notes  []string
 	// tokenizer is a folder with tokenizers; empty: none was named or found.
 	tokenizer string
+	// given is the folder of Options.Config, whose networks take the place of
+	// those that the file does not hold.
+	given *Repository
 
 	mu   sync.Mutex
 	src  Source // while a network of it is open
@@ -165,6 +168,7 @@ func (s *single) read(src Source, opt Options) error {
 			return fmt.Errorf("reading the configuration of %s: %w", s.path, err)
 		}
 	}
+	s.given = given
 	in := &inferred{src: src, found: found}
 	for _, c := range []string{"unet", "vae", "text_encoder", "text_encoder_2"} {
 		p, ok := found[c]
@@ -278,7 +282,7 @@ func (s *single) part(src Source, component string, cfg Config, p place) (*singl
 // around makes what a folder has beside its networks.
 func (s *single) around(src Source, given *Repository, in *inferred, opt Options) error {
 	unet, _ := s.parts["unet"].get().(*UNet2DConditionConfig)
-	if s.parts["text_encoder"] == nil || unet == nil {
+	if unet == nil || s.parts["text_encoder"] == nil && (given == nil || given.Index == nil) {
 		return nil // single networks
 	}
 	s.index = &Index{Class: "StableDiffusionPipeline"}
@@ -295,6 +299,14 @@ func (s *single) around(src Source, given *Repository, in *inferred, opt Options
 				library = "transformers"
 			}
 			s.index.Components = append(s.index.Components, Component{name, library, p.config.ClassName()})
+		}
+	}
+	if given != nil && given.Index != nil {
+		for _, c := range given.Index.Components {
+			if _, ok := s.index.Component(c.Name); !ok && places[c.Name] != nil {
+				s.index.Components = append(s.index.Components, c)
+				s.notes = append(s.notes, "the "+c.Name+" is that of "+given.Dir)
+			}
 		}
 	}
 	if opt.Tokenizer != "" {
@@ -357,10 +369,22 @@ func cachedTokenizer(cache string) string {
 	return ""
 }
 
+// borrows tells whether a network stands in the folder of the configuration.
+func (s *single) borrows(component string) bool {
+	if s.index == nil || s.given == nil {
+		return false
+	}
+	_, ok := s.index.Component(component)
+	return ok
+}
+
 // network opens one component; the file stays open until the last one is
 // closed.
 func (s *single) network(component string) (*Model, error) {
 	part := s.parts[component]
+	if part == nil && s.borrows(component) {
+		return s.given.Network(component)
+	}
 	if part == nil {
 		return nil, refuse.Errorf(s.path, "has no %s", component)
 	}

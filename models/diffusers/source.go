@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"drift/internal/gguf"
 	"drift/internal/refuse"
 	"drift/internal/safetensors"
 	"drift/internal/torchfile"
@@ -26,8 +27,20 @@ type Source interface {
 	Close() error
 }
 
+// storedType is the type in which a file holds a tensor, which may be one that
+// is read as float32.
+func storedType(src Source, name string) string {
+	if s, ok := src.(interface{ Stored(name string) string }); ok {
+		if t := s.Stored(name); t != "" {
+			return t
+		}
+	}
+	t, _ := src.Tensor(name)
+	return string(t.DType)
+}
+
 // SourceFormats are the ends of the names of files that OpenSource reads.
-var SourceFormats = []string{".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+var SourceFormats = []string{".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin"}
 
 // OpenSource opens a file of tensors by the end of its name. Of a torch file
 // the tensors of one network are taken, as `drift model convert` does; it is
@@ -36,6 +49,12 @@ func OpenSource(path string) (Source, error) {
 	switch ext := strings.ToLower(filepath.Ext(path)); ext {
 	case ".safetensors":
 		r, err := safetensors.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("opening weights: %w", err)
+		}
+		return r, nil
+	case ".gguf":
+		r, err := gguf.Open(path)
 		if err != nil {
 			return nil, fmt.Errorf("opening weights: %w", err)
 		}

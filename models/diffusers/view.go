@@ -43,6 +43,14 @@ func newView(src Source, c Config, f naming, own, spare func(name string) bool) 
 	return v
 }
 
+// Stored is the type in which the file holds a tensor.
+func (v *view) Stored(name string) string {
+	if p, ok := v.bound[name]; ok {
+		return storedType(v.Source, p.name)
+	}
+	return storedType(v.Source, name)
+}
+
 func (v *view) Tensor(name string) (safetensors.Tensor, bool) {
 	p, ok := v.bound[name]
 	if !ok {

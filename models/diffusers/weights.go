@@ -252,8 +252,7 @@ func (w *inOne) ReadAt(p []byte, at int64) (int, error) {
 func (w *Checkpoint) DTypes() map[string]int {
 	n := map[string]int{}
 	for _, b := range w.bound {
-		x, _ := w.reader.Tensor(b.stored)
-		n[string(x.DType)]++
+		n[storedType(w.reader, b.stored)]++
 	}
 	return n
 }
