@@ -54,7 +54,7 @@ func benchVerb(a *app) *cli.Command {
 			&cli.Uint64Flag{Name: "seed", Usage: "stream of the first picture; picture k uses stream `N`+k in every cell"},
 			&cli.StringFlag{Name: "seeds", Usage: "the same as one range, `A-B`"},
 			&cli.StringFlag{Name: "reference", Usage: "set to compare with: fashion (the embedded statistics), exact (of analytic targets), or a folder or .npz (`REF`)"},
-			&cli.StringFlag{Name: "extractor", Value: "fashion", Usage: "what turns pictures into features: " + strings.Join(features.Names(), ", ") + " (`NAME`)"},
+			&cli.StringFlag{Name: "extractor", Value: "fashion", Usage: "what turns pictures into features: " + strings.Join(features.Names(), ", ") + ", inception:FILE or FILE.onnx (`NAME`)"},
 			&cli.StringFlag{Name: "out", Value: "bench", Usage: "`DIR` of the results (bench)"},
 			&cli.StringFlag{Name: "limit", Usage: "what all come to with many steps, such as euler@200 or ddim/time@200: its score is taken off the others, and the rest compared with that of the best fixed solver (`S@N`)"},
 			&cli.StringFlag{Name: "compare", Usage: "compare with `OLD/results.json`"},
@@ -440,8 +440,10 @@ func (a *app) openExtractor(name, resize, tier string) (features.Extractor, erro
 			return nil, badUse("tier", err)
 		}
 	}
-	ex, err := features.Open(name, features.Options{Threads: runtime.GOMAXPROCS(0), Tier: t, Resize: resize})
-	if err != nil {
+	ex, err := features.Open(name, features.Options{Threads: runtime.GOMAXPROCS(0), Tier: t, Resize: resize, ORT: a.ort})
+	if e := onnxError(err); e != nil {
+		return nil, e
+	} else if err != nil {
 		return nil, &usage{"--extractor: " + strings.TrimPrefix(err.Error(), "features: "), err}
 	}
 	return ex, nil

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -23,7 +24,7 @@ func composeFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "compose", Usage: "several models in place of --model: NAME:MODEL[:CLASS],... or a sum such as \"0.7*a + 0.3*b\" (`MODELS`); repeatable"},
 		&cli.StringFlag{Name: "rule", Usage: "how --compose puts them together: product (default), average, anneal, or mixture:weights=exact|constant,choice=blend|top1|draw (`RULE`)"},
 		&cli.StringFlag{Name: "weights", Usage: "exponents of the models of --compose, or their shares of a mixture (`W,W`); 1 each"},
-		&cli.StringFlag{Name: "classifier", Usage: "of --rule mixture, tells the sources apart: a labelled .json target with one class per model (`FILE`)"},
+		&cli.StringFlag{Name: "classifier", Usage: "of --rule mixture, tells the sources apart: a labelled .json target or a .onnx classifier of noisy states, with one class per model (`FILE`)"},
 	}
 }
 
@@ -72,7 +73,11 @@ func (a *app) openComposition(ctx context.Context, m *manifest.Compose, dtype, t
 		return nil, nil, badCompose("rule", err)
 	}
 	opened := map[string]*open.Model{}
+	var closers []func()
 	closeAll := func() {
+		for _, c := range closers {
+			c()
+		}
 		for _, o := range opened {
 			o.Close()
 		}
@@ -116,7 +121,18 @@ func (a *app) openComposition(ctx context.Context, m *manifest.Compose, dtype, t
 		fmt.Fprintln(hash)
 		comp.Experts = append(comp.Experts, e)
 	}
-	if m.Classifier != "" {
+	if strings.EqualFold(filepath.Ext(m.Classifier), ".onnx") {
+		judge, err := a.openJudge(ctx, m.Classifier)
+		if err != nil {
+			return nil, nil, err
+		}
+		closers = append(closers, judge.Net.Close)
+		if n := len(judge.Labels()); n != len(terms) {
+			return nil, nil, usagef("--classifier %s has %d classes for %d models", m.Classifier, n, len(terms))
+		}
+		comp.Of = judge
+		fmt.Fprintf(hash, "classifier %s %s\n", judge.Net.Hash, judge.Net.Runtime())
+	} else if m.Classifier != "" {
 		target, err := analytic.Open(m.Classifier)
 		if err != nil {
 			return nil, nil, fmt.Errorf("--classifier: %w", err)

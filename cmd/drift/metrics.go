@@ -55,7 +55,7 @@ func strictFlag() cli.Flag {
 
 func setFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "extractor", Usage: "what turns pictures into features: " + strings.Join(features.Names(), ", ") + " (`NAME`); fashion, for sequences dna"},
+		&cli.StringFlag{Name: "extractor", Usage: "what turns pictures into features: " + strings.Join(features.Names(), ", ") + ", inception:FILE or FILE.onnx (`NAME`); fashion, for sequences dna"},
 		&cli.StringFlag{Name: "resize", Usage: "bring pictures of another size to the extractor's by `RULE` " + metrics.ResizePIL + ", " + metrics.ResizeTF1 + " or " + metrics.ResizeTorch + "; without it they are refused"},
 		&cli.StringFlag{Name: "tier", Usage: "kernel `TIER` (default: the best this CPU has)"},
 		strictFlag(),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -38,4 +39,28 @@ func onnxError(err error) error {
 // trimFile is the error without the file's name, which refuse says again.
 func trimFile(e *ort.SidecarMissingError) string {
 	return trimPackage(e.Error())[len(e.File.Path)+1:]
+}
+
+// openJudge opens a classifier, a scorer or an extractor in an ONNX file.
+func (a *app) openJudge(ctx context.Context, path string) (*ort.Judge, error) {
+	sorted := func(err error) error {
+		if e := onnxError(err); e != nil {
+			return e
+		}
+		return err
+	}
+	lib, err := a.ort()
+	if err != nil {
+		return nil, sorted(err)
+	}
+	net, err := lib.OpenNet(ctx, path, nil, ort.Options{})
+	if err != nil {
+		return nil, sorted(err)
+	}
+	j, err := net.Judge(ctx)
+	if err != nil {
+		net.Close()
+		return nil, err
+	}
+	return j, nil
 }

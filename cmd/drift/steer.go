@@ -430,9 +430,11 @@ func (s *steering) openReward(ctx context.Context) error {
 	if timeout <= 0 || s.c.Int("reward-retries") < 0 {
 		return usagef("--reward-timeout %v and --reward-retries %d: want a time and 0 or more", timeout, s.c.Int("reward-retries"))
 	}
-	r, err := reward.Open(text, reward.Options{Timeout: timeout, Retries: s.c.Int("reward-retries"), Stderr: s.err, Sealed: s.c.Bool("sealed"),
+	r, err := reward.Open(text, reward.Options{Timeout: timeout, Retries: s.c.Int("reward-retries"), Stderr: s.err, Sealed: s.c.Bool("sealed"), ORT: s.ort,
 		Print: func(t string) { s.say("drift: reward: %s", t) }, Gone: func(why error) { s.warn("%v", why) }})
-	if err != nil {
+	if e := onnxError(err); e != nil {
+		return e
+	} else if err != nil {
 		return badUse("reward", err)
 	}
 	s.reward = r

@@ -153,9 +153,11 @@ func (t *tuning) resolve(ctx context.Context) ([]float64, error) {
 		}
 		t.params = append(t.params, p)
 	}
-	r, err := reward.Open(t.c.String("reward"), reward.Options{Timeout: t.c.Duration("reward-timeout"), Stderr: t.err,
+	r, err := reward.Open(t.c.String("reward"), reward.Options{Timeout: t.c.Duration("reward-timeout"), Stderr: t.err, ORT: t.ort,
 		Print: func(text string) { t.say("drift: reward: %s", text) }, Gone: func(why error) { t.warn("%v", why) }})
-	if err != nil {
+	if e := onnxError(err); e != nil {
+		return nil, e
+	} else if err != nil {
 		return nil, badUse("reward", err)
 	}
 	t.reward = r

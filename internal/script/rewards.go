@@ -25,6 +25,12 @@ type Net interface {
 	Run(ctx context.Context, x []float64, features, logits []float64) error
 }
 
+// ShapedNet is a Net that says which pictures it takes: others are refused.
+type ShapedNet interface {
+	Net
+	Shape() []int
+}
+
 // GradNet is a Net with gradients: VJP writes that of sum(features*dFeatures) + sum(logits*dLogits) by the images into grad;
 // either cotangent may be nil.
 type GradNet interface {
@@ -647,12 +653,23 @@ func (p *pictured) other(of starlark.Value) ([]float64, error) {
 
 var errNoGradient = errors.New("has no gradient: it can stand in rewards only")
 
+// fits compares the shape of pictures with that of a ShapedNet.
+func fits(n Net, shape []int) error {
+	if s, ok := n.(ShapedNet); ok && !slices.Equal(s.Shape(), shape) {
+		return fmt.Errorf("the network takes pictures of shape %v, these have %v", s.Shape(), shape)
+	}
+	return nil
+}
+
 // ask runs a network, once for all pictures of a check.
 func (p *pictured) ask(name string, n Net) (*answers, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if a, ok := p.nets[name]; ok {
 		return a, nil
+	}
+	if err := fits(n, p.shape); err != nil {
+		return nil, err
 	}
 	a := &answers{nf: n.Features(), nl: len(n.Labels())}
 	a.features, a.logits = make([]float64, p.n*a.nf), make([]float64, p.n*a.nl)
@@ -671,6 +688,9 @@ func (p *pictured) logits(name string, n Net, of starlark.Value) ([]float64, int
 	if of != nil {
 		x, err := p.other(of)
 		if err != nil {
+			return nil, 0, err
+		}
+		if err := fits(n, p.shape); err != nil {
 			return nil, 0, err
 		}
 		out := make([]float64, nl)
@@ -694,6 +714,9 @@ func (p *pictured) features(name string, n Net, of starlark.Value) ([]float64, i
 	if of != nil {
 		x, err := p.other(of)
 		if err != nil {
+			return nil, 0, err
+		}
+		if err := fits(n, p.shape); err != nil {
 			return nil, 0, err
 		}
 		out := make([]float64, nf)

@@ -11,12 +11,14 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 
 	"drift/internal/kernels"
 	"drift/internal/spec"
 	"drift/metrics"
+	"drift/models/ort"
 	"drift/models/zoo"
 )
 
@@ -57,14 +59,16 @@ type Extractor interface {
 type Options struct {
 	Threads int          // 0 = 1
 	Tier    kernels.Tier // of the kernels; the zero value is the portable one
-	Resize  string       // "" refuses other sizes; else metrics.ResizeTF1, ResizeTorch or ResizePIL
+	// ORT loads ONNX Runtime for the extractor FILE.onnx; nil looks for it in the system's path.
+	ORT    func() (*ort.Library, error)
+	Resize string // "" refuses other sizes; else metrics.ResizeTF1, ResizeTorch or ResizePIL
 }
 
 // Names lists the extractors that need no file: fashion (the embedded
 // classifier of clothes, 64 features and 10 classes), pixels (the bytes
 // themselves) and dna (the embedded classifier of sequences). Open also knows inception:FILE (the network of FID in a
 // safetensors file, 2048 features and 1008 classes) and inception-spatial:FILE
-// (its 2023 features of sFID).
+// (its 2023 features of sFID), and FILE.onnx (a network described by the sidecar beside it, see package ort).
 func Names() []string { return []string{"fashion", "pixels", "dna"} }
 
 // Open makes the extractor of that name.
@@ -76,6 +80,9 @@ func Open(name string, opt Options) (Extractor, error) {
 	}
 	if ex, ok, err := openInception(name, opt); ok {
 		return ex, err
+	}
+	if strings.EqualFold(filepath.Ext(name), ".onnx") {
+		return openONNX(name, opt)
 	}
 	switch name {
 	case "fashion":
@@ -94,7 +101,7 @@ func Open(name string, opt Options) (Extractor, error) {
 		}
 		return &pixels{}, nil
 	}
-	return nil, fmt.Errorf("features: unknown extractor %q%s", name, spec.Suggest(name, append(Names(), inceptionName+":FILE", inceptionSpatialName+":FILE")))
+	return nil, fmt.Errorf("features: unknown extractor %q%s", name, spec.Suggest(name, append(Names(), inceptionName+":FILE", inceptionSpatialName+":FILE", "FILE.onnx")))
 }
 
 // fashion is the embedded classifier: features are the 64 values after fc1's

@@ -24,6 +24,7 @@ import (
 	"drift/internal/refuse"
 	"drift/internal/script"
 	"drift/internal/spec"
+	"drift/models/ort"
 	"drift/models/zoo"
 	"drift/smc"
 )
@@ -37,6 +38,8 @@ type Options struct {
 	Print   func(text string)
 	// Sealed refuses whatever reads files or runs programs: for rewards that others write.
 	Sealed bool
+	// ORT loads ONNX Runtime for .onnx networks; nil looks for it in the system's path.
+	ORT func() (*ort.Library, error)
 	// Gone is told when a program is started again, and why.
 	Gone func(why error)
 }
@@ -59,6 +62,8 @@ type Reward struct {
 	mu   sync.Mutex // pictures are scored on several goroutines, each of which may be the first to open a file
 	pool *kernels.Pool
 	nets map[string]script.Net
+	// graphs are the ONNX networks among them, to be closed.
+	graphs []*ort.Net
 }
 
 // Form is a way to write a reward.
@@ -69,7 +74,8 @@ func Forms() []Form {
 	return []Form{
 		{"EXPR", `one line of im (or x0: the predicted picture, channels x height x width in [-1, 1]) and ctx, such as "mean(x0) - 0.2*std(x0)"; its additive terms are columns of the log`},
 		{"FILE.star", "Starlark with reward(im, ctx), rewards(ims, ctx) of a whole group, or reward_latent(z, ctx) without the decoder; log(name, value) makes a column"},
-		{"classifier:NET:CLASS", "log probability of a class, by name or number: classifier:fashion:sneaker; the same as logp('fashion-classifier', class='sneaker')"},
+		{"classifier:NET:CLASS", "log probability of a class, by name or number: classifier:fashion:sneaker; the same as logp('fashion-classifier', class='sneaker'); NET may be a .onnx file with a sidecar of type classifier"},
+		{"FILE.onnx", "an ONNX network that gives one number per picture, described by FILE.drift.json of type scorer"},
 		{"exec:COMMAND", `a program that reads {"id","shape","dtype","pixels_b64","prompt","class","step","last"} (float32, little endian, C x H x W) and writes {"id","reward"}, a JSON object per line; asked again after a crash or timeout`},
 	}
 }
@@ -89,7 +95,7 @@ func Open(text string, o Options) (*Reward, error) {
 	case o.Sealed && (file || strings.HasPrefix(text, "exec:")):
 		return nil, errors.New("only expressions and classifier:NET:CLASS are taken here, no files and no programs")
 	case strings.TrimSpace(text) == "":
-		return nil, errors.New("a reward needs an expression, a .star file, classifier:NET:CLASS or exec:COMMAND")
+		return nil, errors.New("a reward needs an expression, a .star or .onnx file, classifier:NET:CLASS or exec:COMMAND")
 	case strings.HasPrefix(text, "exec:"):
 		p, err := newProgram(strings.TrimPrefix(text, "exec:"), o)
 		if err != nil {
@@ -107,12 +113,20 @@ func Open(text string, o Options) (*Reward, error) {
 		if _, err := strconv.Atoi(class); err != nil {
 			class = strconv.Quote(class)
 		}
+		if strings.EqualFold(filepath.Ext(rest[:k]), ".onnx") { // what is wrong with it is said here, not by a script
+			if _, err := r.net(rest[:k], o); err != nil {
+				return fail(err)
+			}
+		}
 		text = fmt.Sprintf("logp(%q, class=%s)", rest[:k], class)
 	case strings.EqualFold(filepath.Ext(text), ".onnx"):
-		return nil, noONNX(text)
+		if err := r.scorer(text, o); err != nil {
+			return fail(err)
+		}
+		text = fmt.Sprintf("sum(feat(%q))", text)
 	}
 	w := script.World{
-		Net:  func(name string) (script.Net, error) { return r.net(name, o.Threads) },
+		Net:  func(name string) (script.Net, error) { return r.net(name, o) },
 		Load: r.load,
 	}
 	if o.Sealed {
@@ -144,8 +158,49 @@ func Open(text string, o Options) (*Reward, error) {
 	return r, nil
 }
 
-func noONNX(name string) error {
-	return fmt.Errorf("%s: this build has no ONNX backend, so ONNX scorers cannot run; use exec:COMMAND", name)
+// scorer opens an ONNX file whose sidecar says that it is a scorer.
+func (r *Reward) scorer(name string, o Options) error {
+	n, err := r.net(name, o)
+	if err != nil {
+		return err
+	}
+	if j := n.(*ort.Judge); j.Net.Sidecar.Type != "scorer" {
+		return fmt.Errorf("%s is a %s: use classifier:%s:CLASS, or logp and feat in an expression; a scorer gives one number", name, j.Net.Sidecar.Type, name)
+	}
+	return nil
+}
+
+// graph opens a network in an ONNX file. r.mu is held.
+func (r *Reward) graph(name string, o Options) (script.Net, error) {
+	if o.Sealed {
+		return nil, fmt.Errorf("%s: no files are read here", name)
+	}
+	if o.ORT == nil {
+		o.ORT = func() (*ort.Library, error) { return ort.Load(ort.Places{}) }
+	}
+	if _, err := os.Stat(name); err != nil {
+		return nil, err
+	}
+	lib, err := o.ORT()
+	if err != nil {
+		return nil, err
+	}
+	ctx := context.Background() // opening is short
+	net, err := lib.OpenNet(ctx, name, nil, ort.Options{Threads: o.Threads})
+	if err != nil {
+		return nil, err
+	}
+	j, err := net.Judge(ctx)
+	if err == nil && j.Noisy() {
+		err = refuse.Errorf(name, "is told a time: it judges the states of a run (--classifier), not pictures")
+	}
+	if err != nil {
+		net.Close()
+		return nil, err
+	}
+	r.graphs = append(r.graphs, net)
+	r.Files[filepath.Base(name)] = net.Hash
+	return j, nil
 }
 
 func hash(b []byte) string {
@@ -179,12 +234,22 @@ func (c classifier) Run(ctx context.Context, x []float64, features, logits []flo
 	return c.Classifier.Run(ctx, x, features, logits)
 }
 
-func (r *Reward) net(name string, threads int) (script.Net, error) {
+func (r *Reward) net(name string, o Options) (script.Net, error) {
+	threads := o.Threads
 	if strings.EqualFold(filepath.Ext(name), ".onnx") {
-		return nil, noONNX(name)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if n := r.nets[name]; n != nil {
+			return n, nil
+		}
+		n, err := r.graph(name, o)
+		if err == nil {
+			r.keep(name, n)
+		}
+		return n, err
 	}
 	if name != "fashion-classifier" && name != "fashion" {
-		return nil, fmt.Errorf("unknown network %q%s; known: %s", name, spec.Suggest(name, Networks()), strings.Join(Networks(), ", "))
+		return nil, fmt.Errorf("unknown network %q%s; known: %s, or a .onnx file", name, spec.Suggest(name, Networks()), strings.Join(Networks(), ", "))
 	}
 	if threads < 1 {
 		threads = runtime.GOMAXPROCS(0)
@@ -203,8 +268,16 @@ func (r *Reward) net(name string, threads int) (script.Net, error) {
 		return nil, err
 	}
 	r.Files["fashion-classifier"] = c.Hash
-	r.nets = map[string]script.Net{"fashion-classifier": classifier{c}}
+	r.keep("fashion-classifier", classifier{c})
 	return r.nets["fashion-classifier"], nil
+}
+
+// keep holds an opened network. r.mu is held.
+func (r *Reward) keep(name string, n script.Net) {
+	if r.nets == nil {
+		r.nets = map[string]script.Net{}
+	}
+	r.nets[name] = n
 }
 
 // load reads an array for a script: the named member, or features, x, images, or the only one.
@@ -308,6 +381,10 @@ func (r *Reward) Close() {
 	if r.program != nil {
 		r.program.close()
 	}
+	for _, g := range r.graphs {
+		g.Close()
+	}
+	r.graphs = nil
 	if r.pool != nil {
 		r.pool.Close()
 		r.pool = nil

@@ -89,9 +89,9 @@ func TestOpen(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"":                         "needs an expression",
-		"scorer.onnx":              "no ONNX backend",
+		"scorer.onnx":              "no such file",
 		"classifier:sneaker":       "want classifier:NET:CLASS",
-		"classifier:x.onnx:1":      "no ONNX backend",
+		"classifier:x.onnx:1":      "no such file",
 		"exec:":                    "needs a command",
 		"exec:no-such-program-xyz": "not found",
 		"/no/such/file.star":       "no such file",
