@@ -45,6 +45,7 @@ def page(source):
         formulas.append(convert((m.group(1) or m.group(2)).strip(), display="block" if block else "inline").replace(' xmlns="http://www.w3.org/1998/Math/MathML"', ""))
         return "FORMULA%dX" % (len(formulas) - 1)
 
+    notebook.metadata["language_info"] = {"name": "go", "pygments_lexer": "go"}  # the kernel names none
     title = "drift"
     for cell in notebook.cells:
         if cell.cell_type != "markdown":

@@ -5,6 +5,7 @@ import (
 	"image"
 	"image/color"
 	"math"
+	"strconv"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -22,7 +23,8 @@ var colours = []color.NRGBA{
 // Figure is a plot of gonum, whose curves have colours one after the other.
 type Figure struct {
 	*plot.Plot
-	n int
+	n      int
+	square bool
 }
 
 // Plot begins a figure.
@@ -34,6 +36,7 @@ func Plot(title, x, y string) *Figure {
 	p.X.Tick.Label.Font.Size, p.Y.Tick.Label.Font.Size = vg.Points(9), vg.Points(9)
 	p.Legend.TextStyle.Font.Size, p.Legend.Top = vg.Points(9), true
 	p.Legend.Padding = vg.Points(1)
+	p.X.Tick.Marker, p.Y.Tick.Marker = plot.TickerFunc(linear), plot.TickerFunc(linear)
 	grid := plotter.NewGrid()
 	grid.Vertical.Color, grid.Horizontal.Color = color.Gray{0xe4}, color.Gray{0xe4}
 	p.Add(grid)
@@ -152,6 +155,23 @@ func (f *Figure) Log(x, y bool) {
 	}
 }
 
+// linear has five to nine ticks in steps of 1, 2 or 5.
+func linear(lo, hi float64) []plot.Tick {
+	unit := math.Pow(10, math.Floor(math.Log10((hi-lo)/5)))
+	step := unit
+	for _, m := range []float64{1, 2, 5} {
+		if (hi-lo)/(m*unit) >= 4 {
+			step = m * unit
+		}
+	}
+	var out []plot.Tick
+	for k := math.Ceil(lo/step - 1e-9); k*step <= hi+1e-9*step; k++ {
+		v := k*step + 0 // not -0
+		out = append(out, plot.Tick{Value: v, Label: strconv.FormatFloat(v, 'g', 6, 64)})
+	}
+	return out
+}
+
 func decades(lo, hi float64) []plot.Tick {
 	var out []plot.Tick
 	wide := math.Log10(hi/lo) > 2.5
@@ -171,9 +191,20 @@ func decades(lo, hi float64) []plot.Tick {
 	return out
 }
 
+// Square gives both axes one scale and the figure the form of a square, of which three fit side by side.
+func (f *Figure) Square() {
+	r := max(f.X.Max-f.X.Min, f.Y.Max-f.Y.Min) / 2
+	x, y := (f.X.Max+f.X.Min)/2, (f.Y.Max+f.Y.Min)/2
+	f.X.Min, f.X.Max, f.Y.Min, f.Y.Max, f.square = x-r, x+r, y-r, y+r, true
+}
+
 // Image draws the figure.
 func (f *Figure) Image() image.Image {
-	c := vgimg.NewWith(vgimg.UseWH(13*vg.Centimeter, 8.6*vg.Centimeter), vgimg.UseDPI(100))
+	w := 13 * vg.Centimeter
+	if f.square {
+		w = 8.6 * vg.Centimeter
+	}
+	c := vgimg.NewWith(vgimg.UseWH(w, 8.6*vg.Centimeter), vgimg.UseDPI(100))
 	f.Draw(draw.Crop(draw.New(c), 5, -10, 5, -5))
 	return c.Image()
 }

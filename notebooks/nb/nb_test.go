@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -180,9 +181,30 @@ func TestFigure(t *testing.T) {
 	if f.n != 4 {
 		t.Errorf("%d colours used", f.n)
 	}
+	f = Plot("square", "", "")
+	f.Dots("", []float64{0, 4}, []float64{1, 2})
+	f.Square()
+	if b := f.Image().Bounds(); f.Y.Min != -0.5 || f.Y.Max != 3.5 || b.Dx() != b.Dy() {
+		t.Errorf("a square of %v, y from %g to %g", b, f.Y.Min, f.Y.Max)
+	}
+	if f.n != 1 {
+		t.Errorf("%d colours used", f.n)
+	}
 	for _, tick := range decades(0.4, 30) {
 		if tick.Value < 0.4*(1-1e-9) || tick.Value > 30 {
 			t.Errorf("a tick at %g", tick.Value)
+		}
+	}
+	for _, c := range []struct {
+		lo, hi float64
+		want   string
+	}{{0, 1, "0 0.2 0.4 0.6 0.8 1"}, {-5, 5, "-4 -2 0 2 4"}, {0.31, 0.42, "0.32 0.34 0.36 0.38 0.4 0.42"}, {1, 15, "2 4 6 8 10 12 14"}} {
+		var got []string
+		for _, tick := range linear(c.lo, c.hi) {
+			got = append(got, tick.Label)
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("ticks of %g to %g: %v, want %s", c.lo, c.hi, got, c.want)
 		}
 	}
 	if h := histogram([]float64{0.1, 0.2, 0.9, 2}, []float64{1, 1, 1, 1}, 0, 1, 2); h[0] != 1 || h[1] != 0.5 {

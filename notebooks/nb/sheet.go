@@ -51,7 +51,7 @@ func Sheet(strips ...Strip) image.Image {
 	if left > 0 {
 		left += 2 * glyph
 	}
-	zoom := max(1, min(3, (960-left)/(most*w)))
+	zoom := max(1, min(3, (1020-left)/(most*(w+1))))
 	m := image.NewRGBA(image.Rect(0, 0, left+most*(zoom*w+gap)+gap, len(strips)*(zoom*h+gap)+gap))
 	draw.Draw(m, m.Rect, image.White, image.Point{}, draw.Src)
 	for i, s := range strips {
