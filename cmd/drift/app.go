@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"drift/cmd/drift/internal/progress"
+	"drift/cmd/drift/internal/queue"
 )
 
 // app is the world that a verb sees.
@@ -35,6 +36,11 @@ type app struct {
 	json  bool // stdout has one JSON object per line
 	quiet bool
 	bar   *progress.Meter // running, or nil
+
+	line    []string                                          // args as urfave/cli reads them
+	share   int                                               // threads of one of several workers; 0 = all
+	crewBar bool                                              // the bar counts shards
+	hiring  func(*crew, *cli.Context, queue.Doer) (err error) // who makes shards; nil: the workers of --workers
 }
 
 // main runs the command line and returns the exit code. Nothing that goes wrong in it reaches the user as a panic.
@@ -80,6 +86,7 @@ func (a *app) run(ctx context.Context, args []string) error {
 	if err != nil {
 		return &hint{err, "drift --help and drift VERB --help list everything"}
 	}
+	a.line = arranged
 	err = root.RunContext(ctx, append([]string{"drift"}, arranged...))
 	var u *usage
 	if err != nil && !errors.As(err, &u) && flagError(err) {
@@ -221,6 +228,8 @@ func (a *app) verbs() []*cli.Command {
 		restoreVerb(a),
 		modelVerb(a),
 		listVerb(a),
+		serveVerb(a),
+		workerVerb(a),
 		metadataVerb(a),
 		versionVerb(a),
 		completionVerb(a),
@@ -294,6 +303,9 @@ func finish(a *app, cmds []*cli.Command) {
 					return usagef("--threads %d: want 1 to %d", n, 1<<16)
 				case n > 0:
 					runtime.GOMAXPROCS(n)
+				}
+				if n := ctx.Int("workers"); n > 0 {
+					a.share = max(1, runtime.GOMAXPROCS(0)/n)
 				}
 				return act(ctx)
 			}

@@ -72,6 +72,11 @@ func arrange(root *cli.App, args []string, env func(string) string) ([]string, e
 				cmds, known = leaf.Subcommands, leaf.Flags
 				continue
 			}
+			if leaf != nil && slices.Contains(takesLine, leaf.Name) { // the rest is another line
+				rest = append(rest, args[i:]...)
+				i = len(args)
+				continue
+			}
 			if len(cmds) > 0 {
 				var names []string
 				for _, c := range cmds {
@@ -103,6 +108,9 @@ func arrange(root *cli.App, args []string, env func(string) string) ([]string, e
 	}
 	return out, nil
 }
+
+// takesLine are the verbs that take another line of drift.
+var takesLine = []string{"serve", "plan"}
 
 // number tells a negative number from a flag.
 func number(s string) bool {

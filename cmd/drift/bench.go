@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -440,7 +439,7 @@ func (a *app) openExtractor(name, resize, tier string) (features.Extractor, erro
 			return nil, badUse("tier", err)
 		}
 	}
-	ex, err := features.Open(name, features.Options{Threads: runtime.GOMAXPROCS(0), Tier: t, Resize: resize, ORT: a.ort})
+	ex, err := features.Open(name, features.Options{Threads: a.threads(), Tier: t, Resize: resize, ORT: a.ort})
 	if e := onnxError(err); e != nil {
 		return nil, e
 	} else if err != nil {

@@ -21,6 +21,8 @@ var environment = []envVar{
 	{"HF_HUB_CACHE", "", "cache in which --model org/name looks for what diffusers downloaded"},
 	{"HF_HOME", "", "its parent, when HF_HUB_CACHE is not set"},
 	{"HOME", "", "where that cache is when neither is set"},
+	{"DRIFT_CACHE", "cache", "folder in which workers keep files that came from elsewhere"},
+	{"XDG_CACHE_HOME", "", "its parent, when that is not set; else ~/.cache"},
 	{"NO_COLOR", "", "set: no colours and no bar"},
 	{"TERM", "", "dumb: no colours and no bar; else what --preview auto draws with"},
 	{"TERM_PROGRAM", "", "what --preview auto draws with"},

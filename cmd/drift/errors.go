@@ -9,6 +9,7 @@ import (
 
 	"drift/cmd/drift/internal/job"
 	"drift/cmd/drift/internal/manifest"
+	"drift/cmd/drift/internal/shard"
 	"drift/guidance"
 	"drift/internal/refuse"
 	"drift/samplers"
@@ -84,6 +85,7 @@ func exitCode(err error) int {
 		d *manifest.Different
 		w *smc.RewardError
 		x *smc.WeightError
+		f *shard.Failure
 	)
 	switch {
 	case err == nil:
@@ -92,6 +94,10 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.As(err, &n), errors.As(err, &g), errors.As(err, &w), errors.As(err, &x):
 		return exitNotFinite
+	case errors.As(err, &f) && f.Kind == shard.NotFinite:
+		return exitNotFinite
+	case errors.As(err, &f) && f.Kind == shard.Refused:
+		return exitRefused
 	case errors.As(err, &r):
 		return exitRefused
 	case errors.As(err, &u), errors.As(err, &d):

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -43,7 +42,7 @@ func (a *app) openPipeline(ctx context.Context, name, dtype, tier string, around
 			return nil, usagef("--tier %s: this machine has %v", t, kernels.Tiers())
 		}
 	}
-	m, err := open.Open(ctx, name, open.Options{DType: dtype, Threads: runtime.GOMAXPROCS(0), Tier: tier, Hub: a.hub(), ORT: a.ort, Pipeline: around})
+	m, err := open.Open(ctx, name, open.Options{DType: dtype, Threads: a.threads(), Tier: tier, Hub: a.hub(), ORT: a.ort, Pipeline: around})
 	if err == nil {
 		for _, n := range m.Notes {
 			a.say("drift: %s: %s", name, n)

@@ -36,6 +36,13 @@ func (s *sampling) run(ctx context.Context) error {
 	if err := s.memory(); err != nil {
 		return err
 	}
+	var work *sampleWork
+	if s.wantsCrew(s.c) {
+		var err error
+		if work, err = s.work(); err != nil {
+			return err
+		}
+	}
 	hash := s.desc.Hash()
 	o := output.Options{
 		Path: s.path, Run: s.desc, Items: s.items, Shape: s.info.Shape, Rounding: pixels.Rounding(s.desc.Rounding),
@@ -104,7 +111,12 @@ func (s *sampling) run(ctx context.Context) error {
 	}
 	began := time.Now()
 	bar := s.start("drift")
-	stats, err := s.plan.Run(ctx, s.stop, missing, s.batch(), s.hooks(target, observers, len(missing), stored, whole))
+	var stats samplers.Stats
+	if work != nil {
+		stats, err = s.runShards(ctx, work, target, missing)
+	} else {
+		stats, err = s.plan.Run(ctx, s.stop, missing, s.batch(), s.hooks(target, observers, len(missing), stored, whole))
+	}
 	bar.Close()
 	s.bar = nil
 	if err == nil {

@@ -110,3 +110,14 @@ func Sheet(pictures [][]byte, shape []int, cols, rows int) image.Image {
 	}
 	return Image(all, []int{c, rows * h, cols * w})
 }
+
+// Middle is the inverse of Bytes as far as there is one: dst becomes values that every rule rounds to the bytes b, in the
+// middle of those that Floor does.
+func Middle(dst []float64, b []byte, shape []int) {
+	c, n := shape[0], shape[1]*shape[2]
+	for k := range c {
+		for j := range n {
+			dst[k*n+j] = (float64(b[j*c+k]) - 127.5) / 127.5
+		}
+	}
+}

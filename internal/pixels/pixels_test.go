@@ -70,3 +70,19 @@ func TestPicture(t *testing.T) {
 		t.Error("a picture is not taken for one")
 	}
 }
+
+// TestMiddle: bytes come back by every rule.
+func TestMiddle(t *testing.T) {
+	shape := []int{3, 16, 16}
+	b, x, back := make([]byte, 768), make([]float64, 768), make([]byte, 768)
+	for i := range b {
+		b[i] = byte(i)
+	}
+	for _, r := range []Rounding{Floor, Diffusers, ""} {
+		Middle(x, b, shape)
+		Bytes(back, x, shape, r)
+		if !bytes.Equal(b, back) {
+			t.Errorf("%q: bytes do not come back", r)
+		}
+	}
+}

@@ -177,6 +177,9 @@ var (
 	commitName     = regexp.MustCompile(`^[0-9a-f]{40}$`)
 )
 
+// Locate returns the folder of a repository: path itself, or where the cache has its snapshot.
+func Locate(path string, opt Options) (string, error) { return find(path, opt) }
+
 // find returns the folder of a repository. The layout of the cache is
 // models--org--name/refs/REVISION, which holds a commit, and
 // models--org--name/snapshots/COMMIT, which holds (links to) the files.

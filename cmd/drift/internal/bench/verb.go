@@ -164,7 +164,7 @@ func (v Verb) Name() string { return v.Command().Name }
 
 // notSwept are flags about where results go and how a run is shown, which bench decides itself.
 var notSwept = []string{"out", "sheet", "seed", "seeds", "count", "batch", "json", "quiet", "threads", "help", "dry-run", "resume", "log", "columns", "sort",
-	"plot", "trace", "trajectory", "preview", "from", "no-metadata", "float", "print-schedule"}
+	"plot", "trace", "trajectory", "preview", "from", "no-metadata", "float", "print-schedule", "workers", "shard"}
 
 // Flags are the flags of the verb that a cell may set.
 func (v Verb) Flags() []cli.Flag {

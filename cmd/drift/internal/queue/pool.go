@@ -29,6 +29,7 @@ const (
 	files    = "files"   // objects, by SHA-256
 	want     = "drift.want"
 	progress = "drift.progress"
+	over     = "drift.over" // there is no more work
 
 	jobKey   = "job"
 	stateKey = "state"
@@ -406,6 +407,9 @@ func (p *Pool) Forget(ctx context.Context, specs ...shard.Spec) error {
 // Done tells the workers that there is no more work.
 func (p *Pool) Done(ctx context.Context) error {
 	if _, err := p.jobs.Put(ctx, stateKey, []byte("done")); err != nil {
+		return fmt.Errorf("queue: %w", err)
+	}
+	if err := errors.Join(p.nc.Publish(over, nil), p.nc.Flush()); err != nil {
 		return fmt.Errorf("queue: %w", err)
 	}
 	return nil

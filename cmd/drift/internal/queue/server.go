@@ -56,7 +56,7 @@ var may = server.Permissions{
 		"$JS.API.STREAM.INFO.OBJ_" + files, "$JS.API.DIRECT.GET.OBJ_" + files + ".>", "$JS.API.CONSUMER.CREATE.OBJ_" + files + ".>", "$JS.API.CONSUMER.DELETE.OBJ_" + files + ".>", "$JS.FC.OBJ_" + files + ".>",
 		want, progress, "_INBOX.>",
 	}},
-	Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}},
+	Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>", over}},
 }
 
 // Start starts a server.
@@ -165,3 +165,6 @@ func (s *Server) Close() {
 		_ = os.RemoveAll(s.temp) // a folder of the system's for such files
 	}
 }
+
+// Clients is the number of connections.
+func (s *Server) Clients() int { return s.s.NumClients() }

@@ -42,8 +42,27 @@ type Mismatch struct{ Reason string }
 
 func (m *Mismatch) Error() string { return "queue: " + m.Reason }
 
-// Run works until the job is done, and returns the number of shards that it made.
-func (w *Worker) Run(ctx context.Context, nc *nats.Conn) (n int, err error) {
+// errOver ends a worker whose job is done.
+var errOver = errors.New("queue: the job is done")
+
+// Run works until the job is done, and returns the number of shards that it made. What is under way then is not finished:
+// another made it before.
+func (w *Worker) Run(ctx context.Context, nc *nats.Conn) (int, error) {
+	own, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	sub, err := nc.Subscribe(over, func(*nats.Msg) { cancel(errOver) })
+	if err != nil {
+		return 0, fmt.Errorf("queue: %w", err)
+	}
+	n, err := w.run(own, nc)
+	if err != nil && context.Cause(own) == errOver {
+		err = nil
+	}
+	_ = sub.Unsubscribe() // fails on a connection that is closed
+	return n, err
+}
+
+func (w *Worker) run(ctx context.Context, nc *nats.Conn) (n int, err error) {
 	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(5*time.Second))
 	if err != nil {
 		return 0, fmt.Errorf("queue: %w", err)
