@@ -37,10 +37,11 @@ type app struct {
 	quiet bool
 	bar   *progress.Meter // running, or nil
 
-	line    []string                                          // args as urfave/cli reads them
-	share   int                                               // threads of one of several workers; 0 = all
-	crewBar bool                                              // the bar counts shards
-	hiring  func(*crew, *cli.Context, queue.Doer) (err error) // who makes shards; nil: the workers of --workers
+	line       []string                                          // args as urfave/cli reads them
+	share      int                                               // threads of one of several workers; 0 = all
+	crewBar    bool                                              // the bar counts shards
+	afterStore func()                                            // called by a worker between storing a result and saying so; for tests
+	hiring     func(*crew, *cli.Context, queue.Doer) (err error) // who makes shards; nil: the workers of --workers
 }
 
 // main runs the command line and returns the exit code. Nothing that goes wrong in it reaches the user as a panic.

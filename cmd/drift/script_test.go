@@ -27,7 +27,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"drift": main, "scorer": scorer})
+	testscript.Main(m, map[string]func(){"drift": main, "scorer": scorer, "halting": halting})
 }
 
 // TestScripts runs the real binary on the scripts in testdata.

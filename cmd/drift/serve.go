@@ -458,7 +458,15 @@ func (a *app) work(c *cli.Context) error {
 			}
 			return a.openJob(ctx, j)
 		},
+		Begun: func(s shard.Spec) {
+			if a.json {
+				a.emit(map[string]any{"event": "begin", "shard": s.ID})
+			}
+		},
 		Stored: func(s shard.Spec, r *shard.Result, first bool) {
+			if a.afterStore != nil {
+				a.afterStore()
+			}
 			if made++; a.json {
 				a.emit(map[string]any{"event": "shard", "shard": s.ID, "first": first, "seconds": r.Seconds, "model_seconds": r.Model, "failed": r.Fail != nil})
 			}

@@ -31,6 +31,8 @@ type Worker struct {
 	Hello string                                           // what it is, for people
 	Open  func(ctx context.Context, job Job) (Doer, error) // opens the job; called once
 	Files *Cache                                           // where files of the job go; nil: they are here already
+	// Begun is told that a shard begins; may be nil.
+	Begun func(s shard.Spec)
 	// Stored is told that a result is in the store, and whether it was the first, before the shard is acknowledged; may be nil.
 	Stored func(s shard.Spec, r *shard.Result, first bool)
 	// Sort makes a Failure of an error; nil: all are Failed.
@@ -177,6 +179,9 @@ func (w *Worker) one(ctx context.Context, nc *nats.Conn, doer Doer, marks jetstr
 			}
 		}
 	}()
+	if w.Begun != nil {
+		w.Begun(spec)
+	}
 	began := time.Now()
 	r, err := doer.Do(ctx, spec, func(done float64) { part.Store(uint64(1e6 * min(max(done, 0), 1))) })
 	if err != nil {
@@ -192,6 +197,8 @@ func (w *Worker) one(ctx context.Context, nc *nats.Conn, doer Doer, marks jetstr
 		r = &shard.Result{Fail: f}
 	}
 	r.Key, r.Worker, r.Seconds = key, w.Name, time.Since(began).Seconds()
+	ctx, stop := after(ctx, 2*time.Second) // a result that is there is stored, even when the job is over
+	defer stop()
 	first := false
 	err = retry(ctx, func() (err error) {
 		c, cancel := context.WithTimeout(ctx, long)
@@ -243,6 +250,15 @@ func retry(ctx context.Context, f func() error) error {
 		}
 		wait = min(2*wait, time.Second)
 	}
+}
+
+// after is a context that ends some time after another.
+func after(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	late, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		time.AfterFunc(d, func() { cancel(context.Cause(ctx)) })
+	})
+	return late, func() { stop(); cancel(nil) }
 }
 
 func sleep(ctx context.Context, d time.Duration) {

@@ -1,0 +1,311 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// halting is a worker that dies between storing its first result and saying so.
+func halting() {
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, getenv: os.Getenv, stop: make(chan struct{})}
+	a.afterStore = func() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL); select {} }
+	os.Exit(a.main(context.Background(), os.Args[1:]))
+}
+
+// process is a real one of drift, whose events are read.
+type process struct {
+	t    *testing.T
+	name string
+	cmd  *exec.Cmd
+	err  bytes.Buffer
+
+	mu     sync.Mutex
+	events []event
+	more   chan struct{}
+	ended  chan struct{}
+}
+
+type event struct {
+	Event   string `json:"event"`
+	Shard   int    `json:"shard"`
+	First   bool   `json:"first"`
+	Address string `json:"address"`
+	Worker  string `json:"worker"`
+}
+
+// launch starts argv[0] (drift, or halting) in a folder.
+func launch(t *testing.T, dir string, argv ...string) *process {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{t: t, name: strings.Join(argv, " "), more: make(chan struct{}, 1), ended: make(chan struct{})}
+	p.cmd = &exec.Cmd{Path: exe, Args: argv, Dir: dir, Stderr: &p.err, Env: append(os.Environ(), "NO_COLOR=1", "HOME="+dir, "DRIFT_CACHE="+filepath.Join(dir, "cache"))}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(p.ended)
+		in := bufio.NewScanner(out)
+		for in.Scan() {
+			var e event
+			if json.Unmarshal(in.Bytes(), &e) != nil {
+				continue
+			}
+			p.mu.Lock()
+			p.events = append(p.events, e)
+			p.mu.Unlock()
+			select {
+			case p.more <- struct{}{}:
+			default:
+			}
+		}
+		_, _ = io.Copy(io.Discard, out)
+	}()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Signal(syscall.SIGCONT)
+		_ = p.cmd.Process.Kill()
+	})
+	return p
+}
+
+// patience bounds every wait.
+const testPatience = 60 * time.Second
+
+// await waits for n events that match, and returns the last of them.
+func (p *process) await(n int, match func(event) bool) event {
+	p.t.Helper()
+	end := time.After(testPatience)
+	for {
+		k := 0
+		p.mu.Lock()
+		for _, e := range p.events {
+			if match(e) {
+				if k++; k == n {
+					p.mu.Unlock()
+					return e
+				}
+			}
+		}
+		p.mu.Unlock()
+		select {
+		case <-p.more:
+		case <-p.ended:
+			p.t.Fatalf("%s ended: %s", p.name, p.err.String())
+		case <-end:
+			p.t.Fatalf("%s: waiting for an event: %s", p.name, p.err.String())
+		}
+	}
+}
+
+func of(kind string) func(event) bool { return func(e event) bool { return e.Event == kind } }
+
+// shards lists the shards of events of that kind.
+func (p *process) shards(match func(event) bool) (out []int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.events {
+		if match(e) {
+			out = append(out, e.Shard)
+		}
+	}
+	return out
+}
+
+func (p *process) signal(s syscall.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// wait waits for the end and returns the exit code, -1 for a signal.
+func (p *process) wait() int {
+	p.t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(testPatience):
+		p.t.Fatalf("%s does not end: %s", p.name, p.err.String())
+	}
+	_ = p.cmd.Wait() // the code tells
+	return p.cmd.ProcessState.ExitCode()
+}
+
+func (p *process) done() {
+	p.t.Helper()
+	if code := p.wait(); code != 0 {
+		p.t.Fatalf("%s: exit code %d: %s", p.name, code, p.err.String())
+	}
+}
+
+const slowMixture = `{"type": "mixture", "weights": [0.4, 0.6], "means": [[-1, 0], [1.5, 1]], "vars": [[0.0625, 0.1], [0.25, 0.2]], "process": {"type": "vp-linear"}, "prediction": "eps"}`
+
+// town is a folder with a job, and what one process makes of it.
+type town struct {
+	dir  string
+	line []string
+	n    int // shards
+	want []byte
+}
+
+// newTown makes a job of n shards; more steps make them slower.
+func newTown(t *testing.T, n, steps int) *town {
+	t.Helper()
+	w := &town{dir: t.TempDir(), n: n}
+	for name, text := range map[string]string{"mix.json": slowMixture, "token": "a secret of the tests\n"} {
+		if err := os.WriteFile(filepath.Join(w.dir, name), []byte(text), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.line = []string{"sample", "--model", "mix.json", "--count", fmt.Sprint(8 * n), "--sampler", "ddpm", "--steps", fmt.Sprint(steps), "--shard", "8"}
+	launch(t, w.dir, append(append([]string{"drift"}, w.line...), "--out", "one.npz")...).done()
+	var err error
+	if w.want, err = os.ReadFile(filepath.Join(w.dir, "one.npz")); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// serve starts the coordinator; where tells its workers the way.
+func (w *town) serve(t *testing.T, listen string) (p *process, where string) {
+	t.Helper()
+	argv := append([]string{"drift", "serve", "--listen", listen, "--token-file", "token", "--lost-after", "500ms"}, w.line...)
+	p = launch(t, w.dir, append(argv, "--out", "many.npz", "--json")...)
+	return p, p.await(1, of("listen")).Address
+}
+
+func (w *town) worker(t *testing.T, kind, where, name string) *process {
+	t.Helper()
+	return launch(t, w.dir, kind, "worker", "--url", "nats://"+where, "--token-file", "token", "--name", name, "--json", "--threads", "1")
+}
+
+// check holds the result to that of one process, and the queue's folder to be gone.
+func (w *town) check(t *testing.T) {
+	t.Helper()
+	got, err := os.ReadFile(filepath.Join(w.dir, "many.npz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, w.want) {
+		t.Error("the workers' result is not that of one process, bit for bit")
+	}
+	for _, left := range []string{"many.npz.queue", "many.npz.part"} {
+		if exists(filepath.Join(w.dir, left)) {
+			t.Errorf("%s is left", left)
+		}
+	}
+}
+
+// once checks that every shard was stored exactly once, over all workers.
+func (w *town) once(t *testing.T, workers ...*process) {
+	t.Helper()
+	count := map[int]int{}
+	for _, p := range workers {
+		for _, k := range p.shards(func(e event) bool { return e.Event == "shard" && e.First }) {
+			count[k]++
+		}
+	}
+	for k := range w.n {
+		if count[k] > 1 {
+			t.Errorf("shard %d was stored %d times", k, count[k])
+		}
+	}
+	if len(count) != w.n {
+		t.Errorf("%d shards stored, want %d", len(count), w.n)
+	}
+}
+
+// TestWorkerKilled: a worker is killed in the middle of a shard; another between storing a result and saying so.
+func TestWorkerKilled(t *testing.T) {
+	t.Parallel()
+	w := newTown(t, 5, 20_000)
+	serve, where := w.serve(t, "127.0.0.1:0")
+	first := w.worker(t, "drift", where, "killed")
+	first.await(1, of("begin"))
+	first.signal(syscall.SIGKILL)
+	if first.wait() != -1 {
+		t.Error("the worker was done before it was killed")
+	}
+	half := w.worker(t, "halting", where, "halted")
+	if half.wait() != -1 {
+		t.Errorf("the halting worker did not halt: %s", half.err.String())
+	}
+	if made := half.shards(of("shard")); len(made) != 0 {
+		t.Errorf("the halting worker told of shards %v", made)
+	}
+	last := w.worker(t, "drift", where, "last")
+	serve.done()
+	last.done()
+	w.check(t)
+	// The shard of the halted worker is in the store, so the last one makes all but that.
+	if made := last.shards(func(e event) bool { return e.Event == "shard" && e.First }); len(made) != w.n-1 {
+		t.Errorf("the last worker made %v, want %d shards", made, w.n-1)
+	}
+	if told := serve.shards(of("shard")); len(told) != w.n {
+		t.Errorf("the coordinator took %v, want each of %d once", told, w.n)
+	}
+}
+
+// TestCoordinatorKilled: the coordinator is killed and started again on the same store; the workers stay.
+func TestCoordinatorKilled(t *testing.T) {
+	if os.Getenv("DRIFT_SLOW") == "" {
+		t.Skip("DRIFT_SLOW is not set")
+	}
+	t.Parallel()
+	w := newTown(t, 10, 60_000)
+	serve, where := w.serve(t, "127.0.0.1:0")
+	a, b := w.worker(t, "drift", where, "a"), w.worker(t, "drift", where, "b")
+	serve.await(3, of("shard"))
+	serve.signal(syscall.SIGKILL)
+	if serve.wait() != -1 {
+		t.Error("the coordinator was done before it was killed")
+	}
+	again, _ := w.serve(t, where)
+	again.done()
+	a.done()
+	b.done()
+	w.check(t)
+	w.once(t, a, b)
+}
+
+// TestWorkerPaused: a worker is stopped for longer than the coordinator waits; what it stores later is refused.
+func TestWorkerPaused(t *testing.T) {
+	if os.Getenv("DRIFT_SLOW") == "" {
+		t.Skip("DRIFT_SLOW is not set")
+	}
+	t.Parallel()
+	w := newTown(t, 12, 60_000)
+	serve, where := w.serve(t, "127.0.0.1:0")
+	paused := w.worker(t, "drift", where, "paused")
+	its := paused.await(1, of("begin")).Shard
+	paused.signal(syscall.SIGSTOP)
+	other := w.worker(t, "drift", where, "other")
+	other.await(1, func(e event) bool { return e.Event == "shard" && e.Shard == its })
+	paused.signal(syscall.SIGCONT)
+	late := paused.await(1, func(e event) bool { return e.Event == "shard" && e.Shard == its })
+	if late.First {
+		t.Error("the paused worker's result was taken though another had made it")
+	}
+	serve.done()
+	paused.done()
+	other.done()
+	w.check(t)
+	w.once(t, paused, other)
+}
