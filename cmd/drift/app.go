@@ -227,6 +227,7 @@ func (a *app) verbs() []*cli.Command {
 		metricsVerb(a),
 		searchVerb(a),
 		restoreVerb(a),
+		studioVerb(a),
 		modelVerb(a),
 		listVerb(a),
 		serveVerb(a),
