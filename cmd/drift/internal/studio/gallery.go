@@ -81,7 +81,8 @@ type Run struct {
 	Checks  []Check  `json:"checks,omitempty"`
 	Scores  []Point  `json:"scores,omitempty"`
 
-	Particles int `json:"particles,omitempty"`
+	Particles int    `json:"particles,omitempty"`
+	Lambda    string `json:"lambda,omitempty"`
 }
 
 // Point is a score of a bench's cell.
@@ -290,6 +291,9 @@ func (g *gallery) describe(r *Run, m manifest.Run) {
 	}
 	if m.Steer != nil {
 		r.Reward, r.Method, r.Particles = m.Steer.Reward, m.Steer.Method, m.Steer.Particles
+		if r.Lambda = m.Steer.Schedule; r.Lambda == "" && m.Steer.Lambda != nil {
+			r.Lambda = number(*m.Steer.Lambda)
+		}
 	}
 	line, err := g.catalog.Again(m)
 	if err != nil {

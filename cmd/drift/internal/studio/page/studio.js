@@ -447,11 +447,12 @@ async function loadRuns() {
 function thumbs(r) {
   const link = el("a", { class: "thumbs", href: "#run/" + encodeURIComponent(r.name), "aria-label": r.name, tabIndex: -1 });
   if (r.kind === "bench") {
-    link.append(el("div", { class: "spark" }, r.kind === "bench" ? el("img", { class: "wide", alt: "", loading: "lazy", src: fileURL(r.name, "plot.png"), onerror: e => e.target.replaceWith("quality by evaluations") }) : null));
+    link.append(el("div", { class: "spark" }, el("img", { class: "wide", alt: "", loading: "lazy", src: fileURL(r.name, "plot.png"), onerror: e => e.target.replaceWith("quality by evaluations") })));
     return link;
   }
   const n = r.pictures.length;
-  link.append(el("div", { class: "tiles" + (n === 1 ? " n1" : n <= 4 ? " n4" : "") }, r.pictures.slice(0, n <= 4 ? n : 12).map(p => el("img", { src: fileURL(r.name, p), alt: "", loading: "lazy", class: smooth(r.model) }))));
+  if (n === 0) link.append(el("div", { class: "none" }, "no picture yet"));
+  else link.append(el("div", { class: "tiles" + (n === 1 ? " n1" : n <= 4 ? " n4" : "") }, r.pictures.slice(0, n <= 4 ? n : 12).map(p => el("img", { src: fileURL(r.name, p), alt: "", loading: "lazy", class: smooth(r.model) }))));
   return link;
 }
 
@@ -499,25 +500,26 @@ async function showRun(name) {
       r.kind === "sample" || r.kind === "steer" ? el("button", { type: "button", class: "small", onclick: () => reuse(r) }, "Use these settings") : null,
       r.kind === "sample" || r.kind === "steer" ? el("a", { class: "button small", href: "#compare/" + encodeURIComponent(r.name) }, "Compare …") : null,
       r.kind === "bench" || r.kind === "steer" ? el("a", { class: "button small", href: "#plots/" + encodeURIComponent(r.name) }, "Plots …") : null));
-  const parts = [card];
+  const parts = [card], draw = [];
   if (r.checks && r.checks.length > 1) {
     const a = el("div"), b = el("div");
     parts.push(el("div", { class: "two" }, el("section", { class: "card" }, el("h2", {}, "Effective sample size"), a), el("section", { class: "card" }, el("h2", {}, "Reward"), b)));
-    drawChecks(a, [{ name: "ESS", checks: r.checks }, { name: "roots", checks: r.checks, of: "roots" }], "ess", r.particles);
-    drawChecks(b, [{ name: "mean", checks: r.checks, of: "mean" }, { name: "largest", checks: r.checks, of: "max" }], "mean");
+    draw.push(() => drawChecks(a, [{ name: "ESS", checks: r.checks }, { name: "roots", checks: r.checks, of: "roots" }], "ess", r.particles));
+    draw.push(() => drawChecks(b, [{ name: "mean", checks: r.checks, of: "mean" }, { name: "largest", checks: r.checks, of: "max" }], "mean"));
   }
   if (r.scores && r.scores.length) {
     const metrics = [...new Set(r.scores.map(s => s.metric))];
     for (const m of metrics) {
       const d = el("div");
       parts.push(el("section", { class: "card" }, el("h2", {}, m + " against evaluations"), d));
-      drawScores(d, r, m);
+      draw.push(() => drawScores(d, r, m));
     }
   }
   if (r.pictures.length) parts.push(el("section", { class: "card" }, el("h2", {}, r.kind === "sheet" ? "Sheet" : "Pictures ", el("span", { class: "count" }, r.kind === "sheet" ? "" : "· " + progressOf(r))), el("div", { class: r.kind === "sheet" ? "" : "grid" }, r.pictures.map((p, i) => tile(r, p, i)))));
   const extra = (r.plots || []).filter(p => !["ess.png", "reward.png", "plot.png"].includes(p));
   if (extra.length) parts.push(el("details", { class: "card" }, el("summary", {}, "Genealogy, particles and more"), el("div", { class: "sections" }, extra.map(p => el("figure", {}, el("img", { class: "wide", src: fileURL(r.name, p), alt: p, loading: "lazy" }), el("figcaption", { class: "note" }, p))))));
   $("run").replaceChildren(el("div", { class: "sections" }, parts));
+  for (const f of draw) f();
 }
 
 function reuse(r) {
@@ -526,7 +528,7 @@ function reuse(r) {
     const m = /^([a-z-]+):w=([-0-9.e+]+)$/.exec(g);
     if (m) { q.guidance = Number(m[2]); q.guider = m[1]; }
   }
-  if (r.kind === "steer") { q.particles = r.particles; q.reward = r.reward; }
+  if (r.kind === "steer") { q.particles = r.particles; q.reward = r.reward; q.lambda = r.lambda; }
   const range = /^(\d+)-(\d+)$/.exec(r.seeds || "");
   if (range) { q.seed = Number(range[1]); q.count = Number(range[2]) - Number(range[1]) + 1; q.seeds = ""; }
   fillForm(q);
@@ -668,7 +670,7 @@ function ticks(lo, hi, n) {
 function chart(box, series, { xs, ys, zero = false, top, log = "" }) {
   series = series.map(s => ({ ...s, points: s.points.filter(p => Number.isFinite(p.x) && Number.isFinite(p.y)) })).filter(s => s.points.length);
   if (!series.length) { box.replaceChildren(el("p", { class: "empty" }, "No points to draw.")); return; }
-  const all = series.flatMap(s => s.points), W = 640, H = 330, L = 54, R = 14, T = 14, B = 44;
+  const all = series.flatMap(s => s.points), W = Math.max(300, Math.min(720, box.clientWidth || 640)), H = W < 480 ? 260 : 320, L = 54, R = 14, T = 14, B = 44;
   const lx = log.includes("x") && all.every(p => p.x > 0), ly = log.includes("y") && all.every(p => p.y > 0);
   let x0 = Math.min(...all.map(p => p.x)), x1 = Math.max(...all.map(p => p.x));
   let y0 = Math.min(...all.map(p => p.y - (p.e && !ly ? p.e : 0))), y1 = Math.max(...all.map(p => p.y + (p.e || 0)));
@@ -683,14 +685,14 @@ function chart(box, series, { xs, ys, zero = false, top, log = "" }) {
   const tx = lx ? [...new Set(all.map(p => p.x))].sort((a, b) => a - b) : ticks(x0, x1, 7), ty = ly ? logTicks(y0, y1) : ticks(y0, y1, 5);
   for (const v of ty) root.append(svg("line", { class: "gridline", x1: L, x2: W - R, y1: Y(v), y2: Y(v) }), svg("text", { x: L - 8, y: Y(v) + 4, "text-anchor": "end" }, short(v)));
   let last = -99;
-  for (const v of tx) if (X(v) - last > 30) { last = X(v); root.append(svg("line", { class: "axis", x1: X(v), x2: X(v), y1: H - B, y2: H - B + 5 }), svg("text", { x: X(v), y: H - B + 19, "text-anchor": "middle" }, short(v))); }
+  for (const v of tx) if (X(v) - last > 26) { last = X(v); root.append(svg("line", { class: "axis", x1: X(v), x2: X(v), y1: H - B, y2: H - B + 5 }), svg("text", { x: X(v), y: H - B + 19, "text-anchor": "middle" }, short(v))); }
   root.append(svg("line", { class: "axis", x1: L, x2: W - R, y1: H - B, y2: H - B }), svg("text", { x: (L + W - R) / 2, y: H - 6, "text-anchor": "middle" }, xs),
     svg("text", { x: 13, y: (T + H - B) / 2, "text-anchor": "middle", transform: `rotate(-90 13 ${(T + H - B) / 2})` }, ys));
   const tip = el("p", { class: "tip", "aria-hidden": "true" }, " ");
   const dots = [];
   series.forEach((s, k) => {
     const c = k % 8;
-    root.append(svg("polyline", { class: "series c" + c, points: s.points.map(p => X(p.x).toFixed(1) + "," + Y(p.y).toFixed(1)).join(" ") }));
+    root.append(svg("polyline", { class: "series c" + c + " d" + Math.min(2, Math.floor(k / 8)), points: s.points.map(p => X(p.x).toFixed(1) + "," + Y(p.y).toFixed(1)).join(" ") }));
     const many = s.points.length > 40;
     for (const p of s.points) {
       if (p.e) root.append(svg("line", { class: "err c" + c, x1: X(p.x), x2: X(p.x), y1: Y(Math.max(p.y - p.e, ly ? y0 : -1e300)), y2: Y(p.y + p.e) }));
@@ -714,6 +716,7 @@ function chart(box, series, { xs, ys, zero = false, top, log = "" }) {
   box.replaceChildren(root, tip, el("ul", { class: "legend" }, series.map((s, k) => el("li", {}, el("i", { class: "k" + k % 8 }), s.name))), table);
 }
 function logTicks(lo, hi) {
+  if (hi / lo < 12) return ticks(lo, hi, 5).filter(v => v > 0);
   const out = [];
   for (let e = Math.floor(Math.log10(lo)); e <= Math.ceil(Math.log10(hi)); e++) for (const m of [1, 2, 5]) { const v = m * Math.pow(10, e); if (v >= lo * 0.999 && v <= hi * 1.001) out.push(v); }
   return out.length > 1 ? out : [lo, hi];
@@ -746,7 +749,7 @@ async function showPlots() {
   else await drawBench();
   if (steers.some(r => r.name === plotRun)) steerPicked.add(plotRun);
   for (const n of [...steerPicked]) if (!steers.some(r => r.name === n)) steerPicked.delete(n);
-  if (!steerPicked.size && steers.length) steerPicked.add(steers[0].name);
+  if (!steerPicked.size && steers.length) steerPicked.add((steers.find(r => r.wanted && r.count >= r.wanted) || steers[0]).name);
   plotRun = "";
   $("steer-what").hidden = steers.length === 0;
   $("steer-runs").replaceChildren(...steers.slice(0, 24).map(r => el("label", { class: "check" }, el("input", { type: "checkbox", checked: steerPicked.has(r.name), onchange: e => { e.target.checked ? steerPicked.add(r.name) : steerPicked.delete(r.name); drawSteers(); } }), r.name)));
