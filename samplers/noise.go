@@ -19,6 +19,7 @@ const (
 	DrawStep    = rng.PurposeStep    // the noise of a step
 	DrawStage   = rng.PurposeStage   // the second draw of a step with an inner node
 	DrawForward = rng.PurposeForward // noise put in: churn, rising hops
+	DrawEncode  = rng.PurposeEncode  // which latents an autoencoder's distribution gives of a picture
 )
 
 // Draw says what a row of noise is for. From and To are the ratios sigma/alpha of the interval it belongs to (a
@@ -69,12 +70,21 @@ func clock(sb float64) float64 {
 	return sb / (1 + sb)
 }
 
-// Torch draws everything of a row from one torch CPU generator, the start first and then every draw in the order of the
-// run, as diffusers does with one generator per image. It remembers where each row stands, so use one per run, and it
-// cannot go on from a saved run.
+// Torch draws everything of a row from one torch generator, the start first (after the latents of a picture, if there is
+// one) and then every draw in the order of the run, as diffusers does with one generator per image. It remembers where
+// each row stands, so use one per run, and it cannot go on from a saved run.
 type Torch struct {
+	CUDA    bool // the generator of a CUDA device in place of the CPU's
+	Threads int  // of the device, see rng.TorchCUDA
+
 	mu   sync.Mutex
-	rows map[models.Row]*rng.Torch
+	rows map[models.Row]*torchRow
+}
+
+// torchRow is the generator of a row.
+type torchRow struct {
+	normal  func(dst []float64)
+	started bool
 }
 
 // Normal implements Noise.
@@ -82,14 +92,30 @@ func (n *Torch) Normal(dst []float64, d Draw) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	g := n.rows[d.Row]
-	if g == nil || d.Purpose == DrawStart {
+	if g == nil || d.Purpose == DrawStart && g.started {
 		if n.rows == nil {
-			n.rows = map[models.Row]*rng.Torch{}
+			n.rows = map[models.Row]*torchRow{}
 		}
-		g = rng.NewTorch(d.Row.Seed)
+		g = &torchRow{normal: rng.NewTorch(d.Row.Seed).NormalF64From32}
+		if n.CUDA {
+			g.normal = rng.NewTorchCUDA(d.Row.Seed, n.Threads).NormalF64From32
+		}
 		n.rows[d.Row] = g
 	}
-	g.NormalF64From32(dst)
+	g.started = g.started || d.Purpose != DrawEncode
+	g.normal(dst)
+}
+
+// Start takes the start of a run from one Noise and everything else from another.
+type Start struct{ Start, Steps Noise }
+
+// Normal implements Noise.
+func (n Start) Normal(dst []float64, d Draw) {
+	if d.Purpose == DrawStart {
+		n.Start.Normal(dst, d)
+		return
+	}
+	n.Steps.Normal(dst, d)
 }
 
 // Zero is no noise at all: every draw is 0, the start too.

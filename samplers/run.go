@@ -223,6 +223,11 @@ func newRun(p *Problem, m method) (*run, error) {
 	if _, ok := models.As[models.VJP](den); m.Needs().VJP && !ok {
 		return fail("needs a model with gradients")
 	}
+	if p.Known != nil {
+		if err := p.Known.check(len(p.Rows), m, r.gau != nil); err != nil {
+			return fail("%w", err)
+		}
+	}
 	meter := p.Meter
 	if meter == nil {
 		meter = &models.Meter{}
@@ -274,6 +279,7 @@ func (r *run) Next(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("samplers: %s: step %d at sigma/alpha %.4g: %w", r.m.label(), r.i, s.Ratio(), err)
 	}
 	r.project(r.y)
+	r.keepKnown(r.y, t)
 	r.advance()
 	return false, nil
 }

@@ -128,9 +128,10 @@ type Problem struct {
 	First int            // first step to run (the state before it is Start)
 	Last  int            // run to node Last; 0 = to the end of the grid
 	Cond  *models.Cond
-	Noise Noise // nil = Streams{}
-	Space Space // nil = Simplex on a schedules.Field, else Euclid{}
-	Codec Codec // nil = the state is the image
+	Noise Noise  // nil = Streams{}
+	Known *Known // part of every row that stays as it is given; nil = none
+	Space Space  // nil = Simplex on a schedules.Field, else Euclid{}
+	Codec Codec  // nil = the state is the image
 	Meter *models.Meter
 
 	// Observe is called after Begin and after every step.
@@ -193,16 +194,28 @@ type Space interface {
 
 // Euclid is R^d with the Gaussian prior N(0, s^2): s = 1 where alpha^2+sigma^2 = 1 (variance-preserving processes and
 // a flow at t = 1), else sigma.
-type Euclid struct{}
+type Euclid struct {
+	// Sigma takes s = sigma everywhere, as diffusers' schedulers on sigmas (Euler and its kin) do with all grids but the
+	// leading one: their starts have no room for the data.
+	Sigma bool
+}
 
 // Prior implements Space.
-func (Euclid) Prior(dst []float64, n schedules.Node, slot int, row models.Row, noise Noise) {
+func (e Euclid) Prior(dst []float64, n schedules.Node, slot int, row models.Row, noise Noise) {
 	noise.Normal(dst, Draw{Row: row, Slot: slot, Step: -1, Purpose: DrawStart, From: math.Inf(1), To: n.Ratio()})
-	if s := PriorScale(n); s != 1 {
+	if s := e.Scale(n); s != 1 {
 		for i := range dst {
 			dst[i] *= s
 		}
 	}
+}
+
+// Scale is the prior's standard deviation at node n.
+func (e Euclid) Scale(n schedules.Node) float64 {
+	if e.Sigma {
+		return n.Sigma
+	}
+	return PriorScale(n)
 }
 
 // Project implements Space: nothing to do.

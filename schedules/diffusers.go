@@ -50,6 +50,9 @@ type DiffusersRun struct {
 	Steps  int
 	Mu     *float64
 	Sigmas []float64
+	// Strength leaves out that much of the noise end of a consistency distillation's timesteps, from which image to image
+	// takes its Steps; 0 = 1.
+	Strength float64
 }
 
 // diffusersRule is how a class makes its grid.
@@ -218,11 +221,11 @@ func (c DiffusersConfig) grid(run DiffusersRun) (Grid, []float64, error) {
 	if c.UseFlowSigmas {
 		return c.dpmFlowGrid(run)
 	}
-	return c.tableGrid(p.(*VPDiscrete), run.Steps)
+	return c.tableGrid(p.(*VPDiscrete), run.Steps, run.Strength)
 }
 
 // tableGrid serves every class that lives on a table of betas.
-func (c DiffusersConfig) tableGrid(p *VPDiscrete, n int) (Grid, []float64, error) {
+func (c DiffusersConfig) tableGrid(p *VPDiscrete, n int, share float64) (Grid, []float64, error) {
 	table := make([]float64, p.Len())
 	for i := range table {
 		table[i] = p.At(float64(i)).Ratio()
@@ -231,7 +234,7 @@ func (c DiffusersConfig) tableGrid(p *VPDiscrete, n int) (Grid, []float64, error
 	if c.RescaleBetasZeroSNR && c.class().zeroCap {
 		table[last] = math.Sqrt(1<<24 - 1)
 	}
-	timesteps, err := c.timesteps(p, n)
+	timesteps, err := c.timesteps(p, n, share)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -311,10 +314,10 @@ func (c DiffusersConfig) tableGrid(p *VPDiscrete, n int) (Grid, []float64, error
 }
 
 // timesteps returns the whole (ruleEuler: possibly fractional) timesteps of the table.
-func (c DiffusersConfig) timesteps(p *VPDiscrete, n int) ([]float64, error) {
+func (c DiffusersConfig) timesteps(p *VPDiscrete, n int, share float64) ([]float64, error) {
 	T := p.Len()
 	if c.class().rule == ruleDistill {
-		return c.distilled(T, n)
+		return c.distilled(T, n, share)
 	}
 	count, round := n, c.class().rule != ruleEuler
 	end := T // one past the last timestep
@@ -362,16 +365,22 @@ func (c DiffusersConfig) timesteps(p *VPDiscrete, n int) ([]float64, error) {
 	return out[:n], nil
 }
 
-// distilled picks n timesteps from the original_inference_steps ones of a consistency distillation.
-func (c DiffusersConfig) distilled(T, n int) ([]float64, error) {
-	m := c.OriginalInferenceSteps
+// distilled picks n timesteps from the first share of the original_inference_steps ones of a consistency distillation.
+func (c DiffusersConfig) distilled(T, n int, share float64) ([]float64, error) {
+	m, ratio := c.OriginalInferenceSteps, 0
+	if m >= 1 {
+		ratio = T / m
+	}
+	if share > 0 {
+		m = int(float64(m) * share)
+	}
 	if m < 1 || m > T || n > m {
 		return nil, fmt.Errorf("%d steps of original_inference_steps %d of %d timesteps", n, m, T)
 	}
 	out := make([]float64, n)
 	for i := range out {
 		k := int(float64(float64(i) * (float64(m) / float64(n))))
-		out[i] = float64((m-k)*(T/m) - 1)
+		out[i] = float64((m-k)*ratio - 1)
 	}
 	return out, nil
 }

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"image"
 	"io/fs"
 	"math"
 	"os"
@@ -345,26 +343,6 @@ func (r *restoring) readMask(name string) (known []bool, hash string, err error)
 	}
 	r.say("drift: %s: %d of %d pixels are known", name, n, h*w)
 	return known, hex.EncodeToString(sum.Sum(nil))[:16], nil
-}
-
-// readPicture reads a picture file of a size that is believed.
-func readPicture(name string) (image.Image, error) {
-	text, err := job.ReadSmall(name)
-	if err != nil {
-		return nil, err
-	}
-	cfg, _, err := image.DecodeConfig(bytes.NewReader(text))
-	if err != nil {
-		return nil, refuse.Errorf(name, "not a picture that can be read: %v", err)
-	}
-	if cfg.Width > 1<<14 || cfg.Height > 1<<14 {
-		return nil, refuse.Errorf(name, "%dx%d pixels are more than are read", cfg.Width, cfg.Height)
-	}
-	m, _, err := image.Decode(bytes.NewReader(text))
-	if err != nil {
-		return nil, refuse.Errorf(name, "not a picture that can be read: %v", err)
-	}
-	return m, nil
 }
 
 // resolveInputs reads and degrades the inputs.

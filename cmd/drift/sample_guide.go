@@ -23,6 +23,9 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 	}
 	var specs []string
 	own := s.model.Defaults.Guiders // clipping, as its scheduler asks: around the guided model
+	if d := s.model.Defaults; d.OwnGuiders != nil && !s.c.IsSet("sampler") && s.sampler == "" {
+		own = d.OwnGuiders
+	}
 	if s.bare {
 		own = nil
 	}
@@ -43,7 +46,7 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 		specs = cfgSpec(w)
 	case base != nil:
 		specs, own = base.Guiders, nil
-	case !s.c.IsSet("model") && s.desc.Compose == nil:
+	case (!s.c.IsSet("model") || s.info.Text) && s.desc.Compose == nil:
 		specs = cfgSpec(s.model.Defaults.CFGScale)
 	}
 	specs = slices.Concat(specs, own)

@@ -70,7 +70,7 @@ func (s *sampling) exclude(flags ...string) error {
 func (s *sampling) base() (*manifest.Run, error) {
 	for _, group := range [][]string{
 		{"seed", "seeds"}, {"count", "seeds"}, {"steps", "nfe"}, {"steps", "grid", "sigmas", "timesteps"}, {"nfe", "grid", "sigmas", "timesteps"},
-		{"schedule", "grid", "sigmas", "timesteps"}, {"class", "classes", "prompts"}, {"cfg-scale", "guider"}, {"init", "init-image"},
+		{"schedule", "grid", "sigmas", "timesteps"}, {"class", "classes", "prompts"}, {"cfg-scale", "guider"}, {"init", "init-image"}, {"init", "mask"},
 		{"t-start", "sigma-max", "grid", "sigmas", "timesteps"}, {"t-end", "sigma-min", "grid", "sigmas", "timesteps"},
 		{"final", "grid", "sigmas", "timesteps"}, {"prompt", "prompts"}, {"strength", "start-step"}, {"from", "resume"},
 	} {
@@ -78,7 +78,7 @@ func (s *sampling) base() (*manifest.Run, error) {
 			return nil, err
 		}
 	}
-	for _, in := range []string{"init", "init-image", "noise", "grid", "from", "prompts", "model"} {
+	for _, in := range []string{"init", "init-image", "mask", "noise", "grid", "from", "prompts", "model"} {
 		for _, out := range []string{"out", "trajectory", "log"} {
 			if s.c.IsSet(in) && s.c.IsSet(out) && sameFile(s.c.String(out), s.c.String(in)) {
 				return nil, usagef("--%s %s is the input of --%s: it would be overwritten", out, s.c.String(out), in)

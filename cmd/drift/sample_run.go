@@ -366,7 +366,11 @@ func (s *sampling) infotext(set manifest.Set, seed uint64) string {
 	if shape := s.info.Image(); pixels.Picture(shape) {
 		fmt.Fprintf(&b, "Size: %dx%d, ", shape[2], shape[1])
 	}
-	fmt.Fprintf(&b, "Model hash: %.10s, Model: %s, RNG: CPU, NFE: %d, Version: drift %s", s.info.Hash, quoteText(s.desc.Model.Path), s.desc.NFE, release)
+	kind := "CPU"
+	if s.desc.RNG != "" {
+		kind = "NV" // what tools call their imitation of a device
+	}
+	fmt.Fprintf(&b, "Model hash: %.10s, Model: %s, RNG: %s, NFE: %d, Version: drift %s", s.info.Hash, quoteText(s.desc.Model.Path), kind, s.desc.NFE, release)
 	return b.String()
 }
 

@@ -97,6 +97,22 @@ func Array(m image.Image, shape []int) (x []float64, resized bool) {
 	return x, resized
 }
 
+// Mask turns a picture into a mask of h by w, 1 where it is light and 0 where it is dark (a grey of 128 is light), resized
+// as Array does.
+func Mask(m image.Image, h, w int) []float64 {
+	if b := m.Bounds(); b.Dx() != w || b.Dy() != h {
+		m = imaging.Fill(m, w, h, imaging.Center, imaging.Lanczos)
+	}
+	out := make([]float64, h*w)
+	b := m.Bounds()
+	for i := range out {
+		if color.GrayModel.Convert(m.At(b.Min.X+i%w, b.Min.Y+i/w)).(color.Gray).Y >= 128 {
+			out[i] = 1
+		}
+	}
+	return out
+}
+
 // Sheet lays pictures of one shape, each as bytes in (H, W, C), out in rows of cols pictures. Cells without a picture
 // are black.
 func Sheet(pictures [][]byte, shape []int, cols, rows int) image.Image {

@@ -47,6 +47,7 @@ const (
 	PurposeAccept   Purpose = 6 // whether a proposal is taken
 	PurposeToken    Purpose = 7 // discrete states
 	PurposeSubset   Purpose = 8 // which data or features are used
+	PurposeEncode   Purpose = 9 // what an autoencoder's distribution gives
 )
 
 // Key names a row of random numbers. Rows of different keys are independent; a

@@ -226,7 +226,7 @@ func TestNormalLaw(t *testing.T) {
 }
 
 func TestNoAllocation(t *testing.T) {
-	g, cuda, state := NewTorch(1), NewTorchCUDA(1), NewRandomState(1)
+	g, cuda, state := NewTorch(1), NewTorchCUDA(1, 0), NewRandomState(1)
 	f32, f64, u16, i64 := make([]float32, 33), make([]float64, 33), make([]uint16, 33), make([]int64, 33)
 	for name, f := range map[string]func(){
 		"Normal":              func() { Normal(f64, Key{Step: 3}) },

@@ -317,7 +317,7 @@ func TestTorchCUDA(t *testing.T) {
 		worst := 0.0
 		for _, c := range readIndex(t, folder).Cuda {
 			z := readNPZ(t, filepath.Join(folder, c.File))
-			g := NewTorchCUDA(c.Seed)
+			g := NewTorchCUDA(c.Seed, 0)
 			for i, n := range c.N {
 				got := make([]float32, n)
 				g.Randn32(got)
@@ -335,6 +335,41 @@ func TestTorchCUDA(t *testing.T) {
 			}
 		}
 		t.Logf("worst difference %g", worst)
+	}
+}
+
+// TestTorchCUDAStride: a device with fewer threads than elements gives every thread's four normals in turn. The first T
+// elements are those of a device with room for all, the next T their partners of Box and Muller.
+func TestTorchCUDAStride(t *testing.T) {
+	const threads, n = 8, 70
+	small, wide := make([]float64, n), make([]float64, threads)
+	g := NewTorchCUDA(3, threads)
+	g.NormalF64From32(small)
+	free := NewTorchCUDA(3, 0)
+	free.NormalF64From32(wide)
+	for i, v := range wide {
+		if small[i] != v {
+			t.Errorf("element %d is %v, want %v", i, small[i], v)
+		}
+		x := philox(block{0, 0, uint32(i), 0}, 3)
+		for pair, w := range [][2]uint32{{x.w0, x.w1}, {x.w2, x.w3}} {
+			u, turn := (float64(w[0])+0.5)/(1<<32), 2*math.Pi*(float64(w[1])+0.5)/(1<<32)
+			r := math.Sqrt(-2 * math.Log(u))
+			for k, want := range []float64{r * math.Sin(turn), r * math.Cos(turn)} {
+				if got := small[(2*pair+k)*threads+i]; math.Abs(got-want) > 2e-6 {
+					t.Errorf("normal %d of thread %d is %v, want %v", 2*pair+k, i, got, want)
+				}
+			}
+		}
+	}
+	// 70 elements are three rounds of 32: the second round is the next block of every thread, the next call the fourth
+	if free.NormalF64From32(wide); small[4*threads] != wide[0] {
+		t.Errorf("the second round begins with %v, want %v", small[4*threads], wide[0])
+	}
+	free.NormalF64From32(wide)
+	free.NormalF64From32(wide)
+	if g.NormalF64From32(small); small[0] != wide[0] {
+		t.Errorf("the next call begins with %v, want %v", small[0], wide[0])
 	}
 }
 

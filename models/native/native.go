@@ -28,11 +28,25 @@ type Denoiser struct {
 	// Inputs makes what else the network takes of a question: the encoded text; nil for nothing. What it returns is read
 	// until the next call.
 	Inputs func(ctx context.Context, q *models.Query) (map[string]engine.Array, error)
+	// State is how many of the network's input channels are the state, 0 = all. Beside gives the others of a row: the mask
+	// and the latents of the masked picture, of a network that paints into a picture.
+	State  int
+	Beside func(r models.Row) []float64
 	About  models.Info
 
 	classes []int
 	times   []float64
 	extra   []float64
+	wide    []float64
+}
+
+// state is the number of channels of the state.
+func (m *Denoiser) state() int {
+	if m.State > 0 {
+		return m.State
+	}
+	in, _ := m.Net.Channels()
+	return in
 }
 
 // Process implements models.Denoiser.
@@ -44,7 +58,7 @@ func (m *Denoiser) Info() models.Info { return m.About }
 // batch puts the query into the network's form.
 func (m *Denoiser) batch(ctx context.Context, q *models.Query) (*Batch, error) {
 	s := q.X.Shape()
-	if in, _ := m.Net.Channels(); len(s) != 4 || s[1] != in {
+	if in := m.state(); len(s) != 4 || s[1] != in {
 		return nil, fmt.Errorf("native: images of shape %v, the network takes (batch, %d, height, width)", s, in)
 	}
 	b := &Batch{H: s[2], W: s[3]}
@@ -101,6 +115,13 @@ func (m *Denoiser) Predict(ctx context.Context, q *models.Query, p *models.Pred)
 func (m *Denoiser) forward(ctx context.Context, q *models.Query, p *models.Pred, b *Batch) error {
 	x, out := p.Fit(q.X, m.Kind)
 	in, channels := m.Net.Channels()
+	if state := m.state(); state != in {
+		var err error
+		if x, err = m.widen(q, x, state, in); err != nil {
+			return err
+		}
+		in = state
+	}
 	if channels == in {
 		return m.Net.Forward(ctx, out, x, b)
 	}
@@ -118,6 +139,31 @@ func (m *Denoiser) forward(ctx context.Context, q *models.Query, p *models.Pred,
 		copy(models.Data(p.Extra)[i*w:(i+1)*w], all[(2*i+1)*w:])
 	}
 	return nil
+}
+
+// widen puts the channels that go beside the state behind those of every row.
+func (m *Denoiser) widen(q *models.Query, x []float64, state, in int) ([]float64, error) {
+	if m.Beside == nil {
+		return nil, fmt.Errorf("native: the network paints into a picture and was given none")
+	}
+	n := len(q.At)
+	size := len(x) / n / state
+	if len(m.wide) != n*in*size {
+		m.wide = make([]float64, n*in*size)
+	}
+	for i := range n {
+		var r models.Row
+		if i < len(q.Rows) {
+			r = q.Rows[i]
+		}
+		beside := m.Beside(r)
+		if len(beside) != (in-state)*size {
+			return nil, fmt.Errorf("native: %d values beside a state of %d channels of %d, the network takes %d", len(beside), state, size, (in-state)*size)
+		}
+		row := m.wide[i*in*size:]
+		copy(row[copy(row, x[i*state*size:(i+1)*state*size]):], beside)
+	}
+	return m.wide, nil
 }
 
 // both is memory for prediction and variance of n values each.
@@ -156,5 +202,18 @@ func (m *Denoiser) LateVJP(ctx context.Context, q *models.Query, p *models.Pred,
 		}
 		c = all
 	}
-	return m.Net.VJP(ctx, models.Data(grad), c)
+	in, _ := m.Net.Channels()
+	state := m.state()
+	if state == in {
+		return m.Net.VJP(ctx, models.Data(grad), c)
+	}
+	g := models.Data(grad)
+	wide, w := make([]float64, len(g)/state*in), len(g)/len(q.At)
+	if err := m.Net.VJP(ctx, wide, c); err != nil {
+		return err
+	}
+	for i := range q.At {
+		copy(g[i*w:(i+1)*w], wide[i*w/state*in:])
+	}
+	return nil
 }

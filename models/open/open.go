@@ -52,7 +52,10 @@ type Model struct {
 	Defaults Defaults
 	Net      native.Network // the network itself, nil for analytic targets
 	Codec    samplersCodec  // makes pictures of the states; nil: they are the pictures
-	Notes    []string       // what the user should know of how the files were read
+	// Paint tells a network that paints into a picture what goes beside the state of a row: the mask and the latents of
+	// the masked picture. nil: it is no such network.
+	Paint func(beside func(models.Row) []float64)
+	Notes []string // what the user should know of how the files were read
 	// Letters are the categories of a model on sequences, where they have letters; AnyLength says that its rows may have
 	// other lengths than Info.Shape says.
 	Letters   string
@@ -75,7 +78,15 @@ type Defaults struct {
 	Steps    int
 	CFGScale float64
 	Guiders  []string // applied before those the user names
-	Rounding string   // of pictures to 8 bit; empty = edm
+	// OwnGuiders are Guiders in the form of Sampler; nil: the same. Other samplers may have no such form.
+	OwnGuiders []string
+	Rounding   string // of pictures to 8 bit; empty = edm
+	PartStep   bool   // a part of a step that --strength asks for is run, not left out
+	// Part makes the grid of an image-to-image run whose steps all lie in the part that a strength leaves; nil: the
+	// last steps of Grid.
+	Part func(steps int, strength float64) (schedules.Grid, error)
+	// SigmaStart says that runs by Sampler on Grid start from noise of the first sigma (samplers.Euclid.Sigma).
+	SigmaStart bool
 }
 
 // Close gives back the workers and files of the model.
@@ -296,6 +307,7 @@ func folder(name string, opt Options) (m *Model, err error) {
 	if p.sched, err = r.Scheduler(); err != nil {
 		return nil, needs(err)
 	}
+	p.amend(r)
 	if len(p.sched.Ignored) > 0 {
 		p.notes = append(p.notes, p.sched.ClassName+" does not know the keys "+strings.Join(p.sched.Ignored, ", "))
 	}
@@ -326,6 +338,26 @@ func needs(err error) error {
 		return &AskedError{err.Error()}
 	}
 	return err
+}
+
+// amend changes a scheduler's settings as the pipelines of Stable Diffusion 1 and 2 do, whose first files were wrong.
+func (p *parts) amend(r *diffusers.Repository) {
+	if r.Index == nil || !slices.Contains([]string{"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"}, r.Index.Class) {
+		return
+	}
+	c := p.sched
+	if c.Has("steps_offset") && c.StepsOffset != 1 {
+		p.notes = append(p.notes, fmt.Sprintf("steps_offset %d taken for 1, as its pipeline does", c.StepsOffset))
+		c.StepsOffset = 1
+	}
+	painting := r.Index.Class == "StableDiffusionInpaintPipeline"
+	if c.Has("clip_sample") && c.ClipSample && !painting {
+		p.notes = append(p.notes, "clip_sample is left out, as its pipeline does: latents are not between -1 and 1")
+		c.ClipSample = false
+	}
+	if painting && c.Has("skip_prk_steps") {
+		c.SkipPRKSteps = true
+	}
 }
 
 // hashFiles is the SHA-256 of the files one after another.
@@ -491,13 +523,17 @@ func (p *parts) open(opt Options) (*Model, error) {
 	if _, ok := p.config.(*diffusers.FluxConfig); ok {
 		scale = 0 // the network takes times from 0 to 1
 	}
-	about := models.Info{Name: p.name, Hash: p.hash, Shape: []int{channels, h, w},
+	state := channels
+	if c, ok := p.config.(*diffusers.UNet2DConditionConfig); ok && around.codec != nil && c.InChannels == 2*around.codec.Latent()+1 {
+		state = around.codec.Latent() // beside it the mask and the masked picture
+	}
+	about := models.Info{Name: p.name, Hash: p.hash, Shape: []int{state, h, w},
 		Classes: classes, Labels: p.labels.Labels, DType: map[kernels.DType]string{kernels.F32: "f32", kernels.BF16: "bf16"}[dtype],
 		Tier: pool.Tier().String(), Params: int64(net.Parameters())}
 	if classes > 0 && null == classes-1 {
 		about.Classes-- // the last label is "no class"
 	}
-	u := &native.Denoiser{Net: net, Proc: proc, Kind: kind, TimeScale: scale, NullClass: null, About: about, Conditional: classes > 0}
+	u := &native.Denoiser{Net: net, Proc: proc, Kind: kind, TimeScale: scale, NullClass: null, About: about, Conditional: classes > 0, State: state}
 	m := &Model{
 		Net: net, Notes: p.notes,
 		close: func() {
@@ -510,21 +546,28 @@ func (p *parts) open(opt Options) (*Model, error) {
 			}
 		},
 	}
+	if state != channels {
+		m.Paint = func(beside func(models.Row) []float64) { u.Beside = beside }
+	}
 	if around.text != nil {
 		u.Inputs, u.About.Text = around.text.Inputs, true
 	}
 	if c := around.codec; c != nil {
 		_, out := c.Decoder.Channels()
 		m.Codec, u.About.Picture = c, []int{out, h * c.Factor(), w * c.Factor()}
-		if c.Latent() != channels {
+		if c.Latent() != state {
 			m.Close()
 			return nil, refuse.Errorf(p.name, "the network works on %d channels, the autoencoder on %d", channels, c.Latent())
 		}
 	}
 	m.Denoiser, m.Info, m.Defaults = models.Metered(u), u.About, p.defaults(grid, dynamicShift(p.sched, h*w/4))
+	if c, ok := p.config.(*diffusers.UNet2DConditionConfig); !ok || c.TimeCondProjDim == 0 {
+		m.Defaults.Part = nil // only pipelines of such networks do so
+	}
 	if around.text != nil || around.codec != nil {
 		m.Defaults.Rounding = "diffusers"
 	}
+	m.Defaults.PartStep = around.text != nil && proc.Name() == "flow"
 	m.Defaults.CFGScale, m.Defaults.Steps = around.scale, orInt(around.steps, m.Defaults.Steps)
 	return m, nil
 }
@@ -536,14 +579,17 @@ func orText(s, def string) string {
 	return s
 }
 
-// defaults are the sampler and grid that the scheduler configuration asks for.
-// With mu times are shifted by it, from uniform noise levels.
+// defaults are the sampler and grid that the scheduler configuration asks for. With mu times are shifted by it. Flux, and
+// whatever is shifted by mu, goes from uniform noise levels.
 func (p *parts) defaults(grid schedules.DiffusersConfig, mu float64) Defaults {
 	c := p.sched
 	d := Defaults{CFGScale: 1, Steps: 50, Sampler: samplerOf(c), Grid: func(n int) (schedules.Grid, error) {
 		run := schedules.DiffusersRun{Steps: n}
+		_, even := p.config.(*diffusers.FluxConfig)
 		if mu != 0 {
 			run.Mu = &mu
+		}
+		if mu != 0 || even {
 			for i := range n {
 				run.Sigmas = append(run.Sigmas, 1-float64(i)/float64(n))
 			}
@@ -551,8 +597,22 @@ func (p *parts) defaults(grid schedules.DiffusersConfig, mu float64) Defaults {
 		g, _, err := grid.Grid(run)
 		return g, err
 	}}
+	if c.ClassName == "LCMScheduler" {
+		d.Part = func(n int, strength float64) (schedules.Grid, error) {
+			g, _, err := grid.Grid(schedules.DiffusersRun{Steps: n, Strength: strength})
+			return g, err
+		}
+	}
+	switch c.ClassName {
+	case "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler",
+		"KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler":
+		d.SigmaStart = grid.TimestepSpacing != "leading"
+	}
 	if c.ClipSample {
 		d.Guiders = []string{fmt.Sprintf("clip:range=%g", c.ClipSampleRange)}
+		if c.ClassName == "DDIMScheduler" { // the noise stays that of the network
+			d.OwnGuiders = []string{d.Guiders[0] + ",rederive=false"}
+		}
 	}
 	return d
 }

@@ -338,7 +338,7 @@ func (o *opener) prompts(cfg diffusers.Config, opt Pipeline) error {
 		}
 	case *diffusers.PixArtConfig:
 		if cfg.Additional() {
-			return refuse.Errorf(o.r.Dir, "its network is told resolution and aspect ratio (use_additional_conditions), which is not supported in a pipeline")
+			c.More = pipeline.PixArtSize(o.factor())
 		}
 		long, err := o.t5("", orInt(opt.TextTokens, pixartTokens))
 		if err != nil {

@@ -134,28 +134,45 @@ func ramp(i, n int, before, behind bool) float64 {
 // Encode turns pictures in [-1, 1] into latents: the mean where the
 // autoencoder gives a distribution.
 func (c *Codec) Encode(ctx context.Context, x *tensor.Dense) (*tensor.Dense, error) {
+	mean, _, err := c.Posterior(ctx, x)
+	return mean, err
+}
+
+// Posterior is the Gaussian of the latents of pictures in [-1, 1], mean and
+// standard deviation; std is nil where the autoencoder gives one answer.
+func (c *Codec) Posterior(ctx context.Context, x *tensor.Dense) (mean, std *tensor.Dense, err error) {
 	s := x.Shape()
 	channels, outs := c.Encoder.Channels()
 	if len(s) != 4 || s[1] != channels {
-		return nil, fmt.Errorf("pipeline: pictures of shape %v, the autoencoder takes (batch, %d, height, width)", s, channels)
+		return nil, nil, fmt.Errorf("pipeline: pictures of shape %v, the autoencoder takes (batch, %d, height, width)", s, channels)
 	}
 	h, w, err := c.Encoder.Output(s[2], s[3])
 	if err != nil {
-		return nil, fmt.Errorf("pipeline: %w", err)
+		return nil, nil, fmt.Errorf("pipeline: %w", err)
 	}
 	n := s[0]
 	moments := make([]float64, n*outs*h*w)
 	if err := c.Autoencoder.Encode(ctx, moments, models.Data(x), n, s[2], s[3]); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	out := models.New(n, c.Latent(), h, w)
-	d, size := models.Data(out), c.Latent()*h*w
+	mean = models.New(n, c.Latent(), h, w)
+	d, size := models.Data(mean), c.Latent()*h*w
 	for i := range n {
 		for j, v := range moments[i*outs*h*w:][:size] {
 			d[i*size+j] = (v - c.Shift) * c.Scale
 		}
 	}
-	return out, nil
+	if outs == c.Latent() {
+		return mean, nil, nil
+	}
+	std = models.New(n, c.Latent(), h, w)
+	d = models.Data(std)
+	for i := range n {
+		for j, v := range moments[i*outs*h*w:][size : 2*size] {
+			d[i*size+j] = math.Exp(0.5*min(max(v, -30), 20)) * c.Scale
+		}
+	}
+	return mean, std, nil
 }
 
 // Preview is a cheap approximation of a decoded picture: the first three

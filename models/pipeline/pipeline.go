@@ -363,8 +363,8 @@ func (t Flux) Prompt(ctx context.Context, prompt string, _ bool) (map[string]eng
 // Close implements Text.
 func (t Flux) Close() { t.Clip.Encoder.Close(); t.T5.close() }
 
-// PixArt is the text of PixArt and Sana: the states of one long encoder and
-// the mask of its padding.
+// PixArt is the text of PixArt: the states of one long encoder and the mask of
+// its padding. The text is in small letters, without blanks around it.
 type PixArt struct {
 	T5    T5
 	Width int
@@ -372,7 +372,7 @@ type PixArt struct {
 
 // Prompt implements Text.
 func (t PixArt) Prompt(ctx context.Context, prompt string, _ bool) (map[string]engine.Array, error) {
-	long, mask, err := t.T5.states(ctx, prompt, t.Width, true)
+	long, mask, err := t.T5.states(ctx, strings.TrimSpace(strings.ToLower(prompt)), t.Width, true)
 	if err != nil {
 		return nil, err
 	}
@@ -395,6 +395,19 @@ func Size(factor int) func(n, h, w int) map[string]engine.Array {
 			a.Data = append(a.Data, ph, pw, 0, 0, ph, pw)
 		}
 		return map[string]engine.Array{"added_time_ids": a}
+	}
+}
+
+// PixArtSize is the condition of PixArt at 1024 pixels: height and width of the
+// picture, and height by width.
+func PixArtSize(factor int) func(n, h, w int) map[string]engine.Array {
+	return func(n, h, w int) map[string]engine.Array {
+		size, ratio := engine.Array{Shape: []int{n, 2}}, engine.Array{Shape: []int{n, 1}}
+		for range n {
+			size.Data = append(size.Data, float32(h*factor), float32(w*factor))
+			ratio.Data = append(ratio.Data, float32(float64(h)/float64(w)))
+		}
+		return map[string]engine.Array{"resolution": size, "aspect_ratio": ratio}
 	}
 }
 

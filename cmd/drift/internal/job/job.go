@@ -49,7 +49,8 @@ type Plan struct {
 	Sets    []manifest.Set
 	Offset  int // places count from here in Classes
 	Codec   samplers.Codec
-	Text    bool // the model takes prompts
+	Space   samplers.Space // nil: the usual one
+	Text    bool           // the model takes prompts
 	// Particles is the number of rows of every item: 0 = 1. An item then is a group of particles, all on its condition.
 	Particles int
 
@@ -57,8 +58,7 @@ type Plan struct {
 	NewNoise func() samplers.Noise
 	// Start has one row per place, scaled to node First; nil draws the prior.
 	Start *tensor.Dense
-	// Image is the clean picture that an image-to-image run starts from: noise of node First is put on it.
-	Image []float64
+	Image *Image // the picture that an image-to-image run starts from; nil: none
 }
 
 // Batch is a part of a job under way.
@@ -214,11 +214,12 @@ func (p *Plan) Problem(items []Item) (*samplers.Problem, error) {
 			return nil, err
 		}
 	}
-	problem := &samplers.Problem{Model: model, Grid: p.Grid, Shape: p.Shape, First: p.First, Last: p.Last, Codec: p.Codec, Meter: &models.Meter{}}
-	classes, prompts := false, p.Text
+	problem := &samplers.Problem{Model: model, Grid: p.Grid, Shape: p.Shape, First: p.First, Last: p.Last, Space: p.Space, Codec: p.Codec, Meter: &models.Meter{}}
+	classes, prompts, negative := false, p.Text, false
 	for _, s := range p.Sets {
 		classes = classes || len(s.Classes) > 0
 		prompts = prompts || s.Prompt != "" || s.Negative != ""
+		negative = negative || s.Negative != ""
 	}
 	cond := &models.Cond{}
 	parts := max(1, p.Particles)
@@ -231,6 +232,8 @@ func (p *Plan) Problem(items []Item) (*samplers.Problem, error) {
 			}
 			if prompts {
 				cond.Prompts = append(cond.Prompts, set.Prompt)
+			}
+			if negative { // else there is none, which is not the empty text everywhere
 				cond.Negative = append(cond.Negative, set.Negative)
 			}
 		}
@@ -258,25 +261,9 @@ func (p *Plan) Problem(items []Item) (*samplers.Problem, error) {
 		problem.Start = start
 	}
 	if p.Image != nil {
-		problem.Start = p.noised(problem)
+		p.start(problem)
 	}
 	return problem, nil
-}
-
-// noised is SDEdit's start (Meng et al. 2022): alpha x0 + sigma z at node First, z the start noise of each row.
-func (p *Plan) noised(problem *samplers.Problem) *tensor.Dense {
-	n := p.Grid[p.First]
-	start := models.New(append([]int{len(problem.Rows)}, p.Shape...)...)
-	d := models.Data(start)
-	w := len(p.Image)
-	for k, row := range problem.Rows {
-		x := d[k*w : (k+1)*w]
-		problem.Noise.Normal(x, samplers.Draw{Row: row, Slot: k, Step: -1, Purpose: samplers.DrawStart, To: n.Ratio()})
-		for j := range x {
-			x[j] = float64(n.Alpha*p.Image[j]) + float64(n.Sigma*x[j])
-		}
-	}
-	return start
 }
 
 // placed tells recorded noise the place of a row in the job in place of its slot in the batch.
@@ -304,9 +291,6 @@ func (StepsZero) Normal(dst []float64, d samplers.Draw) {
 	}
 	clear(dst)
 }
-
-// StartAt returns the first step of an image-to-image run of n steps: strength 1 runs them all, 0 none.
-func StartAt(n int, strength float64) int { return n - min(int(float64(n)*strength), n) }
 
 // Rate is the time per evaluation of one image, measured by one call on n rows of the plan's own problem.
 func (p *Plan) Rate(ctx context.Context, items []Item) (time.Duration, error) {

@@ -114,8 +114,8 @@ func TestStartAndNoiseFollowThePlace(t *testing.T) {
 
 func TestImageStart(t *testing.T) {
 	p := plan(t, "euler", 10)
-	p.Image = []float64{1, 0.5, 0, -0.5, -1, 0.25}
-	p.First = StartAt(10, 0.3)
+	p.Image = &Image{Mean: []float64{1, 0.5, 0, -0.5, -1, 0.25}}
+	p.First = StartAt(10, 0.3, false)
 	if p.First != 7 {
 		t.Fatalf("strength 0.3 of 10 steps starts at %d, want 7", p.First)
 	}
@@ -127,7 +127,7 @@ func TestImageStart(t *testing.T) {
 	samplers.Streams{}.Normal(z, samplers.Draw{Row: models.Row{Seed: 9}, Step: -1, Purpose: samplers.DrawStart})
 	n := p.Grid[7]
 	for j, x := range models.Data(problem.Start) {
-		if want := n.Alpha*p.Image[j] + n.Sigma*z[j]; math.Abs(x-want) > 1e-15 {
+		if want := n.Alpha*p.Image.Mean[j] + n.Sigma*z[j]; math.Abs(x-want) > 1e-15 {
 			t.Errorf("start %d is %g, want %g", j, x, want)
 		}
 	}
@@ -135,9 +135,10 @@ func TestImageStart(t *testing.T) {
 		n    int
 		s    float64
 		want int
-	}{{10, 1, 0}, {10, 0, 10}, {50, 0.75, 13}, {1, 0.5, 1}, {3, 0.99, 1}} {
-		if got := StartAt(c.n, c.s); got != c.want {
-			t.Errorf("StartAt(%d, %g) = %d, want %d", c.n, c.s, got, c.want)
+		up   int
+	}{{10, 1, 0, 0}, {10, 0, 10, 10}, {50, 0.75, 13, 12}, {1, 0.5, 1, 0}, {3, 0.99, 1, 0}} {
+		if got, up := StartAt(c.n, c.s, false), StartAt(c.n, c.s, true); got != c.want || up != c.up {
+			t.Errorf("StartAt(%d, %g) = %d and %d, want %d and %d", c.n, c.s, got, up, c.want, c.up)
 		}
 	}
 }

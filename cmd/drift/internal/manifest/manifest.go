@@ -55,11 +55,14 @@ type Run struct {
 	Sets    []Set  `json:"sets"`             // every set has all seeds
 	Noise   string `json:"noise,omitempty"`  // zero, torch, brownian, or a file; empty is philox
 	NoiseID string `json:"noise_hash,omitempty"`
+	RNG     string `json:"rng,omitempty"` // generator of the start; empty is torch
 
 	Init      string  `json:"init,omitempty"` // file with the start
 	InitImage string  `json:"init_image,omitempty"`
 	InitID    string  `json:"init_hash,omitempty"`
 	Strength  float64 `json:"strength,omitempty"`
+	Mask      string  `json:"mask,omitempty"` // picture of what is drawn and what stays
+	MaskID    string  `json:"mask_hash,omitempty"`
 
 	Rounding string `json:"rounding,omitempty"` // rule to 8 bit, of pictures
 
@@ -191,6 +194,9 @@ func (r Run) Canonical() []byte {
 	}
 	if r.InitID != "" {
 		r.Init, r.InitImage = file(r.Init), file(r.InitImage)
+	}
+	if r.MaskID != "" {
+		r.Mask = file(r.Mask)
 	}
 	b, err := json.Marshal(r)
 	if err != nil {
