@@ -22,16 +22,19 @@ type SA struct {
 	Predictor int     // 1 to 4; 0 = 2
 	Corrector int     // 1 to 4; 0 = 2, -1 = none
 	Tau       float64 // 0 = the ODE, 1 = the reverse SDE
+	// Tau holds for steps from times From to To of the process, outside it is 0; From = To: everywhere. diffusers takes 200
+	// to 800.
+	From, To float64
 	Lower     Lowering
 }
 
 func init() {
 	register(Info{Name: "sa", Order: "max(p, c)", NFE: "1", Summary: "stochastic Adams predictor-corrector", Source: "SA-Solver, arXiv 2309.05019, eq. 14-17",
 		Aliases: []string{"SASolverScheduler", "sa_solver"},
-		Options: []Option{{"predictor", "2", "order, 1 to 4"}, {"corrector", "2", "order, 1 to 4; 0 = none"}, {"tau", "1", "0 = the ODE, 1 = the reverse SDE"},
+		Options: []Option{{"predictor", "2", "order, 1 to 4"}, {"corrector", "2", "order, 1 to 4; 0 = none"}, {"tau", "1", "0 = the ODE, 1 = the reverse SDE"}, {"tau-from", "0", "tau is 0 for steps from times below this ..."}, {"tau-to", "0", "... or above this; 0 = everywhere"},
 			{"lower-order-final", "true", ""}, {"lower-below", "", "only on grids with fewer steps"}},
 		New: func(o *spec.Options) (Sampler, error) {
-			m := SA{Predictor: o.Int("predictor", 2, 1, 4), Corrector: o.Int("corrector", 2, 0, 4), Tau: o.FloatIn("tau", 1, 0, 100), Lower: lowering(o, true)}
+			m := SA{Predictor: o.Int("predictor", 2, 1, 4), Corrector: o.Int("corrector", 2, 0, 4), Tau: o.FloatIn("tau", 1, 0, 100), From: o.FloatIn("tau-from", 0, 0, 1e9), To: o.FloatIn("tau-to", 0, 0, 1e9), Lower: lowering(o, true)}
 			if m.Corrector == 0 {
 				m.Corrector = -1
 			}
@@ -65,7 +68,7 @@ func (m SA) step(ctx context.Context, r *run, s, t schedules.Node) error {
 		n = finite(at[:n])
 		x = r.temp()
 		xi, _ := r.vec("noise")
-		m.combine(x, last, from, s, v[:n], at[:n], xi, r.opt("tau", m.Tau))
+		m.combine(x, last, from, s, v[:n], at[:n], xi, m.tau(r, from))
 	}
 	copy(last, x)
 	r.keep(q, s, max(p, c))
@@ -85,15 +88,23 @@ func (m SA) step(ctx context.Context, r *run, s, t schedules.Node) error {
 		v[j], at[j] = r.hist[j].V, r.hist[j].At
 	}
 	n = finite(at[:n])
-	tau := r.opt("tau", m.Tau)
+	tau := m.tau(r, s)
 	xi, _ := r.vec("noise")
-	if tau > 0 {
+	if tau > 0 || m.From != m.To && m.Tau > 0 { // drawn all the same, so that a stream stays in step
 		r.normal(xi, DrawStep, s.Ratio(), t.Ratio())
 		copy(r.z, xi)
 	}
 	m.combine(r.y, x, s, t, v[:n], at[:n], xi, tau)
 	r.std = t.Sigma * math.Sqrt(-math.Expm1(-2*tau*tau*(t.Lambda()-s.Lambda())))
 	return nil
+}
+
+// tau is that of a step from node s.
+func (m SA) tau(r *run, s schedules.Node) float64 {
+	if m.From != m.To && (s.T < m.From || s.T > m.To) {
+		return 0
+	}
+	return r.opt("tau", m.Tau)
 }
 
 // finite counts the points, newest first, before one at alpha = 0 (lambda = -Inf); the newest always counts.

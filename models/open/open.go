@@ -385,12 +385,22 @@ func zooDefaults(d Defaults, name string) Defaults {
 	return d
 }
 
+// likeClass are classes whose process and grid are those of another one.
+var likeClass = map[string]string{
+	"KDPM2DiscreteScheduler": "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler": "HeunDiscreteScheduler",
+	"DPMSolverSDEScheduler": "HeunDiscreteScheduler", "RePaintScheduler": "DDIMScheduler",
+}
+
 // gridConfig is the part of the scheduler configuration that makes process and grid. Keys that the class does not have
 // keep what the class means without them.
 func gridConfig(c *diffusers.SchedulerConfig) (schedules.DiffusersConfig, error) {
-	out, err := schedules.DiffusersDefaults(c.ClassName)
+	class := c.ClassName
+	if known, ok := likeClass[class]; ok {
+		class = known
+	}
+	out, err := schedules.DiffusersDefaults(class)
 	if err != nil {
-		return out, err
+		return out, fmt.Errorf("its scheduler is a %s, which no sampler here stands for", c.ClassName)
 	}
 	take(c, "num_train_timesteps", &out.NumTrainTimesteps, c.NumTrainTimesteps)
 	take(c, "beta_start", &out.BetaStart, c.BetaStart)
@@ -629,7 +639,7 @@ func samplerOf(c *diffusers.SchedulerConfig) string {
 	case "DEISMultistepScheduler":
 		return fmt.Sprintf("deis:order=%d,lower-order-final=%v", max(c.SolverOrder, 1), c.LowerOrderFinal)
 	case "SASolverScheduler":
-		return fmt.Sprintf("sa:predictor=%d,corrector=%d", max(c.PredictorOrder, 1), c.CorrectorOrder)
+		return fmt.Sprintf("sa:predictor=%d,corrector=%d,tau-from=200,tau-to=800", max(c.PredictorOrder, 1), c.CorrectorOrder)
 	case "DPMSolverMultistepScheduler":
 		if c.SolverOrder == 1 {
 			return "euler"
@@ -646,6 +656,7 @@ func samplerOf(c *diffusers.SchedulerConfig) string {
 		"DDIMScheduler": "ddim", "LMSDiscreteScheduler": "lms", "EulerDiscreteScheduler": "euler", "EulerAncestralDiscreteScheduler": "euler-ancestral",
 		"HeunDiscreteScheduler": "heun", "LCMScheduler": "lcm", "TCDScheduler": "tcd", "FlowMatchEulerDiscreteScheduler": "euler",
 		"FlowMatchHeunDiscreteScheduler": "heun", "EDMEulerScheduler": "euler", "EDMDPMSolverMultistepScheduler": "dpmpp-2m",
-		"DPMSolverSinglestepScheduler": "dpmpp-2s:grid-points=all",
+		"DPMSolverSinglestepScheduler": "dpmpp-2s:grid-points=all", "KDPM2DiscreteScheduler": "dpm-2", "KDPM2AncestralDiscreteScheduler": "dpm-2-ancestral",
+		"DPMSolverSDEScheduler": "dpmpp-sde", "RePaintScheduler": fmt.Sprintf("ddim:eta=%g", c.Eta),
 	}[c.ClassName]
 }

@@ -5,6 +5,7 @@ and tokenizers), lora/, cases.json and NAME.npz (latents: the last ones; images:
 Formula), so none are stored. Everything is computed in float64 from float32 noise. Made with torch 2.15, diffusers 0.42.1, transformers 5.24, peft 0.21.
 Case names on the command line make only those again."""
 import contextlib
+import inspect
 import json
 import os
 import sys
@@ -48,6 +49,8 @@ class Exact(TorchFunctionMode):
         swap = lambda v: torch.float64 if v is torch.float32 else v
         if func is torch.Tensor.float:
             return args[0].double()
+        if func is torch.linalg.solve:
+            args = [a.double() for a in args]
         return func(*map(swap, args), **{k: swap(v) for k, v in (kwargs or {}).items()})
 
 
@@ -244,6 +247,11 @@ CASES = [
     ("pixart-1024", "pixart-1024", None, dict(prompt=PROMPT, negative_prompt="", num_inference_steps=4, guidance_scale=4.5, height=48, width=32, use_resolution_binning=False, max_sequence_length=24),
      "--steps 4 --cfg-scale 4.5 -W 32 -H 48 --text-tokens 24"),
     ("ldm", "ldm", None, dict(num_inference_steps=6, eta=0.0), "--steps 6"),
+] + [
+    ("sd1-" + short, "sd1 " + cls, None, dict(prompt=PROMPT, num_inference_steps=5, guidance_scale=3.0), "--steps 5 --cfg-scale 3 --noise torch")
+    for short, cls in (("pndm", "PNDMScheduler"), ("ddpm", "DDPMScheduler"), ("euler", "EulerDiscreteScheduler"), ("euler-a", "EulerAncestralDiscreteScheduler"), ("heun", "HeunDiscreteScheduler"),
+                       ("lms", "LMSDiscreteScheduler"), ("kdpm2", "KDPM2DiscreteScheduler"), ("kdpm2-a", "KDPM2AncestralDiscreteScheduler"), ("2m", "DPMSolverMultistepScheduler"),
+                       ("single", "DPMSolverSinglestepScheduler"), ("deis", "DEISMultistepScheduler"), ("unipc", "UniPCMultistepScheduler"), ("sa", "SASolverScheduler"))
 ]
 SEED = 5
 
@@ -370,9 +378,10 @@ def main():
             made = full["scheduler"]
             full["scheduler"] = type(made)(**{k: v for k, v in made.config.items() if not k.startswith("_")})
             if other:
-                full["scheduler"] = getattr(diffusers, other)(**{k: v for k, v in SD.items()})
+                sched = getattr(diffusers, other)
+                full["scheduler"] = sched(**{k: v for k, v in SD.items() if k in inspect.signature(sched.__init__).parameters})
             cls = getattr(diffusers, cls or own)
-            accepts = set(__import__("inspect").signature(cls.__init__).parameters)
+            accepts = set(inspect.signature(cls.__init__).parameters)
             pipe = cls(**{k: v for k, v in full.items() if k in accepts})
             pipe.set_progress_bar_config(disable=True)
             if "lora" in call:
