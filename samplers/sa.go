@@ -25,7 +25,7 @@ type SA struct {
 	// Tau holds for steps from times From to To of the process, outside it is 0; From = To: everywhere. diffusers takes 200
 	// to 800.
 	From, To float64
-	Lower     Lowering
+	Lower    Lowering
 }
 
 func init() {

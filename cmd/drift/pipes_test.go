@@ -2,13 +2,19 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"image"
+	"image/color"
+	"image/png"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"drift/internal/npz"
+	"drift/internal/rng"
 	"drift/internal/safetensors"
 	"drift/models/diffusers"
 )
@@ -184,5 +190,164 @@ func compare(t *testing.T, got, want string) {
 	}
 	if worst > 1 || off > max(1, len(x)/1000) {
 		t.Errorf("%d of %d bytes differ, by up to %d", off, len(x), worst)
+	}
+}
+
+// TestMask holds inpainting to its limits: a mask that draws everything is plain image to image, one that keeps everything
+// gives the input back, and between them the kept part is the input's, whatever the sampler, on pixels and on latents.
+func TestMask(t *testing.T) {
+	dir := t.TempDir()
+	sd := pipe(t, "sd1", "")
+	file := func(name string) string { return filepath.Join(dir, name) }
+	save := func(name string, w, h int, at func(x, y int) color.Color) {
+		m := image.NewNRGBA(image.Rect(0, 0, w, h))
+		for i := range w * h {
+			m.Set(i%w, i/w, at(i%w, i/w))
+		}
+		f, err := os.Create(file(name))
+		if err == nil {
+			err = errors.Join(png.Encode(f, m), f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	grey := func(v uint8) func(x, y int) color.Color { return func(int, int) color.Color { return color.Gray{v} } }
+	left := func(x, y int) color.Color { return color.Gray{map[bool]uint8{true: 255}[x < 13]} }
+	save("all.png", 28, 28, grey(255))
+	save("none.png", 28, 28, grey(127))
+	save("left.png", 28, 28, left)
+	save("shoe.png", 28, 28, func(x, y int) color.Color { return color.Gray{uint8(9 * (x*y%28 + x%3))} })
+	save("wide.png", 28, 14, grey(255))
+	draw := func(want int, args ...string) map[string]*npz.Array {
+		t.Helper()
+		out := file("out.npz")
+		code, _, stderr := world(nil, append([]string{"sample", "--quiet", "--float", "--out", out}, args...)...)
+		if code != want {
+			t.Fatalf("%q: exit code %d, want %d: %s", args, code, want, stderr)
+		}
+		if want != 0 {
+			return nil
+		}
+		all, err := npz.ReadAll(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	numbers := func(a map[string]*npz.Array) []float64 {
+		x, err := a["x"].Float64()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x
+	}
+	for _, sampler := range []string{"euler", "ddim:eta=1", "heun", "dpmpp-2m", "unipc", "sa", "pndm", "lcm"} {
+		pixel := []string{"--model", "fashion", "--classes", "7", "--seeds", "3,4", "--steps", "5", "--sampler", sampler, "--init-image", file("shoe.png"), "--strength", "0.6"}
+		plain := numbers(draw(0, pixel...))
+		if got := numbers(draw(0, append(pixel, "--mask", file("all.png"))...)); !slices.Equal(got, plain) {
+			t.Errorf("%s: a mask that draws everything is not image to image", sampler)
+		}
+		for name, keeps := range map[string]func(i int) bool{"none.png": func(int) bool { return true }, "left.png": func(i int) bool { return i%28 >= 13 }} {
+			got, differ := numbers(draw(0, append(pixel, "--mask", file(name))...)), false
+			for i, v := range got {
+				x, y := i%28, i/28%28
+				if want := float64(uint8(9*(x*y%28+x%3)))/127.5 - 1; keeps(i) && math.Abs(v-want) > 1e-12 {
+					t.Fatalf("%s: %s: element %d is %g, kept was %g", sampler, name, i, v, want)
+				} else if !keeps(i) {
+					differ = differ || math.Abs(v-want) > 0.05
+				}
+			}
+			if name == "left.png" && !differ {
+				t.Errorf("%s: nothing was drawn", sampler)
+			}
+		}
+	}
+	// latents: what is kept is what the autoencoder makes of the picture
+	latent := []string{"--model", sd, "--prompt", "a cat", "--steps", "4", "--init-image", pipes + "/inputs/picture.png", "--strength", "0.7"}
+	plain := draw(0, latent...)
+	if got := draw(0, append(latent, "--mask", file("all.png"))...); !slices.Equal(numbers(got), numbers(plain)) {
+		t.Error("a mask that draws everything is not image to image, on latents")
+	}
+	kept := draw(0, append(latent, "--mask", file("none.png"), "--seed", "8")...)
+	again := draw(0, append(latent, "--mask", file("none.png"), "--seed", "9", "--strength", "1", "--sampler", "euler-ancestral")...)
+	if !slices.Equal(numbers(kept), numbers(again)) {
+		t.Error("a mask that keeps everything gives latents that depend on the run")
+	}
+	half := numbers(draw(0, append(latent, "--mask", file("left.png"))...))
+	for i, v := range numbers(kept) { // 16 columns: 13/28 of 32 pixels are 14.9, so that seven columns of two pixels are drawn, and the eighth by its first
+		if i%16 >= 8 && half[i] != v {
+			t.Fatalf("latent %d is %g, kept was %g", i, half[i], v)
+		}
+	}
+	// a run with a mask goes on from its picture's text
+	code, _, stderr := world(nil, append([]string{"sample", "--quiet", "--out", file("a.png")}, append(latent, "--mask", file("left.png"))...)...)
+	if code != 0 {
+		t.Fatal(stderr)
+	}
+	code, _, stderr = world(nil, "sample", "--quiet", "--from", file("a.png"), "--out", file("b.png"))
+	a, _ := os.ReadFile(file("a.png"))
+	if b, err := os.ReadFile(file("b.png")); code != 0 || err != nil || !slices.Equal(a, b) {
+		t.Errorf("a masked picture drawn again from its text is another one: %s", stderr)
+	}
+	paint := pipe(t, "sd1-paint", "")
+	for _, c := range []struct{ args, want string }{
+		{"--model|fashion|--mask|" + file("all.png"), "--mask needs --init-image"},
+		{"--model|" + paint + "|--prompt|x", "it needs --init-image and --mask"},
+		{"--model|fashion|--sampler|rk45|--init-image|" + file("shoe.png") + "|--mask|" + file("all.png"), "places its own steps"},
+		{"--model|fashion|--init-image|" + file("shoe.png") + "|--mask|" + file("wide.png"), "give a mask of the picture's proportions"},
+		{"--model|fashion|--rng|mersenne", "want torch or torch-cuda"},
+		{"--model|fashion|--rng|torch-cuda:threads=0", "threads=N"},
+	} {
+		code, _, stderr := world(nil, append([]string{"sample", "--out", file("z.npz"), "--steps", "2"}, strings.Split(c.args, "|")...)...)
+		if code != 2 || !strings.Contains(stderr, c.want) || strings.Count(stderr, "\n") > 2 {
+			t.Errorf("%s: exit code %d: %s", c.args, code, stderr)
+		}
+	}
+}
+
+// TestRNG: the start of image k is the stream of seed N+k, torch's or that of a CUDA device, and --noise torch goes on in
+// the same stream.
+func TestRNG(t *testing.T) {
+	target := filepath.Join(t.TempDir(), "t.json")
+	text := `{"type": "mixture", "weights": [1], "means": [[0, 0, 0, 0]], "vars": [[1, 1, 1, 1]], "process": {"type": "vp-discrete"}, "prediction": "eps"}`
+	if err := os.WriteFile(target, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	start := func(args ...string) []float64 {
+		out := filepath.Join(t.TempDir(), "x.npz")
+		code, _, stderr := world(nil, append([]string{"sample", "--model", target, "--seed", "5", "--count", "2", "--steps", "3", "--trajectory", out, "--out", out + "2.npz", "--quiet"}, args...)...)
+		if code != 0 {
+			t.Fatal(stderr)
+		}
+		all, err := npz.ReadAll(out, "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, _ := all["x"].Float64()
+		return x
+	}
+	cpu, cuda := start(), start("--rng", "torch-cuda")
+	want := make([]float64, 8)
+	for k := range 2 {
+		rng.NewTorch(5 + uint64(k)).NormalF64From32(want[4*k : 4*k+4])
+	}
+	if !slices.Equal(cpu[:8], want) {
+		t.Errorf("starts %v, want %v", cpu[:8], want)
+	}
+	for k := range 2 {
+		rng.NewTorchCUDA(5+uint64(k), 0).NormalF64From32(want[4*k : 4*k+4])
+	}
+	if !slices.Equal(cuda[:8], want) {
+		t.Errorf("starts %v of a device, want %v", cuda[:8], want)
+	}
+	noisy := []string{"--sampler", "euler-ancestral", "--noise", "torch"}
+	a, b := start(noisy...), start(append(noisy, "--rng", "torch-cuda")...)
+	if slices.Equal(a[8:], b[8:]) || !slices.Equal(b[:8], want) {
+		t.Error("--noise torch does not follow --rng")
+	}
+	c := start("--sampler", "euler-ancestral", "--rng", "torch-cuda", "--batch", "1")
+	if d := start("--sampler", "euler-ancestral", "--rng", "torch-cuda"); !slices.Equal(c, d) || slices.Equal(c[8:], b[8:]) {
+		t.Error("step noise depends on the batch, or is the device's without being asked for")
 	}
 }
