@@ -587,5 +587,17 @@ func (r *Reader) Bytes(name string) ([]byte, error) {
 	return b, nil
 }
 
+// Section reads the elements of a tensor that is not quantised in parts.
+func (r *Reader) Section(name string) (*io.SectionReader, error) {
+	e, err := r.entryOf(name)
+	if err != nil {
+		return nil, err
+	}
+	if e.form.plain == "" {
+		return nil, refuse.Errorf(r.path, "tensor %q is quantised", name)
+	}
+	return io.NewSectionReader(r.data, e.at, e.size), nil
+}
+
 // Close closes the file.
 func (r *Reader) Close() error { return r.close() }

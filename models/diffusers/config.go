@@ -83,6 +83,10 @@ var networks = map[string]func() Config{
 	"CLIPTextModel":               func() Config { return newCLIPText(false) },
 	"CLIPTextModelWithProjection": func() Config { return newCLIPText(true) },
 	"T5EncoderModel":              func() Config { return newT5() },
+
+	"SongUNet":     func() Config { return newSongUNet() },
+	"DhariwalUNet": func() Config { return newDhariwalUNet() },
+	"ADMUNet":      func() Config { return newADM() },
 }
 
 // currentName maps class names of the first releases to today's.

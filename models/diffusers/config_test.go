@@ -198,7 +198,7 @@ func TestRefusedNetworks(t *testing.T) {
 	for _, c := range []struct{ text, why string }{
 		{`{"in_channels":3}`, "no _class_name"},
 		{`{"_class_name":3}`, "not a name"},
-		{`{"_class_name":"SuperNet"}`, `"SuperNet" is not supported; supported: AutoencoderKL`},
+		{`{"_class_name":"SuperNet"}`, `"SuperNet" is not supported; supported: ADMUNet, AutoencoderKL`},
 		{`{"_class_name":"Transformer2DModel","norm_type":"layer_norm"}`, "not supported"},
 		{unet + `,"new_option":1}`, `unknown key "new_option" of UNet2DModel with the value 1`},
 		{unet + `,"new_option":true}`, "unknown key"},

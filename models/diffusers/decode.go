@@ -32,14 +32,14 @@ func (d *decoder) decode() error {
 	fields := map[string]field{}
 	var order []string
 	v := reflect.ValueOf(d.dst).Elem()
-	for i := range v.NumField() {
-		tag := v.Type().Field(i).Tag.Get("key")
+	for _, f := range reflect.VisibleFields(v.Type()) { // those of embedded structs, too
+		tag := f.Tag.Get("key")
 		if tag == "" || tag == "-" {
 			continue
 		}
 		key, option, _ := strings.Cut(tag, ",")
 		if d.only == nil || d.only[key] {
-			fields[key] = field{v.Field(i), option == "null", option == "inf"}
+			fields[key] = field{v.FieldByIndex(f.Index), option == "null", option == "inf"}
 			order = append(order, key)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -288,6 +289,13 @@ func TestView(t *testing.T) {
 		y, err := safetensors.Widen(safetensors.F32, b)
 		if err != nil || !slices.Equal(x, y) {
 			t.Errorf("%s: %v, from bytes %v %v", name, x, y, err)
+		}
+		if section, err := v.Section(name); (err == nil) != (name == "k") {
+			t.Errorf("%s: a section %v", name, err)
+		} else if err == nil {
+			if c, err := io.ReadAll(section); err != nil || !slices.Equal(b, c) {
+				t.Errorf("%s: %v in the section, %v", name, c, err)
+			}
 		}
 		info, _ := v.Tensor(name)
 		if got := fmt.Sprint(x, " ", info.Shape); got != want {
