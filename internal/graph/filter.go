@@ -82,4 +82,3 @@ func reach(taps []float32, up bool, i, n int, f func(at int, k float32)) {
 		}
 	}
 }
-

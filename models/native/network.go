@@ -11,6 +11,7 @@ import (
 	"drift/models"
 	"drift/models/diffusers"
 	"drift/models/dit"
+	"drift/models/edm"
 	"drift/models/engine"
 	"drift/models/mmdit"
 	"drift/models/pixart"
@@ -84,10 +85,10 @@ type Options struct {
 func Runs(cfg diffusers.Config) error {
 	switch cfg.(type) {
 	case *diffusers.UNet2DConfig, *diffusers.DiTConfig, *diffusers.UNet2DConditionConfig, *diffusers.SD3Config, *diffusers.FluxConfig,
-		*diffusers.PixArtConfig, *diffusers.SanaConfig:
+		*diffusers.PixArtConfig, *diffusers.SanaConfig, *diffusers.SongUNetConfig, *diffusers.DhariwalUNetConfig, *diffusers.ADMConfig:
 		return nil
 	}
-	return fmt.Errorf("a %s, which this engine does not run as a denoiser; it runs UNet2DModel, UNet2DConditionModel, DiT, SD3, Flux, PixArt and Sana transformers", cfg.ClassName())
+	return fmt.Errorf("a %s, which this engine does not run as a denoiser; it runs UNet2DModel, UNet2DConditionModel, DiT, SD3, Flux, PixArt and Sana transformers, SongUNet, DhariwalUNet and ADMUNet", cfg.ClassName())
 }
 
 // New makes the network of a configuration. Without weights they are made up from the tensors' names, at full size.
@@ -113,7 +114,13 @@ func New(cfg diffusers.Config, w diffusers.Weights, opt Options) (Network, error
 		if c.ClassEmbedType == "" || c.ClassEmbedType == "timestep" {
 			classes = c.NumClassEmbeds
 		}
-		return wrap(unetcond.New(c, w, eo))(func(n *engine.Net) Network { return engineNet{n, classes} })
+		return wrap(unetcond.New(c, w, eo))(func(n *engine.Net) Network { return engineNet{n, classes, models.NoClass} })
+	case *diffusers.SongUNetConfig, *diffusers.DhariwalUNetConfig, *diffusers.ADMConfig:
+		classes, none := edm.Labels(cfg)
+		if none < 0 {
+			none = models.NoClass
+		}
+		return wrap(edm.New(cfg, w, eo))(func(n *engine.Net) Network { return engineNet{n, classes, none} })
 	case *diffusers.SD3Config:
 		return wrap(mmdit.NewSD3(c, w, eo))(newEngineNet)
 	case *diffusers.FluxConfig:
@@ -228,10 +235,10 @@ func (ditNet) batch(b *Batch) *dit.Batch {
 // engineNet is a network that package engine runs.
 type engineNet struct {
 	*engine.Net
-	classes int
+	classes, none int
 }
 
-func newEngineNet(n *engine.Net) Network { return engineNet{n, 0} }
+func newEngineNet(n *engine.Net) Network { return engineNet{n, 0, models.NoClass} }
 
 func (n engineNet) SampleSize() (h, w int) {
 	h, w, _ = n.Usual()
@@ -240,7 +247,7 @@ func (n engineNet) SampleSize() (h, w int) {
 
 func (n engineNet) Classes() int { return n.classes }
 
-func (engineNet) NoClass() int { return models.NoClass }
+func (n engineNet) NoClass() int { return n.none }
 
 func (n engineNet) Memory() Memory {
 	return Memory{Weights: n.Weights(), Activations: n.Activations()}
