@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"drift/internal/npz"
+	"drift/internal/pixels"
 	"drift/internal/rng"
 	"drift/internal/safetensors"
 	"drift/models/diffusers"
@@ -349,5 +350,70 @@ func TestRNG(t *testing.T) {
 	c := start("--sampler", "euler-ancestral", "--rng", "torch-cuda", "--batch", "1")
 	if d := start("--sampler", "euler-ancestral", "--rng", "torch-cuda"); !slices.Equal(c, d) || slices.Equal(c[8:], b[8:]) {
 		t.Error("step noise depends on the batch, or is the device's without being asked for")
+	}
+}
+
+// TestPreview: previews of latents are pictures of the final one's colours; with the model's own autoencoder they are the
+// final picture at the end.
+func TestPreview(t *testing.T) {
+	dir, sd := t.TempDir(), pipe(t, "sd1", "")
+	out, name := filepath.Join(dir, "a.png"), filepath.Join(dir, "p.png")
+	run := func(want int, args ...string) string {
+		t.Helper()
+		code, _, stderr := world(nil, append([]string{"sample", "--model", sd, "--prompt", "a cat", "--steps", "4", "--quiet", "--out", out}, args...)...)
+		if code != want {
+			t.Fatalf("%q: exit code %d, want %d: %s", args, code, want, stderr)
+		}
+		return stderr
+	}
+	load := func(name string) image.Image {
+		t.Helper()
+		m, err := readPicture(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	run(0, "--preview", name+":2", "--init-image", pipes+"/inputs/picture.png", "--strength", "0.5", "--cfg-scale", "1", "--steps", "8")
+	if list, _ := filepath.Glob(filepath.Join(dir, "p-*.png")); len(list) != 2 {
+		t.Errorf("previews %v, want those of steps 6 and 8", list)
+	}
+	small, final := load(filepath.Join(dir, "p-0000-0008.png")), load(out)
+	if b := small.Bounds(); b.Dx() != 16 || b.Dy() != 16 {
+		t.Errorf("a linear preview of %v", b)
+	}
+	// correlation of the preview with the picture's squares: a random decoder is far from linear, and still they belong together
+	x, _ := pixels.Array(small, []int{3, 16, 16})
+	y, _ := pixels.Array(final, []int{3, 32, 32})
+	var sx, sy, xx, yy, xy float64
+	for i, v := range x {
+		c, r, q := i/256, i/16%16, i%16
+		w := (y[c*1024+2*r*32+2*q] + y[c*1024+2*r*32+2*q+1] + y[c*1024+(2*r+1)*32+2*q] + y[c*1024+(2*r+1)*32+2*q+1]) / 4
+		sx, sy, xx, yy, xy = sx+v, sy+w, xx+v*v, yy+w*w, xy+v*w
+	}
+	n := float64(len(x))
+	if r := (xy - sx*sy/n) / math.Sqrt((xx-sx*sx/n)*(yy-sy*sy/n)); r < 0.4 {
+		t.Errorf("preview and picture correlate by %.2f", r)
+	} else {
+		t.Logf("preview and picture correlate by %.2f", r)
+	}
+	run(0, "--preview", name, "--preview-vae", filepath.Join(sd, "vae"))
+	a, _ := pixels.Array(load(filepath.Join(dir, "p-0000-0004.png")), []int{3, 32, 32})
+	y, _ = pixels.Array(load(out), []int{3, 32, 32})
+	off := 0.0
+	for i, v := range a { // the last prediction is the last state of DDIM, but for a final alpha below 1
+		off = max(off, math.Abs(v-y[i]))
+	}
+	if off > 0.1 {
+		t.Errorf("the last preview by the autoencoder differs from the picture by %g", off)
+	}
+	if msg := run(2, "--preview", "sepia"); !strings.Contains(msg, "ends in .png") {
+		t.Error(msg)
+	}
+	if msg := run(2, "--preview", name, "--preview-vae", filepath.Join(pipe(t, "sd3", ""), "vae")); !strings.Contains(msg, "of 16 channels, the model of 4") {
+		t.Error(msg)
+	}
+	if code, _, stderr := world(nil, "sample", "--model", "fashion", "--steps", "2", "--count", "1", "--quiet", "--preview", "ascii", "--preview-vae", sd, "--out", out); code != 2 || !strings.Contains(stderr, "without an autoencoder") {
+		t.Errorf("%d %s", code, stderr)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"image/png"
 	"io"
 	"math"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,9 +21,11 @@ import (
 	"drift/cmd/drift/internal/manifest"
 	"drift/cmd/drift/internal/output"
 	"drift/cmd/drift/internal/preview"
+	"drift/internal/atomicfile"
 	"drift/internal/pixels"
 	"drift/internal/pngmeta"
 	"drift/models"
+	"drift/models/open"
 	"drift/models/pipeline"
 	"drift/samplers"
 	"drift/schedules"
@@ -397,12 +400,14 @@ func quoteText(v string) string {
 
 // drawing is --preview: the predicted data of a batch's first pictures, in the terminal.
 type drawing struct {
-	s     *sampling
-	mode  string
-	every int
-	most  int // pictures
-	x0    *tensor.Dense
-	last  time.Time // of an event
+	s       *sampling
+	mode    string
+	every   int
+	most    int // pictures
+	x0      *tensor.Dense
+	last    time.Time                                    // of an event
+	show    func(z *tensor.Dense) (*tensor.Dense, error) // pictures of latents; nil: the states are pictures
+	release func()
 }
 
 // asEvents is the mode of --preview that puts the pictures into events of --json, at most ten a second.
@@ -431,8 +436,9 @@ func (s *sampling) newPreview() (*drawing, error) {
 	if d.mode == asEvents && !s.json {
 		return nil, usagef("--preview %s: the pictures are events of --json", v)
 	}
-	if d.mode != asEvents && !slices.Contains(preview.Modes(), d.mode) || d.every < 0 {
-		return nil, usagef("--preview %s: want a number of steps, or one of auto, none, %s", v, strings.Join(preview.Modes(), ", "))
+	saves := strings.EqualFold(filepath.Ext(d.mode), ".png")
+	if d.mode != asEvents && !saves && !slices.Contains(preview.Modes(), d.mode) || d.every < 0 {
+		return nil, usagef("--preview %s: want a number of steps, or one of auto, none, %s, or a name that ends in .png", v, strings.Join(preview.Modes(), ", "))
 	}
 	if d.mode == asEvents {
 		d.most = 16
@@ -440,7 +446,44 @@ func (s *sampling) newPreview() (*drawing, error) {
 	if !pixels.Picture(s.info.Shape) && s.info.Picture == nil {
 		return nil, usagef("--preview: the model gives arrays of shape %v, not pictures", s.info.Shape)
 	}
-	return d, nil
+	return d, s.previewLatents(d)
+}
+
+// previewLatents finds how latents are shown: by --preview-vae, by the published factors of the autoencoder's family, or
+// by factors fitted to its decoder.
+func (s *sampling) previewLatents(d *drawing) error {
+	if s.info.Picture == nil {
+		if s.c.IsSet("preview-vae") {
+			return usagef("--preview-vae: %s makes pictures without an autoencoder", s.desc.Model.Path)
+		}
+		return nil
+	}
+	ctx := s.c.Context
+	if name := s.c.String("preview-vae"); name != "" {
+		c, release, err := open.Codec(name, open.Options{DType: s.c.String("dtype"), Tier: s.c.String("tier")})
+		if err != nil {
+			return err
+		}
+		if c.Latent() != s.info.Shape[0] {
+			release()
+			return usagef("--preview-vae %s has latents of %d channels, the model of %d", name, c.Latent(), s.info.Shape[0])
+		}
+		d.release = release
+		d.show = func(z *tensor.Dense) (*tensor.Dense, error) { return c.Decode(ctx, z) }
+		return nil
+	}
+	var linear *pipeline.Linear
+	if c, ok := s.model.Codec.(*pipeline.Codec); ok {
+		linear = pipeline.KnownLinear(c.Autoencoder)
+	}
+	if linear == nil {
+		var err error
+		if linear, err = pipeline.FitLinear(ctx, s.model.Codec, s.info.Shape[0]); err != nil {
+			return err
+		}
+	}
+	d.show = linear.Preview
+	return nil
 }
 
 func (d *drawing) step(b job.Batch, st *samplers.State) error {
@@ -456,8 +499,10 @@ func (d *drawing) step(b job.Batch, st *samplers.State) error {
 	}
 	d.x0 = x0
 	shape := d.s.info.Shape
-	if d.s.info.Picture != nil { // latents are not decoded at every step
-		x0 = pipeline.Preview(x0)
+	if d.show != nil {
+		if x0, err = d.show(x0); err != nil {
+			return fmt.Errorf("--preview: %w", err)
+		}
 		shape = []int(x0.Shape()[1:])
 	}
 	w := shape[0] * shape[1] * shape[2]
@@ -478,6 +523,17 @@ func (d *drawing) step(b job.Batch, st *samplers.State) error {
 		return nil
 	}
 	sheet := pixels.Sheet(pictures, shape, len(pictures), 1)
+	if ext := filepath.Ext(d.mode); strings.EqualFold(ext, ".png") {
+		name := fmt.Sprintf("%s-%04d-%04d%s", strings.TrimSuffix(d.mode, ext), b.Index, st.I, ext)
+		f, err := atomicfile.Create(name)
+		if err != nil {
+			return err
+		}
+		if err := png.Encode(f, sheet); err != nil {
+			return errors.Join(err, f.Discard())
+		}
+		return f.Commit()
+	}
 	draw := func(w io.Writer) error { return preview.Draw(w, sheet, d.mode, d.s.columns()) }
 	if d.s.bar == nil {
 		return draw(d.s.err)
@@ -487,4 +543,9 @@ func (d *drawing) step(b job.Batch, st *samplers.State) error {
 
 func (d *drawing) done(job.Batch, []float64, samplers.Stats) error { return nil }
 func (d *drawing) whole() bool                                     { return false }
-func (d *drawing) close(bool) error                                { return nil }
+func (d *drawing) close(bool) error {
+	if d.release != nil {
+		d.release()
+	}
+	return nil
+}

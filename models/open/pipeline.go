@@ -152,6 +152,28 @@ func (o *opener) has(name string) bool {
 	return err == nil && info.IsDir()
 }
 
+// Codec opens an autoencoder alone, such as one that makes previews. release gives it back.
+func Codec(path string, opt Options) (c *pipeline.Codec, release func(), err error) {
+	dtype := kernels.F32
+	if opt.DType == "bf16" {
+		dtype = kernels.BF16
+	}
+	pool, err := newPool(opt)
+	if err != nil {
+		return nil, nil, err
+	}
+	o := opener{opt: engine.Options{Pool: pool, DType: dtype}, frame: &frame{}}
+	release = func() {
+		o.close()
+		pool.Close()
+	}
+	if err := o.autoencoder(Pipeline{VAE: path}); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return o.codec, release, nil
+}
+
 func (o *opener) autoencoder(opt Pipeline) error {
 	var m *diffusers.Model
 	var err error
@@ -194,7 +216,7 @@ func (o *opener) otherVAE(path string) (*diffusers.Model, error) {
 		component = "vae"
 	}
 	m, err := r.Network(component)
-	if err != nil || component == "" || !o.has("vae") {
+	if err != nil || component == "" || o.r == nil || !o.has("vae") {
 		return m, err
 	}
 	own, _, err := o.r.Config("vae")

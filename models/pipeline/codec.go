@@ -174,27 +174,3 @@ func (c *Codec) Posterior(ctx context.Context, x *tensor.Dense) (mean, std *tens
 	}
 	return mean, std, nil
 }
-
-// Preview is a cheap approximation of a decoded picture: the first three
-// channels of the latent, each stretched to its own range.
-func Preview(z *tensor.Dense) *tensor.Dense {
-	s := z.Shape()
-	n, c, pixels := s[0], min(s[1], 3), s[2]*s[3]
-	out := models.New(n, c, s[2], s[3])
-	for i := range n {
-		for k := range c {
-			src := models.Data(z)[(i*s[1]+k)*pixels:][:pixels]
-			dst := models.Data(out)[(i*c+k)*pixels:][:pixels]
-			lo, hi := math.Inf(1), math.Inf(-1)
-			for _, v := range src {
-				lo, hi = min(lo, v), max(hi, v)
-			}
-			for j, v := range src {
-				if hi > lo {
-					dst[j] = 2*(v-lo)/(hi-lo) - 1
-				}
-			}
-		}
-	}
-	return out
-}
