@@ -116,7 +116,7 @@ func (a *app) modelInfo(c *cli.Context) error {
 		}
 	}
 	if a.json {
-		a.emit(map[string]any{"name": name, "hash": i.Hash, "shape": i.Shape, "classes": i.Classes, "labels": i.Labels, "dtype": i.DType, "tier": i.Tier,
+		a.emit(map[string]any{"name": name, "hash": i.Hash, "shape": i.Shape, "classes": i.Classes, "labels": i.Labels, "dtype": i.DType, "tier": i.Tier, "runtime": i.Runtime,
 			"parameters": i.Params, "macs": macs, "batch": batch, "memory": memory, "process": process, "sampler": d.Sampler, "schedule": d.Schedule, "steps": d.Steps, "guiders": d.Guiders})
 		return nil
 	}
@@ -130,6 +130,9 @@ func (a *app) modelInfo(c *cli.Context) error {
 		line("classes", "%d: %s", i.Classes, oneLine(strings.Join(i.Labels, ", ")))
 	}
 	line("arithmetic", "%s %s", i.DType, i.Tier)
+	if i.Runtime != "" {
+		line("runtime", "%s", i.Runtime)
+	}
 	line("parameters", "%d", i.Params)
 	if macs > 0 {
 		line("multiply-adds", "%.4g million per image", float64(macs)/1e6)
@@ -344,6 +347,10 @@ func (a *app) verifyFolder(ctx context.Context, dir string) (string, error) {
 	}
 	if files == 0 && !network {
 		return "", refuse.Errorf(dir, "holds no file of a model")
+	}
+	if path := graphFile(dir); path != "" {
+		what, err := a.onnxVerify(ctx, path)
+		return fmt.Sprintf("folder of %d files: %s", files, what), err
 	}
 	if !network {
 		return fmt.Sprintf("folder of %d files", files), nil

@@ -58,6 +58,40 @@ func TestGoldenPipelines(t *testing.T) {
 	}
 }
 
+// TestGoldenGraphs draws the pictures of pipe-sd1 from the same networks as ONNX graphs.
+func TestGoldenGraphs(t *testing.T) {
+	lib := os.Getenv("DRIFT_ORT_LIB")
+	if lib == "" {
+		t.Skip("no ONNX Runtime (DRIFT_ORT_LIB): skipped")
+	}
+	dir := filepath.Join("..", "..", "models", "open", "testdata", "onnx-sd1")
+	all, err := npz.ReadAll(filepath.Join(dir, "expected.npz"), "images_uint8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for row, args := range []string{"--prompt|A photograph of an astronaut riding a horse|--seed|3", "--prompt|a cat's portrait, oil on canvas|--seed|4"} {
+		out := filepath.Join(t.TempDir(), "out.npz")
+		line := append([]string{"sample", "--model", dir, "--ort-lib", lib, "--out", out, "--quiet", "--json", "--steps", "8", "--cfg-scale", "5"}, strings.Split(args, "|")...)
+		code, stdout, stderr := world(nil, line...)
+		if code != 0 || !strings.Contains(stdout, `"nfe":16,`) {
+			t.Fatalf("exit code %d: %s %s", code, stdout, stderr)
+		}
+		got := bytesOf(t, out, "images")
+		want := all["images_uint8"].Data.([]byte)[row*len(got):][:len(got)]
+		off := 0
+		for i := range got {
+			if d := int(got[i]) - int(want[i]); d < -1 || d > 1 {
+				t.Fatalf("row %d: byte %d is %d, want %d", row, i, got[i], want[i])
+			} else if d != 0 {
+				off++
+			}
+		}
+		if off > len(got)/1000 {
+			t.Errorf("row %d: %d of %d bytes are off by one", row, off, len(got))
+		}
+	}
+}
+
 func bytesOf(t *testing.T, file, name string) []byte {
 	t.Helper()
 	all, err := npz.ReadAll(file, name)

@@ -474,7 +474,7 @@ func (s *sampling) previewLatents(d *drawing) error {
 	}
 	var linear *pipeline.Linear
 	if c, ok := s.model.Codec.(*pipeline.Codec); ok {
-		linear = pipeline.KnownLinear(c.Autoencoder)
+		linear = pipeline.KnownLinear(c.Config)
 	}
 	if linear == nil {
 		var err error

@@ -116,6 +116,16 @@ func (a *Autoencoder) Latent() int { return a.latent }
 // Factor is how many pixels of a picture's side one of a latent's stands for.
 func (a *Autoencoder) Factor() int { return a.factor }
 
+// Pictures is the number of channels of a picture.
+func (a *Autoencoder) Pictures() int {
+	n, _ := a.Encoder.Channels()
+	return n
+}
+
+// Encoded is the size of the latents of pictures of h by w, or why those are
+// not taken.
+func (a *Autoencoder) Encoded(h, w int) (lh, lw int, err error) { return a.Encoder.Output(h, w) }
+
 // Config gives the configuration that the autoencoder was made from.
 func (a *Autoencoder) Config() diffusers.Config { return a.cfg }
 

@@ -322,11 +322,17 @@ func (r *Repository) Config(component string) (Config, string, error) {
 		if now, old := currentName[class]; old {
 			class = now
 		}
-		if class != c.ClassName() && class != c.FileInfo().Class {
+		if class != c.ClassName() && class != c.FileInfo().Class && !exported(entry) {
 			return nil, "", refuse.Errorf(path, "is a %s, but model_index.json says that %s is a %s", c.ClassName(), component, entry.Class)
 		}
 	}
 	return c, path, nil
+}
+
+// exported tells the components that are ONNX graphs: diffusers' OnnxRuntimeModel
+// and the classes of optimum, whatever network they hold.
+func exported(c Component) bool {
+	return c.Class == "OnnxRuntimeModel" || strings.HasPrefix(c.Class, "ORT") || strings.HasPrefix(c.Library, "optimum")
 }
 
 // Network opens a network of the repository with its weights; component is its
@@ -528,7 +534,7 @@ func findWeights(dir, stem, variant string) (weightsFile, error) {
 	case len(variants) > 0:
 		return weightsFile{}, refuse.Errorf(dir, "has no variant %s of %s.safetensors; it has %q", variant, stem, variants)
 	case len(graphs) > 0:
-		return weightsFile{}, fmt.Errorf("%s: holds its network as %s: ONNX is not yet supported here", dir, strings.Join(graphs, ", "))
+		return weightsFile{}, fmt.Errorf("%s: holds its network as %s, an ONNX graph without weights to load", dir, strings.Join(graphs, ", "))
 	case len(pickles) > 0:
 		return weightsFile{}, refuse.Errorf(dir, "holds its weights only as %s, a pickle, which is never loaded: convert it once with `drift model convert`", strings.Join(pickles, ", "))
 	}

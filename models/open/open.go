@@ -110,7 +110,7 @@ func Open(ctx context.Context, name string, opt Options) (*Model, error) {
 	info, err := os.Stat(name)
 	switch {
 	case err == nil && info.IsDir():
-		return folder(name, opt)
+		return folder(ctx, name, opt)
 	case err == nil && strings.EqualFold(filepath.Ext(name), ".json"):
 		return target(name, opt)
 	case err == nil && diffusers.SingleFile(name):
@@ -121,13 +121,13 @@ func Open(ctx context.Context, name string, opt Options) (*Model, error) {
 		if !known && strings.EqualFold(filepath.Ext(name), ".safetensors") {
 			return sequences(name, opt, dna.OpenFile)
 		}
-		return folder(name, opt)
+		return folder(ctx, name, opt)
 	case err == nil && strings.EqualFold(filepath.Ext(name), ".onnx"):
 		return onnx(ctx, name, opt)
 	case err == nil:
 		return nil, fmt.Errorf("models: %s is neither a folder in the diffusers layout, a .json target, a .onnx file nor a file of weights (%s)", name, strings.Join(diffusers.SourceFormats, ", "))
 	case opt.Hub != "" && strings.Count(name, "/") == 1 && !strings.HasPrefix(name, "."):
-		return folder(name, opt)
+		return folder(ctx, name, opt)
 	}
 	var names []string
 	for _, e := range Embedded() {
@@ -231,6 +231,7 @@ type parts struct {
 	weights diffusers.Weights
 	sched   *diffusers.SchedulerConfig
 	labels  labels
+	graphs  *graphs // in place of weights
 	hash    string
 	notes   []string
 	done    func() error
@@ -282,7 +283,7 @@ func embedded(name string, opt Options) (*Model, error) {
 }
 
 // folder opens a folder in the diffusers layout, or a repository of the Hugging Face cache.
-func folder(name string, opt Options) (m *Model, err error) {
+func folder(ctx context.Context, name string, opt Options) (m *Model, err error) {
 	r, err := diffusers.OpenRepository(name, diffusers.Options{CacheDir: opt.Hub, Variant: opt.Variant, Config: opt.Config, Tokenizer: opt.Tokenizer, Prediction: opt.Prediction})
 	if err != nil {
 		return nil, needs(err)
@@ -291,17 +292,27 @@ func folder(name string, opt Options) (m *Model, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := native.Runs(cfg); err != nil {
-		return nil, refuse.Errorf(name, "its network is %s", err)
-	}
-	net, err := r.Network("")
-	if err != nil {
-		return nil, err
-	}
-	p := parts{name: name, repo: r, config: cfg, weights: net.Weights, notes: append(r.Notes(), net.Notes...), done: net.Close}
-	defer func() {
+	p := parts{name: name, repo: r, config: cfg, notes: r.Notes()}
+	if hasGraphs(r.Dir) {
+		if p.graphs, err = newGraphs(ctx, r.Dir, opt); err != nil {
+			return nil, err
+		}
+	} else {
+		if err := native.Runs(cfg); err != nil {
+			return nil, refuse.Errorf(name, "its network is %s", err)
+		}
+		net, err := r.Network("")
 		if err != nil {
-			err = errors.Join(err, net.Close())
+			return nil, err
+		}
+		p.weights, p.notes, p.done = net.Weights, append(p.notes, net.Notes...), net.Close
+		if p.hash, err = hashFiles(net.Weights.Files()); err != nil {
+			return nil, errors.Join(err, net.Close())
+		}
+	}
+	defer func() {
+		if err != nil && p.done != nil {
+			err = errors.Join(err, p.done())
 		}
 	}()
 	if p.sched, err = r.Scheduler(); err != nil {
@@ -323,9 +334,6 @@ func folder(name string, opt Options) (m *Model, err error) {
 		for k := range len(r.Index.Labels) {
 			p.labels.Labels = append(p.labels.Labels, r.Index.Labels[k])
 		}
-	}
-	if p.hash, err = hashFiles(net.Weights.Files()); err != nil {
-		return nil, err
 	}
 	return p.open(opt)
 }
@@ -444,6 +452,14 @@ func take[T any](c *diffusers.SchedulerConfig, key string, dst *T, value T) {
 	}
 }
 
+// network makes the network of the weights, or opens its graph.
+func (p *parts) network(opt native.Options) (native.Network, error) {
+	if p.graphs == nil {
+		return native.New(p.config, p.weights, opt)
+	}
+	return p.graphs.network(p.repo.Denoiser(), p.config)
+}
+
 // open makes the model of the parts.
 func (p *parts) open(opt Options) (*Model, error) {
 	grid, err := gridConfig(p.sched)
@@ -488,14 +504,14 @@ func (p *parts) open(opt Options) (*Model, error) {
 		}
 		p.hash = fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s %s %g", p.hash, sum, l.scale)))
 	}
-	if p.repo != nil {
+	if p.repo != nil && p.graphs == nil {
 		if p.weights, err = changes.merge(p.repo.Denoiser(), p.weights); err != nil {
 			changes.close()
 			pool.Close()
 			return nil, err
 		}
 	}
-	net, err := native.New(p.config, p.weights, native.Options{Pool: pool, DType: dtype})
+	net, err := p.network(native.Options{Pool: pool, DType: dtype})
 	if err != nil {
 		changes.close()
 		pool.Close()
@@ -503,7 +519,7 @@ func (p *parts) open(opt Options) (*Model, error) {
 	}
 	around := &frame{scale: 1}
 	if p.repo != nil {
-		f, err := frames(p.repo, p.config, changes, pool, dtype, opt.Pipeline)
+		f, err := frames(p.repo, p.config, p.graphs, changes, pool, dtype, opt.Pipeline)
 		if err != nil {
 			net.Close()
 			pool.Close()
@@ -543,9 +559,12 @@ func (p *parts) open(opt Options) (*Model, error) {
 	if classes > 0 && null == classes-1 {
 		about.Classes-- // the last label is "no class"
 	}
+	if p.graphs != nil {
+		about.Hash, about.DType, about.Tier, about.Runtime = p.graphs.hash(), "f32", "", "onnxruntime "+p.graphs.lib.Version()
+	}
 	u := &native.Denoiser{Net: net, Proc: proc, Kind: kind, TimeScale: scale, NullClass: null, About: about, Conditional: classes > 0, State: state}
 	m := &Model{
-		Net: net, Notes: p.notes,
+		Net: net, Notes: append(p.notes, around.notes...),
 		close: func() {
 			around.close()
 			net.Close()
@@ -563,14 +582,17 @@ func (p *parts) open(opt Options) (*Model, error) {
 		u.Inputs, u.About.Text = around.text.Inputs, true
 	}
 	if c := around.codec; c != nil {
-		_, out := c.Decoder.Channels()
-		m.Codec, u.About.Picture = c, []int{out, h * c.Factor(), w * c.Factor()}
+		m.Codec, u.About.Picture = c, []int{c.Pictures(), h * c.Factor(), w * c.Factor()}
 		if c.Latent() != state {
 			m.Close()
 			return nil, refuse.Errorf(p.name, "the network works on %d channels, the autoencoder on %d", channels, c.Latent())
 		}
 	}
-	m.Denoiser, m.Info, m.Defaults = models.Metered(u), u.About, p.defaults(grid, dynamicShift(p.sched, h*w/4))
+	m.Denoiser = models.Metered(u)
+	if p.graphs != nil {
+		m.Net, m.Denoiser = nil, models.Metered(forwardOnly{u})
+	}
+	m.Info, m.Defaults = u.About, p.defaults(grid, dynamicShift(p.sched, h*w/4))
 	if c, ok := p.config.(*diffusers.UNet2DConditionConfig); !ok || c.TimeCondProjDim == 0 {
 		m.Defaults.Part = nil // only pipelines of such networks do so
 	}

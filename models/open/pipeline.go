@@ -45,6 +45,7 @@ type frame struct {
 	codec  *pipeline.Codec
 	scale  float64 // default of classifier-free guidance
 	steps  int     // default, 0 = the scheduler's
+	notes  []string
 	closes []func()
 }
 
@@ -55,8 +56,8 @@ func (f *frame) close() {
 }
 
 // frames opens the parts of a pipeline around its denoiser. Without any, nil.
-func frames(r *diffusers.Repository, cfg diffusers.Config, changes loras, pool *kernels.Pool, dtype kernels.DType, opt Pipeline) (f *frame, err error) {
-	o := opener{r: r, loras: changes, opt: engine.Options{Pool: pool, DType: dtype}, frame: &frame{scale: 1}}
+func frames(r *diffusers.Repository, cfg diffusers.Config, g *graphs, changes loras, pool *kernels.Pool, dtype kernels.DType, opt Pipeline) (f *frame, err error) {
+	o := opener{r: r, graphs: g, loras: changes, opt: engine.Options{Pool: pool, DType: dtype}, frame: &frame{scale: 1}}
 	defer func() {
 		if err != nil {
 			o.close()
@@ -80,9 +81,10 @@ func frames(r *diffusers.Repository, cfg diffusers.Config, changes loras, pool *
 // opener opens components of a repository.
 type opener struct {
 	*frame
-	r     *diffusers.Repository
-	opt   engine.Options
-	loras loras
+	graphs *graphs // of a folder of ONNX networks, nil for one of weights
+	r      *diffusers.Repository
+	opt    engine.Options
+	loras  loras
 }
 
 // loras are opened LoRA files and their scales.
@@ -144,6 +146,9 @@ func (l loras) merge(component string, w diffusers.Weights) (diffusers.Weights, 
 
 // has tells whether the repository has a component.
 func (o *opener) has(name string) bool {
+	if o.graphs != nil {
+		return o.graphs.path(name) != ""
+	}
 	if o.r.Index != nil {
 		_, ok := o.r.Index.Component(name)
 		return ok
@@ -175,6 +180,9 @@ func Codec(path string, opt Options) (c *pipeline.Codec, release func(), err err
 }
 
 func (o *opener) autoencoder(opt Pipeline) error {
+	if o.graphs != nil && opt.VAE == "" {
+		return o.graphAutoencoder(opt)
+	}
 	var m *diffusers.Model
 	var err error
 	switch {
@@ -196,13 +204,18 @@ func (o *opener) autoencoder(opt Pipeline) error {
 		return fmt.Errorf("models: %w", err)
 	}
 	o.closes = append(o.closes, a.Close)
-	if o.codec, err = pipeline.NewCodec(a); err != nil {
+	if o.codec, err = pipeline.NewCodec(a, m.Config); err != nil {
 		return fmt.Errorf("models: %w", err)
 	}
+	o.tile(opt)
+	return nil
+}
+
+// tile sets the side of the latents that are decoded at once.
+func (o *opener) tile(opt Pipeline) {
 	if o.codec.Tile = opt.Tile; opt.Tile == 0 {
 		o.codec.Tile = 128
 	}
-	return nil
 }
 
 // otherVAE opens an autoencoder in place of the model's own. A file does not say how latents are scaled: as the model's are.
@@ -249,17 +262,27 @@ func (o *opener) encoder(name string) (*text.Encoder, error) {
 }
 
 func (o *opener) clip(suffix string) (c pipeline.Clip, err error) {
-	if c.Encoder, err = o.encoder("text_encoder" + suffix); err != nil {
-		return c, err
-	}
-	if _, ok := c.Encoder.Config().(*diffusers.CLIPTextConfig); !ok {
-		return c, refuse.Errorf(o.r.Dir, "text_encoder%s is a %s, a CLIP text model is needed there", suffix, c.Encoder.Config().ClassName())
+	act := "" // of the encoder
+	if o.graphs != nil {
+		if c.Encoder, err = o.graphEncoder("text_encoder" + suffix); err != nil {
+			return c, err
+		}
+	} else {
+		e, err := o.encoder("text_encoder" + suffix)
+		if err != nil {
+			return c, err
+		}
+		cfg, ok := e.Config().(*diffusers.CLIPTextConfig)
+		if !ok {
+			return c, refuse.Errorf(o.r.Dir, "text_encoder%s is a %s, a CLIP text model is needed there", suffix, e.Config().ClassName())
+		}
+		c.Encoder, act = e, cfg.HiddenAct
 	}
 	dir, own, err := o.r.Tokenizer("tokenizer" + suffix)
 	if err != nil {
 		return c, needs(err)
 	}
-	if c.Tokenizer, err = text.OpenCLIPTokenizer(dir); err == nil && !own && c.Encoder.Config().(*diffusers.CLIPTextConfig).HiddenAct == "gelu" {
+	if c.Tokenizer, err = text.OpenCLIPTokenizer(dir); err == nil && !own && act == "gelu" {
 		c.Tokenizer.Pad = 0 // OpenCLIP's encoders were trained with zeros behind the text
 	}
 	return c, err
@@ -271,7 +294,12 @@ func (o *opener) t5(suffix string, length int) (t pipeline.T5, err error) {
 	if !o.has("text_encoder" + suffix) {
 		return t, nil
 	}
-	if t.Encoder, err = o.encoder("text_encoder" + suffix); err != nil {
+	if o.graphs != nil {
+		t.Encoder, err = o.graphEncoder("text_encoder" + suffix)
+	} else {
+		t.Encoder, err = o.encoder("text_encoder" + suffix)
+	}
+	if err != nil {
 		return t, err
 	}
 	tok, err := text.OpenT5Tokenizer(filepath.Join(o.r.Dir, "tokenizer"+suffix))

@@ -302,8 +302,8 @@ func message(data []byte, what string, field func(n protowire.Number, v uint64, 
 	return nil
 }
 
-// checkExternal looks whether the files with weights are there and long enough.
-func (f *File) checkExternal() error {
+// CheckExternal looks whether the files with weights are there and long enough.
+func (f *File) CheckExternal() error {
 	for _, name := range f.External {
 		info, err := os.Stat(filepath.Join(filepath.Dir(f.Path), name))
 		switch {
@@ -342,12 +342,6 @@ func (f *File) externalPaths() []string {
 	return out
 }
 
-// input finds an input by its name.
-func (f *File) input(name string) (Port, bool) { return find(f.Inputs, name) }
-
-// output finds an output by its name.
-func (f *File) output(name string) (Port, bool) { return find(f.Outputs, name) }
-
 func find(ports []Port, name string) (Port, bool) {
 	if i := slices.IndexFunc(ports, func(p Port) bool { return p.Name == name }); i >= 0 {
 		return ports[i], true
@@ -359,4 +353,15 @@ func find(ports []Port, name string) (Port, bool) {
 func mix(a, b string) string {
 	sum := sha256.Sum256([]byte(a + " " + b))
 	return hex.EncodeToString(sum[:])
+}
+
+// Input finds an input by its name.
+func (f *File) Input(name string) (Port, bool) { return find(f.Inputs, name) }
+
+// Output finds an output by its name.
+func (f *File) Output(name string) (Port, bool) { return find(f.Outputs, name) }
+
+// Ports lists inputs and outputs for people.
+func (f *File) Ports() string {
+	return "inputs " + portList(f.Inputs) + ", outputs " + portList(f.Outputs)
 }

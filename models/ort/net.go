@@ -41,7 +41,7 @@ func (l *Library) OpenNet(ctx context.Context, path string, sidecar *Sidecar, o 
 	if err != nil {
 		return nil, err
 	}
-	if err := f.checkExternal(); err != nil {
+	if err := f.CheckExternal(); err != nil {
 		return nil, err
 	}
 	hash, err := f.Hash()
@@ -80,7 +80,7 @@ func (n *Net) compare(f *File) error {
 		}
 	}
 	for _, i := range s.Inputs {
-		p, ok := f.input(i.Name)
+		p, ok := f.Input(i.Name)
 		if !ok {
 			return wrong("there is no input %q%s; there is %s", i.Name, spec.Suggest(i.Name, names), portList(f.Inputs))
 		}
@@ -89,11 +89,11 @@ func (n *Net) compare(f *File) error {
 		}
 	}
 	var ok bool
-	if n.out, ok = f.output(s.Output); !ok {
+	if n.out, ok = f.Output(s.Output); !ok {
 		return wrong("there is no output %q; there is %s", s.Output, portList(f.Outputs))
 	}
 	if s.Features != "" {
-		if _, ok := f.output(s.Features); !ok {
+		if _, ok := f.Output(s.Features); !ok {
 			return wrong("there is no output %q for the features; there is %s", s.Features, portList(f.Outputs))
 		}
 	}
@@ -291,7 +291,7 @@ func (n *Net) call(ctx context.Context, rows int, fill func(i Input, k int) ([]f
 	}
 	in := map[string]Tensor{}
 	for _, i := range n.Sidecar.Inputs {
-		p, _ := n.File.input(i.Name) // compare found it
+		p, _ := n.File.Input(i.Name) // compare found it
 		var values []float64
 		if len(p.Dims) == 0 && p.Ranks {
 			v, err := fill(i, 0)
@@ -453,7 +453,7 @@ func (n *Net) together(at []schedules.Node) int {
 		k = min(k, n.batch)
 	}
 	if i := n.Sidecar.of(timeKinds...); i != nil {
-		if p, _ := n.File.input(i.Name); p.Ranks && len(p.Dims) == 0 {
+		if p, _ := n.File.Input(i.Name); p.Ranks && len(p.Dims) == 0 {
 			for j := range k {
 				if at[j] != at[0] {
 					return j

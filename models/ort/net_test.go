@@ -341,7 +341,7 @@ func TestTemplate(t *testing.T) {
 		}
 		s := mustParse(t, f.Template())
 		for _, i := range s.Inputs {
-			if _, ok := f.input(i.Name); !ok {
+			if _, ok := f.Input(i.Name); !ok {
 				t.Errorf("%s: %s", name, i.Name)
 			}
 		}

@@ -86,7 +86,7 @@ func (l *Library) Open(ctx context.Context, path string, o Options) (*Session, e
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := f.checkExternal(); err != nil {
+	if err := f.CheckExternal(); err != nil {
 		return nil, err
 	}
 	s := &Session{File: f, lib: l, path: path, names: map[string][]byte{}}

@@ -8,7 +8,6 @@ import (
 	"gorgonia.org/tensor"
 
 	"drift/models"
-	"drift/models/autoencoder"
 	"drift/models/diffusers"
 )
 
@@ -19,7 +18,8 @@ import (
 //
 // of the autoencoder's.
 type Codec struct {
-	*autoencoder.Autoencoder
+	Autoencoder
+	Config       diffusers.Config // of the autoencoder
 	Scale, Shift float64
 	// Tile is the side of the squares of a latent that are decoded one by one
 	// where a latent is larger, so that memory does not grow with the picture;
@@ -28,10 +28,26 @@ type Codec struct {
 	Tile int
 }
 
-// NewCodec reads scale and shift from the configuration.
-func NewCodec(a *autoencoder.Autoencoder) (*Codec, error) {
-	c := &Codec{Autoencoder: a, Scale: 1}
-	switch cfg := a.Config().(type) {
+// Autoencoder makes latents (N, C, h, w) of pictures and pictures of latents:
+// autoencoder.Autoencoder, or the networks of an ONNX folder.
+type Autoencoder interface {
+	Latent() int   // channels of a latent
+	Pictures() int // channels of a picture
+	Factor() int   // pixels of a picture's side for one of a latent's
+	// Moments tells whether Encode gives mean and log variance, 2 Latent
+	// channels.
+	Moments() bool
+	// Encoded gives the size of the latents of pictures of h by w, or why it
+	// does not take those.
+	Encoded(h, w int) (lh, lw int, err error)
+	Encode(ctx context.Context, dst, pictures []float64, n, h, w int) error
+	Decode(ctx context.Context, dst, latents []float64, n, h, w int) error
+}
+
+// NewCodec reads scale and shift from the configuration of an autoencoder.
+func NewCodec(a Autoencoder, cfg diffusers.Config) (*Codec, error) {
+	c := &Codec{Autoencoder: a, Config: cfg, Scale: 1}
+	switch cfg := cfg.(type) {
 	case *diffusers.AutoencoderKLConfig:
 		c.Scale, c.Shift = cfg.ScalingFactor, cfg.ShiftFactor
 		if cfg.LatentsMean != nil || cfg.LatentsStd != nil {
@@ -57,7 +73,7 @@ func (c *Codec) Decode(ctx context.Context, z *tensor.Dense) (*tensor.Dense, err
 		in[i] = v/c.Scale + c.Shift
 	}
 	f := c.Factor()
-	_, channels := c.Decoder.Channels()
+	channels := c.Pictures()
 	out := models.New(n, channels, h*f, w*f)
 	if c.Tile == 0 || (h <= c.Tile && w <= c.Tile) {
 		if err := c.Autoencoder.Decode(ctx, models.Data(out), in, n, h, w); err != nil {
@@ -142,11 +158,14 @@ func (c *Codec) Encode(ctx context.Context, x *tensor.Dense) (*tensor.Dense, err
 // standard deviation; std is nil where the autoencoder gives one answer.
 func (c *Codec) Posterior(ctx context.Context, x *tensor.Dense) (mean, std *tensor.Dense, err error) {
 	s := x.Shape()
-	channels, outs := c.Encoder.Channels()
+	channels, outs := c.Pictures(), c.Latent()
+	if c.Moments() {
+		outs *= 2
+	}
 	if len(s) != 4 || s[1] != channels {
 		return nil, nil, fmt.Errorf("pipeline: pictures of shape %v, the autoencoder takes (batch, %d, height, width)", s, channels)
 	}
-	h, w, err := c.Encoder.Output(s[2], s[3])
+	h, w, err := c.Encoded(s[2], s[3])
 	if err != nil {
 		return nil, nil, fmt.Errorf("pipeline: %w", err)
 	}

@@ -87,7 +87,14 @@ func (c *Conditioner) Inputs(ctx context.Context, q *models.Query) (map[string]e
 // Clip is a tokenizer and its encoder.
 type Clip struct {
 	Tokenizer *text.CLIPTokenizer
-	Encoder   *text.Encoder
+	Encoder   Encoder
+}
+
+// Encoder encodes rows of tokens: text.Encoder, or a network in an ONNX file.
+// mask may be nil; skip is how many of the last layers are left out.
+type Encoder interface {
+	EncodeSkip(ctx context.Context, ids, mask [][]int, skip int) (*text.Output, error)
+	Close()
 }
 
 // encode encodes a prompt with weighted parts. skip is how many of the last
@@ -259,7 +266,7 @@ func pair(ctx context.Context, a, b Clip, prompt string, skip int) (states engin
 // is padded to.
 type T5 struct {
 	Tokenize func(prompt string, length int) (ids, mask []int) // nil: no T5, all states are zero
-	Encoder  *text.Encoder
+	Encoder  Encoder
 	Length   int
 }
 
@@ -279,7 +286,7 @@ func (t T5) states(ctx context.Context, prompt string, width int, masked bool) (
 	if masked {
 		masks = [][]int{mask}
 	}
-	out, err := t.Encoder.Encode(ctx, [][]int{ids}, masks)
+	out, err := t.Encoder.EncodeSkip(ctx, [][]int{ids}, masks, 0)
 	if err != nil {
 		return a, nil, err
 	}

@@ -11,7 +11,6 @@ import (
 
 	"drift/internal/rng"
 	"drift/models"
-	"drift/models/autoencoder"
 	"drift/models/diffusers"
 )
 
@@ -53,8 +52,8 @@ func (l *Linear) Preview(z *tensor.Dense) (*tensor.Dense, error) {
 
 // KnownLinear gives the published factors of an autoencoder's family, or nil: they are those of Stable Diffusion 1, XL, 3
 // and Flux in ComfyUI (comfy/latent_formats.py, latent_rgb_factors), which fitted them to pictures.
-func KnownLinear(a *autoencoder.Autoencoder) *Linear {
-	c, ok := a.Config().(*diffusers.AutoencoderKLConfig)
+func KnownLinear(cfg diffusers.Config) *Linear {
+	c, ok := cfg.(*diffusers.AutoencoderKLConfig)
 	if !ok || !slices.Equal(c.BlockOutChannels, []int{128, 256, 512, 512}) || c.OutChannels != 3 {
 		return nil
 	}

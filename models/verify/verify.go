@@ -18,6 +18,7 @@ import (
 	"drift/internal/strictjson"
 	"drift/models/analytic"
 	"drift/models/diffusers"
+	"drift/models/ort"
 )
 
 // A Report says what a file or folder is.
@@ -46,7 +47,7 @@ type Item struct {
 // .safetensors file or an index of shards, a .npy or .npz file, or the
 // configuration of a network, scheduler or pipeline. Values are read, too, and
 // those that are not finite are counted. Whatever is wrong is a *refuse.Error.
-// Files of kinds that are not read (ONNX, pickles) are errors that say so.
+// Files of kinds that are not read (pickles) are errors that say so.
 func Verify(ctx context.Context, path string, opt diffusers.Options) (Report, error) {
 	v := &verifier{ctx: ctx, opt: opt, done: map[string]bool{}}
 	v.report.Path = path
@@ -89,11 +90,24 @@ func (v *verifier) file(path string) error {
 	case ".json":
 		return v.json(path)
 	case ".onnx":
-		return fmt.Errorf("%s: ONNX files are not yet supported", path)
+		return v.graph(path)
 	case ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle":
 		return refuse.Errorf(path, "a pickle is never loaded: convert it once with `drift model convert`")
 	}
-	return refuse.Errorf(path, "not a kind of file that drift reads: .safetensors, .npy, .npz, .json")
+	return refuse.Errorf(path, "not a kind of file that drift reads: .safetensors, .onnx, .npy, .npz, .json")
+}
+
+// graph reads an ONNX file, and sees that the files with its weights are there.
+func (v *verifier) graph(path string) error {
+	f, err := ort.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := f.CheckExternal(); err != nil {
+		return err
+	}
+	v.add(Item{Path: path, Kind: "onnx", Detail: fmt.Sprintf("%d nodes, %d values, operators of version %d", f.Nodes, f.Params, f.Opsets[""]), Parameters: f.Params})
+	return nil
 }
 
 // tensors reads all values of a safetensors file or of shards.

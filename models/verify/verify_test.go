@@ -104,7 +104,7 @@ func TestFiles(t *testing.T) {
 		refused    string // of a refusal, or
 		fails      string // of another error
 	}{
-		{"model.onnx", "", "", "ONNX files are not yet supported"},
+		{"model.onnx", "", "not a sound ONNX file", ""},
 		{"model.bin", "", "convert it once with `drift model convert`", ""},
 		{"model.txt", "", "not a kind of file that drift reads", ""},
 		{"scheduler_config.json", "scheduler EulerDiscreteScheduler, 1000 training steps, predicts epsilon", "", ""},
