@@ -17,6 +17,7 @@
 package torchfile
 
 import (
+	"bytes"
 	"archive/zip"
 	"context"
 	"crypto/sha256"
@@ -371,6 +372,9 @@ func (f *File) readLegacy() (any, error) {
 	}
 	if len(text) == 0 || text[0] != 0x80 {
 		return nil, badf("not a torch file: neither a zip archive nor a pickle")
+	}
+	if bytes.Contains(text, []byte("torch_utils.persistence")) {
+		return nil, badf("a snapshot of EDM or StyleGAN, whose pickle carries programs, which are never run here: load it with its own code, in a container of its own, and write safetensors.torch.save_file({k: v.float().contiguous() for k, v in data['ema'].state_dict().items()}, \"net.safetensors\")")
 	}
 	magic, err := next()
 	if err != nil {

@@ -534,3 +534,13 @@ func Example() {
 	// a.bias F32 [3]
 	// n I64 []
 }
+
+// EDM's snapshots are refused by name, with what to do.
+func TestSnapshot(t *testing.T) {
+	text := []byte("\x80\x03}q\x00X\x03\x00\x00\x00emaq\x01ctorch_utils.persistence\n_reconstruct_persistent_obj\nq\x02}\x85R.")
+	_, err := Read("edm.pkl", bytes.NewReader(text), int64(len(text)))
+	var r *refuse.Error
+	if !errors.As(err, &r) || !strings.Contains(err.Error(), "save_file") {
+		t.Error(err)
+	}
+}

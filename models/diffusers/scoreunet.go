@@ -240,7 +240,7 @@ type SongUNetConfig struct {
 func newSongUNet() *SongUNetConfig {
 	return &SongUNetConfig{
 		EDMConfig: EDMConfig{ImgResolution: 32, InChannels: 3, OutChannels: 3, ModelChannels: 128, ChannelMult: []int{1, 2, 2, 2}, ChannelMultEmb: 4, NumBlocks: 4,
-			AttnResolution: []int{16}, Precond: "edm", SigmaData: 0.5, SigmaMin: 0.002, SigmaMax: 80},
+			AttnResolution: []int{16}, Precond: "edm", SigmaData: 0.5},
 		EmbeddingType: "positional", ChannelMultNoise: 1, EncoderType: "standard", DecoderType: "standard", ResampleFilter: []float64{1, 1},
 	}
 }
@@ -332,7 +332,7 @@ type DhariwalUNetConfig struct {
 
 func newDhariwalUNet() *DhariwalUNetConfig {
 	return &DhariwalUNetConfig{EDMConfig: EDMConfig{ImgResolution: 64, InChannels: 3, OutChannels: 3, ModelChannels: 192, ChannelMult: []int{1, 2, 3, 4}, ChannelMultEmb: 4,
-		NumBlocks: 3, AttnResolution: []int{32, 16, 8}, Precond: "edm", SigmaData: 0.5, SigmaMin: 0.002, SigmaMax: 80}}
+		NumBlocks: 3, AttnResolution: []int{32, 16, 8}, Precond: "edm", SigmaData: 0.5}}
 }
 
 // ClassName implements Config.

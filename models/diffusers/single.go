@@ -107,7 +107,7 @@ func Holds(path string) (bool, error) {
 		return false, err
 	}
 	defer src.Close()
-	if foreignTo(src) != "" {
+	if _, edm := isEDM(src); edm || foreignTo(src) != "" {
 		return true, nil
 	}
 	s := &single{path: path}
@@ -151,6 +151,9 @@ func openSingle(path string, opt Options) (*Repository, error) {
 func (s *single) read(src Source, opt Options) error {
 	if what := foreignTo(src); what != "" {
 		return refuse.Errorf(s.path, "holds %s, which is read from a folder of diffusers only", what)
+	}
+	if is, err := s.readScore(src, opt); is || err != nil {
+		return err
 	}
 	found := map[string]place{}
 	for _, c := range []string{"unet", "vae", "text_encoder", "text_encoder_2"} {

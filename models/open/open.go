@@ -124,6 +124,8 @@ func Open(ctx context.Context, name string, opt Options) (*Model, error) {
 		return folder(ctx, name, opt)
 	case err == nil && strings.EqualFold(filepath.Ext(name), ".onnx"):
 		return onnx(ctx, name, opt)
+	case err == nil && strings.EqualFold(filepath.Ext(name), ".pkl"):
+		return nil, refuse.Errorf(name, "a pickle, which is never loaded: `drift model convert` makes safetensors of torch's own files")
 	case err == nil:
 		return nil, fmt.Errorf("models: %s is neither a folder in the diffusers layout, a .json target, a .onnx file nor a file of weights (%s)", name, strings.Join(diffusers.SourceFormats, ", "))
 	case opt.Hub != "" && strings.Count(name, "/") == 1 && !strings.HasPrefix(name, "."):
@@ -315,7 +317,18 @@ func folder(ctx context.Context, name string, opt Options) (m *Model, err error)
 			err = errors.Join(err, p.done())
 		}
 	}()
-	if p.sched, err = r.Scheduler(); err != nil {
+	adm, isADM := cfg.(*diffusers.ADMConfig)
+	switch p.sched, err = r.Scheduler(); {
+	case edmOf(cfg) != nil:
+		if p.hash, err = hashFiles(net.Weights.Files()); err != nil {
+			return nil, err
+		}
+		return p.openEDM(edmOf(cfg), opt)
+	case err != nil && isADM: // a folder without a scheduler
+		if p.sched, err = adm.Scheduler(name); err != nil {
+			return nil, err
+		}
+	case err != nil:
 		return nil, needs(err)
 	}
 	p.amend(r)

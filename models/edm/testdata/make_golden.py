@@ -7,8 +7,10 @@ Dhariwal and Nichol 2021, arXiv:2105.05233; Song et al. 2021, arXiv:2011.13456),
 have. Weights and inputs follow from their names as in models/diffusers/formula.go, so nothing but results is stored.
 
 golden.json: for every case the config.json, and torch's own float32 error of out and vjp (relative L2). golden.npz: CASE.t,
-CASE.class (-1: none), CASE.out, CASE.vjp, the gradient of sum(out * cotangent) with respect to the input. Inputs are
+CASE.class (-1: none), CASE.heun (below), CASE.out, CASE.vjp, the gradient of sum(out * cotangent) with respect to the input. Inputs are
 formula(CASE.sample) sqrt(3), cotangents formula(CASE.cotangent) sqrt(3).
+CASE.heun, for EDM's networks: Heun's method of Karras et al. (algorithm 1 without churn) on 4 levels, rho 7, and 0, from
+formula(CASE.start) sqrt(3) sigma_max, with the preconditioning that the configuration names (table 1 there).
 """
 import json
 import math
@@ -383,7 +385,7 @@ class ADM(nn.Module):
 song = {"_class_name": "SongUNet", "img_resolution": 16, "in_channels": 3, "out_channels": 3, "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 2, "attn_resolutions": [8]}
 cases = {
     "ddpmpp": {**song, "channel_mult": [1, 2, 2], "attn_resolutions": [8]},
-    "ddpmpp-classes": {**song, "label_dim": 5, "num_blocks": 1},
+    "ddpmpp-classes": {**song, "label_dim": 5, "num_blocks": 1, "precond": "vp"},
     "ncsnpp": {**song, "embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual", "resample_filter": [1, 3, 3, 1], "channel_mult": [1, 2, 2], "num_blocks": 1, "precond": "ve"},
     "skip-both": {**song, "encoder_type": "skip", "decoder_type": "skip", "resample_filter": [1, 3, 3, 1], "num_blocks": 1, "in_channels": 2, "out_channels": 2},
     "residual-box": {**song, "encoder_type": "residual", "num_blocks": 1, "model_channels": 8},
@@ -391,6 +393,36 @@ cases = {
     "adm": {"_class_name": "ADMUNet", "image_size": 16, "in_channels": 3, "out_channels": 6, "num_channels": 32, "num_res_blocks": 2, "channel_mult": [1, 2], "attention_resolutions": [8], "num_classes": 6, "num_head_channels": 16, "resblock_updown": True, "noise_schedule": "cosine", "use_new_attention_order": True},
     "adm-plain": {"_class_name": "ADMUNet", "image_size": 16, "in_channels": 1, "out_channels": 1, "num_channels": 32, "num_res_blocks": 1, "channel_mult": [1, 2, 2], "attention_resolutions": [16, 4], "num_heads": 4, "use_scale_shift_norm": False},
 }
+
+
+def denoised(net, c, x, sigma, label):
+    """D(x; sigma) = skip x + out F(in x; noise)."""
+    kind = c.get("precond", "edm")
+    if kind == "edm":
+        d = 0.5
+        skip, out, inn, noise = d * d / (sigma**2 + d * d), sigma * d / math.sqrt(sigma**2 + d * d), 1 / math.sqrt(sigma**2 + d * d), math.log(sigma) / 4
+    elif kind == "vp":  # beta from 0.1 to 20, times 999
+        t = (math.sqrt(0.1**2 + 2 * 19.9 * math.log(1 + sigma**2)) - 0.1) / 19.9
+        skip, out, inn, noise = 1, -sigma, 1 / math.sqrt(1 + sigma**2), 999 * t
+    else:
+        skip, out, inn, noise = 1, sigma, 1, math.log(sigma / 2)
+    return skip * x + out * net(inn * x, torch.full((len(x),), noise, dtype=x.dtype), label)
+
+
+def heun(net, c, x, label):
+    lo, hi = (0.02, 100) if c.get("precond") == "ve" else (0.002, 80)
+    n = 4
+    s = [(hi ** (1 / 7) + i / (n - 1) * (lo ** (1 / 7) - hi ** (1 / 7))) ** 7 for i in range(n)] + [0.0]
+    x = x * hi
+    for a, b in zip(s, s[1:]):
+        d = (x - denoised(net, c, x, a, label)) / a
+        y = x + (b - a) * d
+        if b > 0:
+            y = x + (b - a) * (d + (y - denoised(net, c, y, b, label)) / b) / 2
+        x = y
+    return x
+
+
 rel = lambda a, b: ((a.double() - b).norm() / b.norm()).item()
 arrays, info = {}, {}
 for name, c in cases.items():
@@ -415,6 +447,10 @@ for name, c in cases.items():
         result[kind] = out.detach(), g
     (o32, g32), (o, g) = result[torch.float32], result[torch.float64]
     arrays |= {f"{name}.t": np.array(t), f"{name}.out": o.float().numpy(), f"{name}.vjp": g.float().numpy()}
+    if c["_class_name"] != "ADMUNet":
+        with torch.no_grad():
+            start = torch.from_numpy(formula(name + ".start", math.prod(shape), math.sqrt(3))).reshape(shape).double()
+            arrays[f"{name}.heun"] = heun(net, c, start, label).float().numpy()
     if label:
         arrays[f"{name}.class"] = np.array(label, dtype=np.int64)
     info[name] = {"config": c, "out_error": rel(o32, o), "vjp_error": rel(g32, g), "tensors": sorted(k for k in net.state_dict())}
