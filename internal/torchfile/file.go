@@ -17,8 +17,8 @@
 package torchfile
 
 import (
-	"bytes"
 	"archive/zip"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
