@@ -320,9 +320,6 @@ func folder(ctx context.Context, name string, opt Options) (m *Model, err error)
 	adm, isADM := cfg.(*diffusers.ADMConfig)
 	switch p.sched, err = r.Scheduler(); {
 	case edmOf(cfg) != nil:
-		if p.hash, err = hashFiles(net.Weights.Files()); err != nil {
-			return nil, err
-		}
 		return p.openEDM(edmOf(cfg), opt)
 	case err != nil && isADM: // a folder without a scheduler
 		if p.sched, err = adm.Scheduler(name); err != nil {
