@@ -63,7 +63,7 @@ func benchVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "tier", Usage: "kernel `TIER` (default: the best this CPU has)"},
 			&cli.StringFlag{Name: "rounding", Usage: "to 8 bit by `RULE` floor or diffusers"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the cells with their steps and evaluations, and stop"},
-		}, passed(verbs)...),
+		}, append(scaleFlags("pictures or seeds", 64), passed(verbs)...)...),
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err
@@ -120,6 +120,16 @@ func (b *benching) run(ctx context.Context) error {
 	if info, err := os.Stat(dir); err == nil && !info.IsDir() {
 		return usagef("--out %s is a file; bench wants a folder", dir)
 	}
+	var crew *crew
+	var work *benchWork
+	if b.wantsCrew(b.c) {
+		if work, err = b.work(cells); err != nil {
+			return err
+		}
+		if crew, err = b.hire(ctx, b.c, work); err != nil {
+			return err
+		}
+	}
 	bar := b.start("drift bench")
 	run := &bench.Bench{
 		Version: release, Dir: dir, Matrix: b.matrix, Subjects: b.subjects, Cells: cells, Pictures: b.c.Int("samples"), Batch: b.c.Int("batch"),
@@ -131,7 +141,14 @@ func (b *benching) run(ctx context.Context) error {
 			b.emit(map[string]any{"event": "progress", "progress": done, "where": where})
 		}
 	}
+	if crew != nil {
+		b.crewBar = true
+		run.Observe, run.Block, run.Remote = nil, work.size, &benchRemote{crew: crew, w: work, ids: map[string]int{}}
+	}
 	rows, err := run.Run(ctx, b.stop)
+	if crew != nil {
+		err = errors.Join(err, crew.end(err == nil))
+	}
 	bar.Close()
 	b.bar = nil
 	if err != nil {

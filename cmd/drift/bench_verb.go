@@ -40,7 +40,7 @@ func verbNames(verbs []bench.Verb) string {
 
 // benchOwn are bench's own flags: what they say goes to a verb's line by the axes.
 var benchOwn = []string{"verb", "model", "samplers", "sampler", "schedules", "schedule", "guiders", "guider", "cfg-scale", "sweep", "repeat-baseline", "guide-model", "nfe", "steps",
-	"metric", "metrics", "count", "seed", "seeds", "reference", "extractor", "out", "compare", "samples", "batch", "dtype", "tier", "rounding", "dry-run", "limit"}
+	"metric", "metrics", "count", "seed", "seeds", "reference", "extractor", "out", "compare", "samples", "batch", "dtype", "tier", "rounding", "dry-run", "limit", "workers", "shard"}
 
 // passed are the flags of verbs that bench hands on, as text.
 func passed(verbs []bench.Verb) []cli.Flag {

@@ -43,7 +43,7 @@ func metricsVerb(a *app) *cli.Command {
 	})
 	verb.Subcommands = append(verb.Subcommands, &cli.Command{
 		Name: "stats", Usage: "make a statistics file: mu, sigma, n and the extractor's identity", UsageText: "A --out REF.npz [flags]",
-		Flags:  append([]cli.Flag{&cli.StringFlag{Name: "out", Usage: "`REF.npz` to write"}}, setFlags()...),
+		Flags:  append([]cli.Flag{&cli.StringFlag{Name: "out", Usage: "`REF.npz` to write"}}, append(scaleFlags("pictures", 256), setFlags()...)...),
 		Action: a.stats,
 	})
 	return verb
@@ -292,7 +292,12 @@ func (a *app) stats(c *cli.Context) error {
 		return err
 	}
 	defer ex.Close()
-	st, err := set.Stats(c.Context, ex, c.Bool("strict"))
+	var st metrics.Stats
+	if a.wantsCrew(c) && set.Kind == features.Pictures {
+		st, err = a.statsShards(c, set, ex)
+	} else {
+		st, err = set.Stats(c.Context, ex, c.Bool("strict"))
+	}
 	if err != nil {
 		return scoreError(err)
 	}

@@ -51,7 +51,9 @@ var works map[string]func(a *app, c *cli.Context) (queue.Doer, error)
 
 func init() {
 	works = map[string]func(*app, *cli.Context) (queue.Doer, error){
-		"sample": openSampleWork,
+		"sample":        openSampleWork,
+		"bench":         openBenchWork,
+		"metrics stats": openStatsWork,
 	}
 }
 

@@ -397,6 +397,28 @@ func (s *Set) Each(ctx context.Context, size int, strict bool, f func(Images) er
 	return flush()
 }
 
+// Part is the pictures lo to hi of Names, without what is known of them.
+func (s *Set) Part(lo, hi int) *Set {
+	p := &Set{Name: s.Name, Kind: s.Kind, N: hi - lo, ID: s.ID, tokens: s.tokens}
+	if s.files != nil {
+		p.files = s.files[lo:hi]
+		return p
+	}
+	w := s.pix.H * s.pix.W * s.pix.C
+	p.pix = Images{N: hi - lo, H: s.pix.H, W: s.pix.W, C: s.pix.C, Pix: s.pix.Pix[lo*w : hi*w]}
+	return p
+}
+
+// Unread lists the places of Unreadable among the files.
+func (s *Set) Unread() (out []int) {
+	for i, f := range s.files {
+		if slices.Contains(s.Unreadable, f) {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
 func readPNG(path string) (metrics.Image[uint8], error) {
 	f, err := os.Open(path)
 	if err != nil {

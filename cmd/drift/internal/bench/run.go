@@ -2,13 +2,11 @@ package bench
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,9 +16,9 @@ import (
 	"gorgonia.org/tensor"
 
 	"drift/cmd/drift/internal/job"
+	"drift/cmd/drift/internal/shard"
 	"drift/internal/atomicfile"
 	"drift/metrics"
-	"drift/models"
 	"drift/samplers"
 )
 
@@ -39,6 +37,10 @@ type Bench struct {
 	Observe func(done float64, where string)
 	// Finished is told about every cell as soon as it is scored; may be nil.
 	Finished func(Row)
+
+	// Remote makes the pictures elsewhere, in blocks of Block of them (rounded up to whole batches); nil: here.
+	Remote Remote
+	Block  int
 
 	lock *lock
 	rate map[string]*rate   // by model
@@ -96,6 +98,15 @@ func (b *Bench) Run(ctx context.Context, stop <-chan struct{}) ([]Row, error) {
 		}
 	}
 	b.plan()
+	if b.Remote != nil {
+		wants, err := b.lacking()
+		if err == nil {
+			err = b.Remote.Submit(wants)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	done := map[string]Row{}
 	var rows []Row
 	for k, c := range b.Cells {
@@ -193,30 +204,23 @@ func (b *Bench) cell(ctx context.Context, stop <-chan struct{}, c *Cell, where s
 		return row, nil
 	}
 	n := b.Matrix.Count
-	rec, err := openRecords(b.path(c, ".rec"), c.Key, 8*c.width())
+	rec, pix, err := b.records(c)
 	if err != nil {
 		return row, err
 	}
 	defer rec.close()
-	var pix *records
-	if size, ok := c.picture(); ok && b.Pictures > 0 {
-		if pix, err = openRecords(b.path(c, ".pix"), c.Key, size); err != nil {
-			return row, err
-		}
+	if pix != nil {
 		defer pix.close()
 	}
-	draw := b.draw
-	if c.open != nil {
-		draw = b.drawVerb
-	}
-	if err := draw(ctx, stop, c, rec, pix, where); err != nil {
+	if err := b.draw(ctx, stop, c, rec, pix, where); err != nil {
 		var s storing
 		switch {
 		case errors.As(err, &s), errors.Is(err, job.ErrStopped), ctx.Err() != nil:
 			return row, err
 		}
 		var bad *samplers.NotFinite
-		if errors.As(err, &bad) {
+		var far *shard.Failure
+		if errors.As(err, &bad) || errors.As(err, &far) && far.Kind == shard.NotFinite {
 			c.Reason = "failed: " + err.Error()
 		} else {
 			c.Reason = "cannot run: " + err.Error()
@@ -291,91 +295,6 @@ func (c *Cell) head() int {
 func (c *Cell) width() int {
 	d, k := c.subject.Measure.Dims()
 	return c.head() + c.pictures()*(d+k)
-}
-
-// draw makes the pictures that are missing, a batch at a time.
-func (b *Bench) draw(ctx context.Context, stop <-chan struct{}, c *Cell, rec, pix *records, where string) error {
-	size := b.Batch
-	if size <= 0 {
-		size = c.plan.Batch()
-	}
-	n := b.Matrix.Count
-	if rec.n < n { // begin at a whole batch, so that batches are the same whatever happened
-		if err := rec.cut(rec.n / size * size); err != nil {
-			return storing{err}
-		}
-	}
-	first := rec.n
-	if pix != nil && pix.n < min(b.Pictures, rec.n) {
-		first = pix.n / size * size // pictures that an earlier bench did not keep
-	}
-	last := n
-	if rec.n >= n && first < rec.n {
-		last = min(b.Pictures, n)
-	}
-	if first >= last {
-		return nil
-	}
-	if err := b.writeRun(c); err != nil {
-		return storing{err}
-	}
-	spent, err := b.times(c)
-	if err != nil {
-		return storing{err}
-	}
-	seeds := make([]uint64, 0, last-first)
-	for k := first; k < last; k++ {
-		seeds = append(seeds, b.Matrix.Seed+uint64(k))
-	}
-	_, classes := c.subject.Measure.Dims()
-	features, _ := c.subject.Measure.Dims()
-	w := 1 + features + classes
-	r := b.rate[c.Model]
-	_, err = c.plan.Run(ctx, stop, job.Items(1, seeds, first), size, job.Hooks{
-		Step: func(batch job.Batch, s *samplers.State) error {
-			b.progress(c, s.Done*float64(len(batch.Items))*c.evals(), fmt.Sprintf("%s, %d/%d images", where, first+batch.Index, n))
-			return nil
-		},
-		Done: func(batch job.Batch, _, out *tensor.Dense, st samplers.Stats) error {
-			rows := len(batch.Items)
-			at := first + batch.Index
-			v, bytes, err := c.subject.Measure.Measure(ctx, models.Data(out), rows, c.Run.Rounding)
-			if err != nil {
-				return storing{err}
-			}
-			if pix != nil && pix.n >= at && pix.n < min(b.Pictures, at+rows) {
-				size := pix.width
-				if err := pix.add(bytes[(pix.n-at)*size : min(b.Pictures-at, rows)*size]); err != nil {
-					return storing{err}
-				}
-			}
-			if rec.n == at {
-				line := make([]byte, 0, rows*8*w)
-				for i := range rows {
-					line = binary.LittleEndian.AppendUint64(line, math.Float64bits(st.NFE))
-					for _, m := range []metrics.Matrix{v.Features, v.Logits} {
-						for j := range m.D {
-							line = binary.LittleEndian.AppendUint64(line, math.Float64bits(m.X[i*m.D+j]))
-						}
-					}
-				}
-				if err := rec.add(line); err != nil {
-					return storing{err}
-				}
-				spent.Images += rows
-				spent.Seconds += st.Wall.Seconds()
-				spent.Model += st.Model.Seconds()
-				if err := b.writeTimes(c, spent); err != nil {
-					return storing{err}
-				}
-			}
-			r.evals += st.NFE * float64(rows)
-			r.seconds += st.Wall.Seconds()
-			b.left[c.Model] = max(0, b.left[c.Model]-c.evals()*float64(rows))
-			return nil
-		},
-	})
-	return err
 }
 
 // writeRun stores what the cell is, once.

@@ -1,19 +1,12 @@
 package bench
 
 import (
-	"context"
-	"encoding/binary"
 	"encoding/csv"
-	"fmt"
 	"io"
 	"math"
 	"strconv"
-	"time"
-
-	"gorgonia.org/tensor"
 
 	"drift/metrics"
-	"drift/samplers"
 )
 
 // description is what the file beside a cell's results says about it.
@@ -22,126 +15,6 @@ func (c *Cell) description() any {
 		return c.Run
 	}
 	return c.facts.Settings
-}
-
-// drawVerb makes the results of the seeds that are missing.
-func (b *Bench) drawVerb(ctx context.Context, stop <-chan struct{}, c *Cell, rec, pix *records, where string) (err error) {
-	n, m := b.Matrix.Count, c.pictures()
-	shown := 0 // seeds whose pictures are kept
-	if pix != nil {
-		shown = min(n, (b.Pictures+m-1)/m)
-	}
-	first, last := min(rec.n, n), n
-	if pix != nil && pix.n < min(shown, first)*m { // pictures that an earlier bench did not keep
-		if first == n {
-			last = shown
-		}
-		first = pix.n / m
-	}
-	if first >= last {
-		return nil
-	}
-	if err := b.writeRun(c); err != nil {
-		return storing{err}
-	}
-	spent, err := b.times(c)
-	if err != nil {
-		return storing{err}
-	}
-	run, err := c.open(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if e := run.Close(); e != nil && err == nil {
-			err = e
-		}
-	}()
-	size := b.Batch
-	if size <= 0 {
-		size = max(1, c.facts.Batch)
-	}
-	r := b.rate[c.Model]
-	for at := first; at < last; {
-		t := Task{First: at, Stop: stop}
-		for k := at; k < min(at+size, last); k++ {
-			t.Seeds = append(t.Seeds, b.Matrix.Seed+uint64(k))
-		}
-		rows, place := len(t.Seeds), at
-		t.Step = func(done float64) {
-			b.progress(c, done*float64(rows)*c.evals(), fmt.Sprintf("%s, seed %d/%d", where, t.First, n))
-		}
-		began := time.Now()
-		t.Done = func(res Result) error {
-			if err := b.take(ctx, c, rec, pix, shown, place, res); err != nil {
-				return err
-			}
-			r.evals += max(1, res.NFE)
-			place++
-			return nil
-		}
-		t.Step(0)
-		if err := run.Run(ctx, t); err != nil {
-			return err
-		}
-		if place != at+rows {
-			return fmt.Errorf("bench: %s gave %d results for %d seeds", b.Matrix.Verb, place-at, rows)
-		}
-		took := time.Since(began).Seconds()
-		spent.Images += rows
-		spent.Seconds += took
-		spent.Model += took
-		if err := b.writeTimes(c, spent); err != nil {
-			return storing{err}
-		}
-		r.seconds += took
-		b.left[c.Model] = max(0, b.left[c.Model]-c.evals()*float64(rows))
-		at = place
-	}
-	return nil
-}
-
-// take measures the pictures of a seed and stores its record.
-func (b *Bench) take(ctx context.Context, c *Cell, rec, pix *records, shown, place int, res Result) error {
-	m, dim := c.pictures(), tensor.Shape(c.facts.Shape).TotalSize()
-	if len(res.Values) != len(c.facts.Columns) || len(res.X) != m*dim {
-		return fmt.Errorf("bench: %s gave %d values and %d numbers of pictures, want %d and %d", b.Matrix.Verb, len(res.Values), len(res.X), len(c.facts.Columns), m*dim)
-	}
-	for i, v := range res.X {
-		if v-v != 0 {
-			return &samplers.NotFinite{Row: i / max(1, dim)}
-		}
-	}
-	line := make([]byte, 0, 8*c.width())
-	put := func(v float64) { line = binary.LittleEndian.AppendUint64(line, math.Float64bits(v)) }
-	for _, v := range append([]float64{res.NFE, res.VJPs, res.Rewards}, res.Values...) {
-		put(v)
-	}
-	if m > 0 {
-		v, bytes, err := c.subject.Measure.Measure(ctx, res.X, m, c.rounding())
-		if err != nil {
-			return storing{err}
-		}
-		if pix != nil && place < shown && pix.n == place*m {
-			if err := pix.add(bytes); err != nil {
-				return storing{err}
-			}
-		}
-		for i := range m {
-			for j := range v.Features.D {
-				put(v.Features.X[i*v.Features.D+j])
-			}
-			for j := range v.Logits.D {
-				put(v.Logits.X[i*v.Logits.D+j])
-			}
-		}
-	}
-	if rec.n == place {
-		if err := rec.add(line); err != nil {
-			return storing{err}
-		}
-	}
-	return nil
 }
 
 // SeedRow is what one seed of a verb's cell gave.

@@ -254,13 +254,13 @@ func (r *Result) Numbers(name string, n int) ([]float64, error) {
 	return a.Floats, nil
 }
 
-// Raw returns n bytes, or an error.
+// Raw returns n bytes, or an error. n < 0 takes any number of them.
 func (r *Result) Raw(name string, n int) ([]byte, error) {
 	a, err := r.find(name)
 	if err != nil {
 		return nil, err
 	}
-	if a.Bytes == nil || len(a.Bytes) != n {
+	if a.Bytes == nil || n >= 0 && len(a.Bytes) != n {
 		return nil, fmt.Errorf("shard: result: %s has %d bytes, want %d", name, len(a.Bytes), n)
 	}
 	return a.Bytes, nil
