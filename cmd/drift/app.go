@@ -232,6 +232,7 @@ func (a *app) verbs() []*cli.Command {
 		listVerb(a),
 		serveVerb(a),
 		workerVerb(a),
+		shardVerb(a),
 		metadataVerb(a),
 		versionVerb(a),
 		completionVerb(a),

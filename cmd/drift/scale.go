@@ -348,3 +348,16 @@ func waitFor(d time.Duration, f func() bool) {
 		time.Sleep(20 * time.Millisecond)
 	}
 }
+
+// contextOf is a context that an interrupt ends too.
+func contextOf(ctx context.Context, stop <-chan struct{}) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-stop:
+			cancel()
+		case <-out.Done():
+		}
+	}()
+	return out, cancel
+}
