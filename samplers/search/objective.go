@@ -28,6 +28,9 @@ type Distance struct {
 	Target  []float64
 	// NewModel, where given, makes the model of every run anew: guiders may remember their last run.
 	NewModel func() (samplers.Model, error)
+	// Ends, where given, runs a solver from the starts over a grid (nil: its own) somewhere else and returns the end points
+	// of all rows, in their order; a run that stops being finite is a *samplers.NotFinite. Problem then needs its Rows only.
+	Ends func(ctx context.Context, s samplers.Sampler, g schedules.Grid) ([]float64, error)
 }
 
 // NewDistance runs the teacher over a fine grid from the start of p, drawn where p has none. Schedules to be scored start
@@ -54,16 +57,8 @@ func NewDistance(ctx context.Context, p *samplers.Problem, teacher samplers.Samp
 // Rows returns the mean squared difference of every row of a run of s over g (nil: the sampler's own grid). A run that
 // stops being finite gives +Inf in all rows.
 func (d *Distance) Rows(ctx context.Context, s samplers.Sampler, g schedules.Grid) ([]float64, error) {
-	p := d.Problem
-	p.Grid = g
-	if d.NewModel != nil {
-		var err error
-		if p.Model, err = d.NewModel(); err != nil {
-			return nil, fmt.Errorf("search: %w", err)
-		}
-	}
-	out := make([]float64, len(p.Rows))
-	res, err := samplers.Sample(ctx, s, &p)
+	out := make([]float64, len(d.Problem.Rows))
+	x, err := d.run(ctx, s, g)
 	var blown *samplers.NotFinite
 	switch {
 	case errors.As(err, &blown):
@@ -75,10 +70,34 @@ func (d *Distance) Rows(ctx context.Context, s samplers.Sampler, g schedules.Gri
 		return nil, err
 	}
 	w := len(d.Target) / len(out)
-	for i, v := range models.Data(res.X) {
+	for i, v := range x {
 		out[i/w] += sq(v-d.Target[i]) / float64(w)
 	}
 	return out, nil
+}
+
+// run returns the end points of a run of s.
+func (d *Distance) run(ctx context.Context, s samplers.Sampler, g schedules.Grid) ([]float64, error) {
+	if d.Ends != nil {
+		x, err := d.Ends(ctx, s, g)
+		if err == nil && len(x) != len(d.Target) {
+			err = fmt.Errorf("search: %d numbers of end points, want %d", len(x), len(d.Target))
+		}
+		return x, err
+	}
+	p := d.Problem
+	p.Grid = g
+	if d.NewModel != nil {
+		var err error
+		if p.Model, err = d.NewModel(); err != nil {
+			return nil, fmt.Errorf("search: %w", err)
+		}
+	}
+	res, err := samplers.Sample(ctx, s, &p)
+	if err != nil {
+		return nil, err
+	}
+	return models.Data(res.X), nil
 }
 
 // Score is the Objective.
@@ -233,6 +252,26 @@ func (l *Log) evaluate(ctx context.Context, f Objective, origin string, s sample
 	}
 	l.Records = append(l.Records, Record{score, origin, s})
 	return score, nil
+}
+
+// Ahead is told the schedules that an Objective will be asked about next, in that order, as far as they are known: proposals
+// come from finished generations only, so a whole generation can be scored at the same time. Those that the log has
+// already, and those beyond the budget, are left out.
+type Ahead func([]samplers.SolverSchedule) error
+
+// ahead tells f what is about to be evaluated: schedules that begin at the log's next record.
+func (l *Log) ahead(f Ahead, b budget, next []samplers.SolverSchedule) error {
+	if f == nil {
+		return nil
+	}
+	if b.Evaluations > 0 {
+		next = next[:max(0, min(len(next), b.Evaluations-len(l.Records)))]
+	}
+	next = next[min(len(next), max(0, len(l.known)-len(l.Records))):]
+	if len(next) == 0 {
+		return nil
+	}
+	return f(next)
 }
 
 // Best returns the n best records, best first, each schedule once.

@@ -9,6 +9,8 @@ import (
 
 	"gonum.org/v1/gonum/mat"
 	"gonum.org/v1/gonum/stat/distuv"
+
+	"drift/samplers"
 )
 
 // S3 is the multi-stage search of solver schedules (Liu et al. 2023, arXiv 2312.07243, section 4). Stage 0 evaluates the
@@ -27,6 +29,7 @@ type S3 struct {
 	Stage     int  // evaluations of a stage; 0 = 20
 	NoLearn   bool // evolve without a predictor: every offspring is evaluated
 	Progress  Progress
+	Ahead     Ahead // told every generation before it is evaluated; nil: nobody
 }
 
 // Run searches until the budget is spent, into log. On cancellation it returns the context's error; the log has all that
@@ -76,37 +79,55 @@ func (s S3) Run(ctx context.Context, log *Log, limit Budget) error {
 		}
 		return nil
 	}
+	// generation evaluates plans that do not depend on each other's scores; false says that the budget is spent.
+	generation := func(origins []string, ps []plan) (bool, error) {
+		var next []samplers.SolverSchedule
+		fresh := map[string]bool{}
+		for _, p := range ps {
+			schedule := space.schedule(p)
+			text, err := schedule.MarshalJSON()
+			if err != nil {
+				return false, err
+			}
+			if !seen[string(text)] && !fresh[string(text)] {
+				fresh[string(text)] = true
+				next = append(next, schedule)
+			}
+		}
+		if err := log.ahead(s.Ahead, b, next); err != nil {
+			return false, err
+		}
+		for i, p := range ps {
+			if b.spent(log) {
+				return false, nil
+			}
+			if err := try(origins[min(i, len(origins)-1)], p); err != nil {
+				return false, err
+			}
+		}
+		return true, nil
+	}
 	base, err := space.baselines()
 	if err != nil {
 		return err
 	}
+	var origins []string
+	var first []plan
 	for _, p := range base {
-		if b.spent(log) {
-			return nil
-		}
-		if err := try(p.name, p.plan); err != nil {
-			return err
-		}
+		origins, first = append(origins, p.name), append(first, p.plan)
 	}
 	draw := rand.New(rand.NewPCG(s.Seed, 0))
 	for range random {
-		if b.spent(log) {
-			return nil
-		}
-		if err := try("random", space.random(draw)); err != nil {
-			return err
-		}
+		origins, first = append(origins, "random"), append(first, space.random(draw))
+	}
+	if more, err := generation(origins, first); err != nil || !more {
+		return err
 	}
 	for n := uint64(1); !b.spent(log); n++ {
 		before := len(plans)
 		draw := rand.New(rand.NewPCG(s.Seed, n))
-		for _, p := range s.propose(space, log, plans, stage, draw) {
-			if b.spent(log) {
-				return nil
-			}
-			if err := try("evolved", p); err != nil {
-				return err
-			}
+		if more, err := generation([]string{"evolved"}, s.propose(space, log, plans, stage, draw)); err != nil || !more {
+			return err
 		}
 		if len(plans) == before { // all proposals were known: the space may be that small
 			if err := try("random", space.random(draw)); err != nil {

@@ -29,6 +29,7 @@ type S4S struct {
 	// by a cheap objective, for instance, to be refined by a dear one.
 	Start    *samplers.SolverSchedule
 	Progress Progress
+	Ahead    Ahead // told every generation before it is evaluated; nil: nobody
 }
 
 // ErrStart is what is wrong with a Start.
@@ -160,14 +161,33 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 			return err
 		}
 	}
-	for _, name := range gridNames {
-		if b.spent(log) {
-			return nil
+	ahead := func(all []plan, delta func(int) []float64) error {
+		var next []samplers.SolverSchedule
+		for i, p := range all {
+			schedule, err := space.multistep(p.lam, delta(i))
+			if err != nil {
+				return err
+			}
+			next = append(next, schedule)
 		}
+		return log.ahead(s.Ahead, b, next)
+	}
+	var grids []plan
+	for _, name := range gridNames {
 		lam, err := space.grid(name)
 		if err != nil {
 			return err
 		}
+		grids = append(grids, plan{lam: lam})
+	}
+	if err := ahead(grids, func(int) []float64 { return make([]float64, count) }); err != nil {
+		return err
+	}
+	for i, name := range gridNames {
+		if b.spent(log) {
+			return nil
+		}
+		lam := grids[i].lam
 		v, err := score("dpmpp-2m on "+name, lam, make([]float64, count))
 		if err != nil {
 			return err
@@ -181,20 +201,27 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 	x := make([]float64, len(start)+count)
 	n := len(start)
 	copy(x[n:], delta)
-	return minimise(ctx, x, sigma, s.Seed, func() bool { return b.spent(log) }, func(x []float64) (float64, error) {
+	at := func(x []float64) plan {
 		p := plan{lam: make([]float64, n)}
 		for i, l := range start {
 			p.lam[i] = l + 2*unit*x[i]
 		}
 		space.repair(p)
-		return score("s4s", p.lam, x[n:])
-	})
+		return p
+	}
+	return minimise(ctx, x, sigma, s.Seed, func() bool { return b.spent(log) }, func(xs [][]float64) error {
+		var all []plan
+		for _, x := range xs {
+			all = append(all, at(x))
+		}
+		return ahead(all, func(i int) []float64 { return xs[i][n:] })
+	}, func(x []float64) (float64, error) { return score("s4s", at(x).lam, x[n:]) })
 }
 
 // minimise runs CMA-ES with the default parameters of arXiv 1604.00772, table 1, from x with the given step size until
 // stop says so, or until the step size has shrunk to nothing; then it starts over with twice the population around the
 // best point.
-func minimise(ctx context.Context, x []float64, sigma float64, seed uint64, stop func() bool, f func([]float64) (float64, error)) error {
+func minimise(ctx context.Context, x []float64, sigma float64, seed uint64, stop func() bool, ahead func([][]float64) error, f func([]float64) (float64, error)) error {
 	n := len(x)
 	if n == 0 {
 		return nil
@@ -255,14 +282,12 @@ func minimise(ctx context.Context, x []float64, sigma float64, seed uint64, stop
 				}
 				return y
 			}
+			if stop() {
+				return nil
+			}
 			var cs []child
+			var points [][]float64
 			for range lambda {
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				if stop() {
-					return nil
-				}
 				z := make([]float64, n)
 				for i := range z {
 					z[i] = r.NormFloat64()
@@ -272,6 +297,18 @@ func minimise(ctx context.Context, x []float64, sigma float64, seed uint64, stop
 				for i := range at {
 					at[i] = m[i] + step*y[i]
 				}
+				cs, points = append(cs, child{y: y, z: z}), append(points, at)
+			}
+			if err := ahead(points); err != nil {
+				return err
+			}
+			for i, at := range points {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				if stop() {
+					return nil
+				}
 				v, err := f(at)
 				if err != nil {
 					return err
@@ -279,7 +316,7 @@ func minimise(ctx context.Context, x []float64, sigma float64, seed uint64, stop
 				if v < best {
 					best, bestX = v, at
 				}
-				cs = append(cs, child{y, z, v})
+				cs[i].v = v
 			}
 			slices.SortStableFunc(cs, func(a, b child) int { return cmp(a.v, b.v) })
 			yw, zw := make([]float64, n), make([]float64, n)
