@@ -54,6 +54,7 @@ func init() {
 		"sample":        openSampleWork,
 		"bench":         openBenchWork,
 		"metrics stats": openStatsWork,
+		"search boss":   openSearchWork, "search gits": openSearchWork, "search s3": openSearchWork, "search s4s": openSearchWork, "search compare": openSearchWork,
 	}
 }
 
@@ -282,8 +283,8 @@ func (a *app) staff(k *crew, c *cli.Context, open queue.Doer, s *queue.Server, j
 			defer nc.Close()
 			w := &queue.Worker{Name: fmt.Sprintf("%s/%d.%d", host, os.Getpid(), i), Hello: fmt.Sprintf("%d threads", a.threads()), Sort: failureOf}
 			w.Open = func(ctx context.Context, j queue.Job) (queue.Doer, error) {
-				if i == 0 {
-					return borrowed{open}, nil
+				if l, ok := open.(lender); ok && i == 0 {
+					return borrowed{l}, nil
 				}
 				return a.openWork(ctx, j.Args)
 			}
@@ -303,6 +304,12 @@ func (a *app) staff(k *crew, c *cli.Context, open queue.Doer, s *queue.Server, j
 		return errors.Join(err, closed(ok))
 	}
 	return nil
+}
+
+// lender is work that the coordinator does not use itself while a job runs, so that its first worker may.
+type lender interface {
+	queue.Doer
+	lends()
 }
 
 // borrowed is work that another closes.

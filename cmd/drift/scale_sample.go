@@ -56,6 +56,8 @@ func (s *sampling) work() (*sampleWork, error) {
 // Close implements queue.Doer.
 func (w *sampleWork) Close() { w.close() }
 
+func (w *sampleWork) lends() {}
+
 // Config implements queue.Doer.
 func (w *sampleWork) Config() string {
 	return configOf("sample", w.desc.Hash(), tierOf(w.c), w.size, w.forms())

@@ -62,6 +62,8 @@ func (w *statsWork) Close() {
 	}
 }
 
+func (w *statsWork) lends() {}
+
 // Config implements queue.Doer.
 func (w *statsWork) Config() string {
 	id := w.ex.Identity()

@@ -53,8 +53,9 @@ func searchVerb(a *app) *cli.Command {
 	out := &cli.StringFlag{Name: "out", Usage: "file to write (`FILE.json`)"}
 	resume := &cli.BoolFlag{Name: "resume", Usage: "go on with the search that was writing --out"}
 	teacher := &cli.StringFlag{Name: "teacher", Value: "unipc", Usage: "solver of the fine trajectory (`S`), default unipc"}
-	grid := append([]cli.Flag{steps, out, resume, &cli.IntFlag{Name: "batch", Value: 16, Usage: "starts at a time (`B`), default 16; what is saved when interrupted"}}, model...)
-	evolve := append([]cli.Flag{steps, out, resume, teacher,
+	workers, size := scaleFlags("starts", 64)[0], scaleFlags("starts", 64)[1]
+	grid := append([]cli.Flag{steps, workers, out, resume, &cli.IntFlag{Name: "batch", Value: 16, Usage: "starts at a time (`B`), default 16; what is saved when interrupted"}}, model...)
+	evolve := append([]cli.Flag{steps, workers, size, out, resume, teacher,
 		&cli.DurationFlag{Name: "budget", Usage: "time to spend, such as 10m (`TIME`)"},
 		&cli.IntFlag{Name: "evaluations", Usage: "schedules to try (`N`); 300 without --budget"},
 		&cli.StringFlag{Name: "objective", Value: "distance", Usage: "what to make small: distance from the teacher's end points, features = distance in features of the pictures, or fid of the pictures, of 512 starts unless --count says (`WHAT`)"},
@@ -91,9 +92,12 @@ func searchVerb(a *app) *cli.Command {
 				return err
 			}
 			err := do(s, ctx)
+			if s.crew != nil {
+				err = errors.Join(err, s.crew.end(err == nil))
+			}
 			s.bar.Close()
 			s.bar = nil
-			if errors.Is(err, context.Canceled) && c.String("out") != "" {
+			if (errors.Is(err, context.Canceled) || errors.Is(err, job.ErrStopped)) && c.String("out") != "" {
 				return &hint{fmt.Errorf("%w: what was evaluated is saved", job.ErrStopped), "go on with the same line and --resume"}
 			}
 			return err
@@ -112,7 +116,7 @@ func searchVerb(a *app) *cli.Command {
 			verb("s4s", "nodes and coefficients of a multistep method, by CMA-ES", "Starts from dpmpp-2m on the best of the usual grids, or from --start.", append([]cli.Flag{start}, evolve...),
 				func(s *searching, ctx context.Context) error { return s.evolve(ctx, "s4s") }),
 			verb("compare", "rank fixed solvers and searched ones at equal evaluations", "Every line gives the mean squared distance from the fine end points, and the paired 95 % interval of its ratio to the best fixed one's. Choose a --seed range that no search has seen.",
-				append([]cli.Flag{teacher,
+				append([]cli.Flag{teacher, workers, size,
 					&cli.StringFlag{Name: "nfe", Value: "5,8,10", Usage: "evaluations, guidance not counted (`5,8,10`)"},
 					&cli.StringFlag{Name: "samplers", Usage: "fixed solvers, separated by ; (`a;b`)"},
 					&cli.StringFlag{Name: "schedules", Usage: "their grids, separated by ; (`a;b`)"},
@@ -127,6 +131,9 @@ func searchVerb(a *app) *cli.Command {
 type searching struct {
 	sampling
 	ex      features.Extractor // of --objective fid, or nil
+	crew    *crew              // makes the runs, or nil
+	size    int                // starts of its shards
+	ids     int                // of its shards so far
 	process schedules.Gaussian
 	fine    schedules.Grid
 }
@@ -248,14 +255,17 @@ func (s *searching) grid(ctx context.Context, metric search.Metric, discount flo
 		}
 		st = old
 	}
-	s.start("drift search " + method)
-	for st.Costs.Samples < len(s.items) {
-		n := st.Costs.Samples
-		p, err := s.plan.Problem(s.items[n:min(len(s.items), n+s.c.Int("batch"))])
-		if err != nil {
+	if err := s.call(ctx); err != nil {
+		return err
+	}
+	if s.crew != nil {
+		if err := s.submitCosts(st.Costs); err != nil {
 			return err
 		}
-		if err := st.Costs.Add(ctx, p); err != nil {
+	}
+	s.start("drift search " + method)
+	for st.Costs.Samples < len(s.items) {
+		if err := s.addCosts(ctx, st.Costs); err != nil {
 			return err
 		}
 		text, err := json.Marshal(st)
@@ -300,6 +310,9 @@ func (s *searching) distance(ctx context.Context) (*search.Distance, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.crew != nil {
+		return s.farDistance(ctx, p, teacher)
+	}
 	d, err := search.NewDistance(ctx, p, teacher, s.fine)
 	if err != nil {
 		return nil, err
@@ -315,6 +328,9 @@ func (s *searching) objective(ctx context.Context, settings map[string]any) (sea
 	ball := s.c.Float64("ball")
 	if s.c.IsSet("ball") && (!(ball > 0 && ball <= 1) || s.c.String("objective") != "distance" || s.c.Command.Name != "s4s") {
 		return nil, usagef("--ball %g: want more than 0, at most 1, with s4s and --objective distance", ball)
+	}
+	if ball > 0 && s.crew != nil {
+		return nil, usagef("--ball wants gradients of whole runs, which shards do not give: leave it or --workers out")
 	}
 	switch name := s.c.String("objective"); name {
 	case "distance":
@@ -346,6 +362,9 @@ func (s *searching) measurer(ctx context.Context, settings map[string]any) (benc
 	if !pixels.Picture(s.info.Shape) {
 		return nil, usagef("--objective %s: the model gives arrays of shape %v, not pictures", s.c.String("objective"), s.info.Shape)
 	}
+	if s.ex != nil {
+		s.ex.Close()
+	}
 	ex, err := s.openExtractor(s.c.String("extractor"), "", s.c.String("tier"))
 	if err != nil {
 		return nil, err
@@ -362,6 +381,9 @@ func (s *searching) measurer(ctx context.Context, settings map[string]any) (benc
 
 // pictures runs a solver over the starts, a batch at a time; false says that it blew up. A nil grid is the solver's own.
 func (s *searching) pictures(ctx context.Context, m bench.Measurer, solver samplers.Sampler, g schedules.Grid, take func(metrics.Matrix) error) (bool, error) {
+	if s.crew != nil {
+		return s.farPictures(m, solver, g, take)
+	}
 	size := s.plan.Batch()
 	for from := 0; from < len(s.items); from += size {
 		items := s.items[from:min(from+size, len(s.items))]
@@ -404,7 +426,7 @@ func (s *searching) features(ctx context.Context, settings map[string]any) (sear
 		return nil, badUse("teacher", err)
 	}
 	var want []float64
-	ok, err := s.pictures(ctx, m, teacher, s.fine, func(f metrics.Matrix) error { want = append(want, f.X...); return nil })
+	ok, err := s.pictures(ctx, m, plain(named{teacher, s.c.String("teacher")}, s.crew == nil), s.fine, func(f metrics.Matrix) error { want = append(want, f.X...); return nil })
 	if err == nil && !ok {
 		err = fmt.Errorf("the teacher %s blew up", s.c.String("teacher"))
 	}
@@ -427,12 +449,12 @@ func (s *searching) features(ctx context.Context, settings map[string]any) (sear
 	}, nil
 }
 
-// fid scores by the Fréchet distance of the pictures' features from a reference.
-func (s *searching) fid(ctx context.Context, settings map[string]any) (search.Objective, error) {
+// fidStarts takes 512 starts unless --count says another number.
+func (s *searching) fidStarts(settings map[string]any) error {
 	if !s.c.IsSet("count") {
 		first := s.seeds[0]
 		if first > math.MaxUint64-512 {
-			return nil, usagef("--seed %d: 512 starts need streams beyond the last", first)
+			return usagef("--seed %d: 512 starts need streams beyond the last", first)
 		}
 		s.seeds = s.seeds[:0]
 		for k := range uint64(512) {
@@ -440,6 +462,14 @@ func (s *searching) fid(ctx context.Context, settings map[string]any) (search.Ob
 		}
 		s.items = job.Items(len(s.desc.Sets), s.seeds, 0)
 		settings["seeds"] = manifest.FormatSeeds(s.seeds)
+	}
+	return nil
+}
+
+// fid scores by the Fréchet distance of the pictures' features from a reference.
+func (s *searching) fid(ctx context.Context, settings map[string]any) (search.Objective, error) {
+	if err := s.fidStarts(settings); err != nil {
+		return nil, err
 	}
 	m, err := s.measurer(ctx, settings)
 	if err != nil {
@@ -517,6 +547,9 @@ func (s *searching) evolve(ctx context.Context, method string) error {
 		}
 		start, settings["start"] = &u.Schedule, u.Hash()
 	}
+	if err := s.call(ctx); err != nil {
+		return err
+	}
 	objective, err := s.objective(ctx, settings)
 	if err != nil {
 		return err
@@ -544,9 +577,9 @@ func (s *searching) evolve(ctx context.Context, method string) error {
 	}
 	var run interface {
 		Run(context.Context, *search.Log, search.Budget) error
-	} = search.S3{Space: space, Objective: objective, Seed: s.c.Uint64("search-seed"), Progress: progress}
+	} = search.S3{Space: space, Objective: objective, Seed: s.c.Uint64("search-seed"), Progress: progress, Ahead: s.ahead()}
 	if method == "s4s" {
-		run = search.S4S{Space: space, Objective: objective, Seed: s.c.Uint64("search-seed"), Start: start, Progress: progress}
+		run = search.S4S{Space: space, Objective: objective, Seed: s.c.Uint64("search-seed"), Start: start, Progress: progress, Ahead: s.ahead()}
 	}
 	if err := run.Run(ctx, log, limit); errors.Is(err, search.ErrStart) { // nothing was evaluated: leave no log
 		return errors.Join(badUse("start", err), os.Remove(name))
@@ -607,6 +640,16 @@ type contest struct {
 	mean  float64
 }
 
+// entrant is a solver of compare before it has run; err says why it cannot.
+type entrant struct {
+	name   string
+	nfe    int
+	fixed  bool
+	solver samplers.Sampler
+	grid   schedules.Grid
+	err    error
+}
+
 // compare ranks solvers.
 func (s *searching) compare(ctx context.Context) error {
 	list := func(flag, def string) []string {
@@ -623,10 +666,6 @@ func (s *searching) compare(ctx context.Context) error {
 		}
 		nfes = append(nfes, n)
 	}
-	d, err := s.distance(ctx)
-	if err != nil {
-		return err
-	}
 	ends, _ := s.ends(nil)
 	first, last := s.fine[0].Ratio(), s.fine[len(s.fine)-1].Ratio()
 	if !math.IsInf(first, 1) && ends.TStart == nil {
@@ -638,14 +677,7 @@ func (s *searching) compare(ctx context.Context) error {
 		ends.SigmaMin = &last
 	}
 	samplerNames, gridNames := list("samplers", fixedSamplers), list("schedules", fixedSchedules)
-	var all []contest
-	total := float64(len(nfes)*len(samplerNames)*len(gridNames) + len(s.c.StringSlice("with")))
-	done := 0.0
-	bar := s.start("drift search compare")
-	step := func(name string) {
-		done++
-		bar.Set(done/total, name)
-	}
+	var entries []entrant
 	for _, n := range nfes {
 		for _, name := range samplerNames {
 			smp, err := samplers.Parse(name)
@@ -653,25 +685,13 @@ func (s *searching) compare(ctx context.Context) error {
 				return badUse("samplers", err)
 			}
 			for _, grid := range gridNames {
-				label := name + " on " + grid
-				g, err := job.Fit(n, func(steps int) (schedules.Grid, error) { return schedules.NewGrid(s.process, grid, steps, ends) },
+				e := entrant{name: name + " on " + grid, nfe: n, fixed: true, solver: named{smp, name}}
+				e.grid, e.err = job.Fit(n, func(steps int) (schedules.Grid, error) { return schedules.NewGrid(s.process, grid, steps, ends) },
 					func(g schedules.Grid) (float64, error) { return float64(samplers.NFE(smp, g)), nil })
-				if err == nil && !s.sameEnds(g) {
-					err = fmt.Errorf("its grid goes from sigma/alpha %.4g to %.4g, the fine trajectory from %.4g to %.4g", g[0].Ratio(), g[len(g)-1].Ratio(), first, last)
+				if g := e.grid; e.err == nil && !s.sameEnds(g) {
+					e.err = fmt.Errorf("its grid goes from sigma/alpha %.4g to %.4g, the fine trajectory from %.4g to %.4g", g[0].Ratio(), g[len(g)-1].Ratio(), first, last)
 				}
-				if err == nil {
-					var rows []float64
-					if rows, err = d.Rows(ctx, smp, g); err == nil {
-						all = append(all, contest{label, n, true, rows, 0})
-					}
-				}
-				if ctx.Err() != nil {
-					return ctx.Err()
-				}
-				if err != nil {
-					s.say("drift: %s at %d: %s", label, n, trimPackage(err.Error()))
-				}
-				step(label)
+				entries = append(entries, e)
 			}
 		}
 	}
@@ -680,29 +700,54 @@ func (s *searching) compare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		var smp samplers.Sampler = samplers.Euler{}
-		var g schedules.Grid
-		if grid, e := job.ParseGrid(s.process, text); e == nil {
-			g = grid
+		e := entrant{name: path, solver: named{samplers.Euler{}, "euler"}}
+		if grid, err := job.ParseGrid(s.process, text); err == nil {
+			e.grid, e.nfe = grid, samplers.NFE(samplers.Euler{}, grid)
 		} else {
 			m, err := samplers.ParseUSF(path, text)
 			if err != nil {
 				return err
 			}
-			if g, err = m.Grid(s.process); err != nil {
+			if e.grid, err = m.Grid(s.process); err != nil {
 				return badUse("with", err)
 			}
-			smp = m
+			e.solver, e.nfe = m, samplers.NFE(m, e.grid)
 		}
-		if !s.sameEnds(g) {
+		if g := e.grid; !s.sameEnds(g) {
 			return usagef("--with %s: it goes from sigma/alpha %.4g to %.4g, the fine trajectory from %.4g to %.4g", path, g[0].Ratio(), g[len(g)-1].Ratio(), first, last)
 		}
-		rows, err := d.Rows(ctx, smp, g)
-		if err != nil {
+		entries = append(entries, e)
+	}
+	if err := s.call(ctx); err != nil {
+		return err
+	}
+	if s.crew != nil {
+		if err := s.submitEntries(entries); err != nil {
 			return err
 		}
-		all = append(all, contest{path, samplers.NFE(smp, g), false, rows, 0})
-		step(path)
+	}
+	bar := s.start("drift search compare")
+	d, err := s.distance(ctx)
+	if err != nil {
+		return err
+	}
+	var all []contest
+	for i, e := range entries {
+		var rows []float64
+		if err = e.err; err == nil {
+			rows, err = d.Rows(ctx, plain(e.solver, s.crew == nil), e.grid)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case s.crew != nil && s.crew.ctx.Err() != nil, err != nil && !e.fixed:
+			return err
+		case err != nil:
+			s.say("drift: %s at %d: %s", e.name, e.nfe, trimPackage(err.Error()))
+		default:
+			all = append(all, contest{e.name, e.nfe, e.fixed, rows, 0})
+		}
+		bar.Set(float64(i+1)/float64(len(entries)), e.name)
 	}
 	bar.Close()
 	s.bar = nil

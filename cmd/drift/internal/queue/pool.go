@@ -276,7 +276,7 @@ func (p *Pool) Submit(ctx context.Context, specs []shard.Spec) error {
 		p.mu.Lock()
 		_, have := p.have[key]
 		waiting := p.queued[key]
-		if !have {
+		if _, known := p.open[key]; !have && !known {
 			p.open[key] = s
 			p.total++
 		}
