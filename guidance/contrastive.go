@@ -175,7 +175,7 @@ func init() {
 			{"tau", "1", "temperature of the softmax, in units of the scalar products"}, {"scale", "1", "strength; 0 = off, or an expression of " + momentNames}, {"through", "x0", "x0: move the predicted data, or model: gradient through the network (needs a VJP)"}, {"clip", "0", "largest norm of a row's gradient; 0 = no limit"}},
 		New: func(o *spec.Options) (Guider, error) {
 			w, of, err := readScale(o, "scale", 1, math.Inf(-1), math.Inf(1))
-			g := Gradient{W: w, Scale: of, MaxNorm: o.FloatIn("clip", 0, 0, math.MaxFloat64), Span: span(o), name: "contrastive"}
+			g := Gradient{W: w, Scale: of, MaxNorm: o.FloatIn("clip", 0, 0, math.MaxFloat64), Span: span(o), State: true, name: "contrastive"}
 			if o.Choice("through", "x0", "model") == "model" {
 				g.Through = ThroughModel
 			}

@@ -379,8 +379,8 @@ func eachRow(ctx context.Context, rows int, f func(row int) error) error {
 func (s *scripted) Text() string { return s.program.Text() }
 
 // check runs the script once, so that its mistakes stop a run before the network is asked.
-func (s *scripted) check(ctx context.Context, q *models.Query) error {
-	_, err := s.program.Check(ctx, s.moment(q, 0), q.X.Shape()[1:])
+func (s *scripted) check(ctx context.Context, q *models.Query, shape []int) error {
+	_, err := s.program.Check(ctx, s.moment(q, 0), shape)
 	return err
 }
 
@@ -418,7 +418,10 @@ type Gradient struct {
 	MaxNorm float64 // largest norm of a row's gradient, after J^T; 0 = no limit
 	Samples int
 	Spread  float64 // 0 = 1
-	Span    Span
+	// State asks for the energy of the state itself where the model denoises latents; else it is that of their pictures, and
+	// the gradient goes through the decoder (models.Decoder).
+	State bool
+	Span  Span
 	// Recur repeats every step of the grid so often, with forward noise between (see the function Recur); the run's grid must
 	// be made so by whoever makes it. 0 and 1 change nothing.
 	Recur int
@@ -433,10 +436,11 @@ func init() {
 	register(Info{Name: "energy", NFE: "1; 2 and 1 VJP with through=model", Class: true, Summary: "lowers an energy of the predicted data by its gradient; without a file, -log p(class | x0) of an analytic target", Source: "through=x0: arXiv 2311.16424; through=model: arXiv 2302.07121",
 		Options: []Option{{"file", "", "Starlark file that defines energy(x0, ctx)"}, {"expr", "", "one expression of x0 and ctx in place of a file, such as mean((x0-0.5)**2)"}, {"net", "", "embedded classifier whose -log p(class | x0) is the energy: fashion-classifier"}, {"scale", "1", "strength; 0 = off, or an expression of " + momentNames}, {"through", "x0", "x0: move the predicted data, or model: gradient through the network (needs a VJP)"},
 			{"clip", "0", "largest norm of a row's gradient; 0 = no limit"}, {"samples", "0", "Monte Carlo samples around the predicted data; 0 = the data itself"}, {"spread", "1", "of the samples, in units of sb/sqrt(1 + sb^2)"},
-			{"recur", "1", "repeats every step so often with noise between (universal guidance)"}},
+			{"on", "picture", "what the energy is of, where the model denoises latents: picture (gradient through the decoder), or state"}, {"recur", "1", "repeats every step so often with noise between (universal guidance)"}},
 		New: func(o *spec.Options) (Guider, error) {
 			w, of, err := readScale(o, "scale", 1, math.Inf(-1), math.Inf(1))
 			g := Gradient{W: w, Scale: of, MaxNorm: o.FloatIn("clip", 0, 0, math.MaxFloat64), Samples: o.Int("samples", 0, 0, 1<<16), Spread: o.FloatIn("spread", 1, 1e-9, 1e9), Recur: o.Int("recur", 1, 1, 1000), Span: span(o)}
+			g.State = o.Choice("on", "picture", "state") == "state"
 			if o.Choice("through", "x0", "model") == "model" {
 				g.Through = ThroughModel
 			}
@@ -472,7 +476,30 @@ func (g Gradient) Guide(d models.Denoiser) models.Denoiser {
 		o.target, _ = models.As[*analytic.Mixture](d)
 		g.Of = o
 	}
-	return &gradient{link: link{d, cmp.Or(g.name, "energy")}, g: g}
+	made := &gradient{link: link{d, cmp.Or(g.name, "energy")}, g: g}
+	if !g.State {
+		made.decoder, _ = models.As[models.Decoder](d)
+	}
+	return made
+}
+
+// of is the energy and its gradient by x0, through the decoder where it is one of pictures.
+func (g *gradient) of(ctx context.Context, q *models.Query, x0 *tensor.Dense, e []float64, grad *tensor.Dense) error {
+	if g.decoder == nil {
+		return g.g.Of.Energy(ctx, q, x0, e, grad)
+	}
+	return g.decoder.DecodeLate(ctx, x0, func(x *tensor.Dense) (*tensor.Dense, error) {
+		slope := models.New(x.Shape()...)
+		return slope, g.g.Of.Energy(ctx, q, x, e, slope)
+	}, grad)
+}
+
+// shape is that of what the energy is of.
+func (g *gradient) shape(q *models.Query) []int {
+	if d, ok := models.As[models.Described](g.Denoiser); ok && g.decoder != nil {
+		return d.Info().Image()
+	}
+	return q.X.Shape()[1:]
 }
 
 type gradient struct {
@@ -487,6 +514,7 @@ type gradient struct {
 
 	cloud, slope *tensor.Dense
 	es, logs     []float64
+	decoder      models.Decoder // nil: the energy is one of the state
 }
 
 func (g *gradient) Predict(ctx context.Context, q *models.Query, p *models.Pred) error {
@@ -496,9 +524,9 @@ func (g *gradient) Predict(ctx context.Context, q *models.Query, p *models.Pred)
 		return err
 	}
 	if c, ok := g.g.Of.(interface {
-		check(context.Context, *models.Query) error
+		check(context.Context, *models.Query, []int) error
 	}); on && ok && !g.checked {
-		if err := c.check(ctx, q); err != nil {
+		if err := c.check(ctx, q, g.shape(q)); err != nil {
 			return fmt.Errorf("guidance: %s: %w", g.name, err)
 		}
 		g.checked = true
@@ -605,7 +633,7 @@ func (g *gradient) energy(ctx context.Context, q *models.Query) error {
 	g.e = append(g.e[:0], g.scales...)
 	g.grad = models.Reuse(g.grad, g.x0.Shape())
 	if g.g.Samples == 0 {
-		return g.g.Of.Energy(ctx, q, g.x0, g.e, g.grad)
+		return g.of(ctx, q, g.x0, g.e, g.grad)
 	}
 	g.cloud, g.slope = models.Reuse(g.cloud, g.x0.Shape()), models.Reuse(g.slope, g.x0.Shape())
 	x0, cloud, sum, slope := models.Data(g.x0), models.Data(g.cloud), models.Data(g.grad), models.Data(g.slope)
@@ -633,7 +661,7 @@ func (g *gradient) energy(ctx context.Context, q *models.Query) error {
 				d[j] = x0[i*n+j] + float64(r*z)
 			}
 		}
-		if err := g.g.Of.Energy(ctx, q, g.cloud, g.es, g.slope); err != nil {
+		if err := g.of(ctx, q, g.cloud, g.es, g.slope); err != nil {
 			return err
 		}
 		for i, w := range g.scales {

@@ -205,6 +205,12 @@ func Late(ctx context.Context, d Denoiser, q *Query, p *Pred, cotangent func(p *
 	return v.VJP(ctx, q, &again, c, grad)
 }
 
+// Decoder is a Denoiser of latents that can show the pictures of some and take gradients through that: grad = d sum(x *
+// cotangent) / d z with x the pictures of the latents z. cotangent is called once, with x.
+type Decoder interface {
+	DecodeLate(ctx context.Context, z *tensor.Dense, cotangent func(x *tensor.Dense) (*tensor.Dense, error), grad *tensor.Dense) error
+}
+
 // Sourced is a Denoiser that knows what runs start from, where that is not plain noise: Source writes one row of it into
 // dst, from len(dst)+1 unit normals.
 type Sourced interface{ Source(dst, z []float64) error }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -415,5 +416,67 @@ func TestPreview(t *testing.T) {
 	}
 	if code, _, stderr := world(nil, "sample", "--model", "fashion", "--steps", "2", "--count", "1", "--quiet", "--preview", "ascii", "--preview-vae", sd, "--out", out); code != 2 || !strings.Contains(stderr, "without an autoencoder") {
 		t.Errorf("%d %s", code, stderr)
+	}
+}
+
+// TestPictureEnergy: an energy of pictures is lowered through the decoder, by the predicted data and through the network,
+// and rewards see pictures too.
+func TestPictureEnergy(t *testing.T) {
+	dir, sd := t.TempDir(), pipe(t, "sd1", "")
+	out := filepath.Join(dir, "o.npz")
+	light := func(args ...string) float64 {
+		t.Helper()
+		code, _, stderr := world(nil, append([]string{"sample", "--model", sd, "--prompt", "a cat", "--steps", "4", "--seeds", "1,2", "--quiet", "--float", "--out", out}, args...)...)
+		if code != 0 {
+			t.Fatalf("%q: exit code %d: %s", args, code, stderr)
+		}
+		sum := 0.0
+		b := bytesOf(t, out, "images")
+		for _, v := range b {
+			sum += float64(v)
+		}
+		return sum / float64(len(b))
+	}
+	plain := light("--guider", "cfg:w=2")
+	for _, way := range []string{"through=x0,scale=4000", "through=model,scale=400,clip=8"} {
+		dark, bright := light("--guider", "cfg:w=2", "--guider", "energy:expr=mean(x0),"+way), light("--guider", "cfg:w=2", "--guider", "energy:expr=-mean(x0),"+way)
+		t.Logf("%s: mean of the bytes %.1f, %.1f plain, %.1f", way, dark, plain, bright)
+		if dark > plain-3 || bright < plain+3 {
+			t.Errorf("%s: the energy moves the mean of the bytes from %.1f to %.1f and %.1f", way, plain, dark, bright)
+		}
+	}
+	// a script that asks for three colours, and one that sees latents of four channels
+	file := filepath.Join(dir, "red.star")
+	for _, c := range []struct {
+		on   string
+		size int
+		code int
+	}{{"picture", 32, 0}, {"state", 16, 0}, {"picture", 16, 2}, {"state", 32, 2}} {
+		text := "def energy(x0, ctx):\n    if x0.shape[1] != " + strconv.Itoa(c.size) + ": fail(\"not that size\")\n    return mean(x0)\n"
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		code, _, stderr := world(nil, "sample", "--model", sd, "--prompt", "a cat", "--steps", "2", "--quiet", "--guider", "energy:file="+file+",on="+c.on, "--out", out)
+		if (code == 0) != (c.code == 0) || code != 0 && !strings.Contains(stderr, "not that size") {
+			t.Errorf("%s of %d: exit code %d, want %d: %s", c.on, c.size, code, c.code, stderr)
+		}
+	}
+	code, stdout, stderr := world(nil, "steer", "--model", sd, "--prompt", "a cat", "--steps", "4", "--particles", "3", "--seeds", "1", "--reward", "mean(x0)", "--json", "--quiet", "--out", filepath.Join(dir, "st"))
+	if code != 0 {
+		t.Fatal(stderr)
+	}
+	_, text, _ := strings.Cut(stdout, `"reward_winner":`)
+	won, err := strconv.ParseFloat(text[:max(0, strings.IndexAny(text, ",}"))], 64)
+	m, err2 := readPicture(filepath.Join(dir, "st", "000000", "000001.png"))
+	if err = errors.Join(err, err2); err != nil {
+		t.Fatal(err, stdout)
+	}
+	x, _ := pixels.Array(m, []int{3, 32, 32})
+	sum := 0.0
+	for _, v := range x {
+		sum += v / float64(len(x))
+	}
+	if math.Abs(sum-won) > 0.05 { // the picture is rounded, and clipped where the reward is not
+		t.Errorf("the winner's reward is %g, the mean of its picture %g", won, sum)
 	}
 }

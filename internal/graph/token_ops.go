@@ -53,49 +53,50 @@ func (g *Graph) Attention(a Attention, q, k, v Cols) Value {
 		},
 	})
 	g.record(out, func(dy Value) {
-		// One gradient for every value that q, k and v are channels of.
-		grads := map[ref]Value{}
-		var whole []Value // values whose channels are not all written
-		cover := map[ref]int{}
-		parts := []Cols{q, k, v}
-		for _, p := range parts {
-			if _, ok := grads[p.V.r]; !ok {
-				grads[p.V.r] = g.value(p.V.H, p.V.W, p.V.C)
-			}
-			cover[p.V.r] += p.C
-		}
-		n := node{
+		g.colsGrads([]Cols{q, k, v}, node{
 			name: a.Name, kind: "attention gradient", macs: 5 * tq * tk * inner,
 			reads:   []ref{dy.r, q.V.r, k.V.r, v.V.r, a.KeyBias.r},
 			scratch: func(n int) int { return kernels.AttentionVJPScratch(g.env.Pool, spec(nil, n)) },
-		}
-		var order []Value
-		seen := map[ref]bool{}
-		for _, p := range parts {
-			if !seen[p.V.r] {
-				seen[p.V.r] = true
-				order = append(order, p.V)
-				n.writes = append(n.writes, grads[p.V.r].r)
-				if cover[p.V.r] < p.V.C {
-					whole = append(whole, grads[p.V.r])
-				}
-			}
-		}
-		dq, dk, dv := grads[q.V.r], grads[k.V.r], grads[v.V.r]
-		n.out = dq
-		n.run = func(e *Env) {
-			for _, w := range whole {
-				clear(e.At(w))
-			}
-			kernels.AttentionVJP(e.Pool, e.At(dq)[q.At:], e.At(dk)[k.At:], e.At(dv)[v.At:], e.At(dy),
+		}, func(e *Env, d []Value) {
+			kernels.AttentionVJP(e.Pool, e.At(d[0])[q.At:], e.At(d[1])[k.At:], e.At(d[2])[v.At:], e.At(dy),
 				e.At(q.V)[q.At:], e.At(k.V)[k.At:], e.At(v.V)[v.At:], spec(e, e.N), e.scratch)
-		}
-		g.add(n)
-		for _, o := range order {
-			g.addGrad(o, grads[o.r])
-		}
+		})
 	})
 	return out
+}
+
+// colsGrads adds n, the gradient of an operation on channels of values: one
+// gradient for every value that the parts are channels of. write writes the
+// channels of part i into d[i]; channels of no part are zero.
+func (g *Graph) colsGrads(parts []Cols, n node, write func(e *Env, d []Value)) {
+	grads := map[ref]Value{}
+	cover := map[ref]int{}
+	var order, whole, d []Value // whole: values whose channels are not all written
+	for _, p := range parts {
+		if _, ok := grads[p.V.r]; !ok {
+			grads[p.V.r] = g.value(p.V.H, p.V.W, p.V.C)
+			order = append(order, p.V)
+			n.writes = append(n.writes, grads[p.V.r].r)
+		}
+		cover[p.V.r] += p.C
+		d = append(d, grads[p.V.r])
+	}
+	for _, v := range order {
+		if cover[v.r] < v.C {
+			whole = append(whole, grads[v.r])
+		}
+	}
+	n.out = d[0]
+	n.run = func(e *Env) {
+		for _, w := range whole {
+			clear(e.At(w))
+		}
+		write(e, d)
+	}
+	g.add(n)
+	for _, o := range order {
+		g.addGrad(o, grads[o.r])
+	}
 }
 
 // SelfAttention is Attention unless a hook asks for the identity: then every
@@ -332,7 +333,7 @@ func (g *Graph) patches(name, kind string, image, tokens Value, p int, first boo
 
 // LinearAttention is relu(q) (relu(k)^T v), divided by the sum of the weights
 // relu(q) . relu(k) of all keys (Katharopoulos et al. 2020, arXiv:2006.16236,
-// eq. 5): linear in the tokens. It has no gradient.
+// eq. 5): linear in the tokens.
 func (g *Graph) LinearAttention(name string, heads, dim int, q, k, v Cols) Value {
 	inner, tq, tk := heads*dim, q.V.Rows(), k.V.Rows()
 	out := g.value(q.V.H, q.V.W, inner)
@@ -384,8 +385,89 @@ func (g *Graph) LinearAttention(name string, heads, dim int, q, k, v Cols) Value
 		reads: []ref{q.V.r, k.V.r, v.V.r}, writes: []ref{out.r},
 		run: func(e *Env) { e.Pool.Do(e.N*heads, head) },
 	})
-	g.record(out, func(Value) { g.Fail(failf("%s is linear attention, which has no gradient here", name)) })
+	g.record(out, func(dy Value) {
+		g.colsGrads([]Cols{q, k, v}, node{
+			name: name, kind: "attention gradient", macs: 3 * (tq + tk) * inner * dim, reads: []ref{dy.r, q.V.r, k.V.r, v.V.r},
+		}, func(e *Env, d []Value) {
+			e.Pool.Do(e.N*heads, func(_, item int) {
+				linearAttentionVJP(e, item/heads, item%heads*dim, dim, tq, tk, dy, [3]Cols{q, k, v}, d)
+			})
+		})
+	})
 	return out
+}
+
+// linearAttentionVJP is the gradient of the channels at to at+dim of linear
+// attention in image n. With A = relu(q), B = relu(k), M = B^T v, s = B^T 1 and
+// w = A s, y = A M / w gives, u = dy / w and c = -(dy . y) / w,
+//
+//	dA = u M^T + c s^T   dM = A^T u   ds = A^T c
+//	dB = v dM^T + 1 ds^T   dv = B dM
+func linearAttentionVJP(e *Env, n, at, dim, tq, tk int, dy Value, parts [3]Cols, d []Value) {
+	row := func(c Cols, t int) []float32 { return e.At(c.V)[n*c.V.Size()+t*c.V.C+c.At+at:][:dim] }
+	grad := func(i, t int) []float32 {
+		return e.At(d[i])[n*d[i].Size()+t*d[i].C+parts[i].At+at:][:dim]
+	}
+	q, k, v := parts[0], parts[1], parts[2]
+	m, s := make([]float32, dim*dim), make([]float32, dim)
+	dm, ds := make([]float32, dim*dim), make([]float32, dim)
+	for t := range tk {
+		for j, b := range row(k, t) {
+			if b > 0 {
+				s[j] += b
+				for i, x := range row(v, t) {
+					m[j*dim+i] += float32(b * x)
+				}
+			}
+		}
+	}
+	y, u := make([]float32, dim), make([]float32, dim)
+	for t := range tq {
+		clear(y)
+		w := float32(1e-15)
+		for j, a := range row(q, t) {
+			if a > 0 {
+				w += float32(a * s[j])
+				for i, x := range m[j*dim : (j+1)*dim] {
+					y[i] += float32(a * x)
+				}
+			}
+		}
+		var c float32
+		for i, g := range e.At(dy)[n*dy.Size()+t*dy.C+at:][:dim] {
+			u[i] = g / w
+			c -= float32(u[i] * y[i] / w)
+		}
+		dst := grad(0, t)
+		for j, a := range row(q, t) {
+			dst[j] = 0
+			if a > 0 {
+				sum := float32(c * s[j])
+				for i, x := range u {
+					sum += float32(x * m[j*dim+i])
+					dm[j*dim+i] += float32(a * x)
+				}
+				dst[j] = sum
+				ds[j] += float32(a * c)
+			}
+		}
+	}
+	for t := range tk {
+		dk, dv := grad(1, t), grad(2, t)
+		clear(dv)
+		values := row(v, t)
+		for j, b := range row(k, t) {
+			dk[j] = 0
+			if b > 0 {
+				sum := ds[j]
+				for i, x := range dm[j*dim : (j+1)*dim] {
+					sum += float32(x * values[i])
+					dv[i] += float32(b * x)
+				}
+				dk[j] = sum
+			}
+		}
+	}
 }
 
 // Sinusoid writes the sinusoidal code of t, with the sine first or, flipped,

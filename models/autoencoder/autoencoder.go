@@ -155,8 +155,14 @@ func (a *Autoencoder) Decode(ctx context.Context, dst, latents []float64, n, h, 
 }
 
 // DecodeVJP multiplies a cotangent of the pictures with the Jacobian of the
-// decoder at the latents. A codebook has none.
+// decoder at latents, and gives the pictures.
 func (a *Autoencoder) DecodeVJP(ctx context.Context, grad, pictures, cotangent, latents []float64, n, h, w int) error {
+	return a.DecodeLate(ctx, grad, pictures, latents, n, h, w, func() ([]float64, error) { return cotangent, nil })
+}
+
+// DecodeLate is DecodeVJP with a cotangent that depends on the pictures: it is
+// asked for when they are there.
+func (a *Autoencoder) DecodeLate(ctx context.Context, grad, pictures, latents []float64, n, h, w int, cotangent func() ([]float64, error)) error {
 	if a.codebook != nil {
 		return fmt.Errorf("autoencoder: a VQModel chooses rows of a codebook, which has no gradient")
 	}
@@ -165,7 +171,11 @@ func (a *Autoencoder) DecodeVJP(ctx context.Context, grad, pictures, cotangent, 
 	if err := a.Decoder.Forward(ctx, pictures, latents, b); err != nil {
 		return fmt.Errorf("autoencoder: decoding: %w", err)
 	}
-	return a.Decoder.VJP(ctx, grad, cotangent)
+	c, err := cotangent()
+	if err != nil {
+		return err
+	}
+	return a.Decoder.VJP(ctx, grad, c)
 }
 
 // quantize gives the row of the codebook nearest to every pixel of a latent.

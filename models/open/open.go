@@ -29,6 +29,7 @@ import (
 	"drift/models/dna"
 	"drift/models/native"
 	"drift/models/ort"
+	"drift/models/pipeline"
 	"drift/models/zoo"
 	"drift/schedules"
 )
@@ -599,8 +600,14 @@ func (p *parts) open(opt Options) (*Model, error) {
 		}
 	}
 	m.Denoiser = models.Metered(u)
+	if around.codec != nil {
+		m.Denoiser = models.Metered(latent{u, around.codec})
+	}
 	if p.graphs != nil {
 		m.Net, m.Denoiser = nil, models.Metered(forwardOnly{u})
+		if around.codec != nil {
+			m.Denoiser = models.Metered(latentForward{forwardOnly{u}, around.codec})
+		}
 	}
 	m.Info, m.Defaults = u.About, p.defaults(grid, dynamicShift(p.sched, h*w/4))
 	if c, ok := p.config.(*diffusers.UNet2DConditionConfig); !ok || c.TimeCondProjDim == 0 {
@@ -612,6 +619,28 @@ func (p *parts) open(opt Options) (*Model, error) {
 	m.Defaults.PartStep = around.text != nil && proc.Name() == "flow"
 	m.Defaults.CFGScale, m.Defaults.Steps = around.scale, orInt(around.steps, m.Defaults.Steps)
 	return m, nil
+}
+
+// latent is a network on latents, with what makes pictures of them (models.Decoder).
+type latent struct {
+	*native.Denoiser
+	codec *pipeline.Codec
+}
+
+// DecodeLate implements models.Decoder.
+func (l latent) DecodeLate(ctx context.Context, z *tensor.Dense, cotangent func(x *tensor.Dense) (*tensor.Dense, error), grad *tensor.Dense) error {
+	return l.codec.DecodeLate(ctx, z, cotangent, grad)
+}
+
+// latentForward is latent without gradients of the network.
+type latentForward struct {
+	forwardOnly
+	codec *pipeline.Codec
+}
+
+// DecodeLate implements models.Decoder.
+func (l latentForward) DecodeLate(ctx context.Context, z *tensor.Dense, cotangent func(x *tensor.Dense) (*tensor.Dense, error), grad *tensor.Dense) error {
+	return l.codec.DecodeLate(ctx, z, cotangent, grad)
 }
 
 func orText(s, def string) string {

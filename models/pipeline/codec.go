@@ -61,17 +61,59 @@ func NewCodec(a Autoencoder, cfg diffusers.Config) (*Codec, error) {
 	return c, nil
 }
 
-// Decode turns latents (N, C, h, w) into pictures in about [-1, 1].
-func (c *Codec) Decode(ctx context.Context, z *tensor.Dense) (*tensor.Dense, error) {
+// DecodeLate implements models.Decoder, without tiles.
+func (c *Codec) DecodeLate(ctx context.Context, z *tensor.Dense, cotangent func(x *tensor.Dense) (*tensor.Dense, error), grad *tensor.Dense) error {
+	in, err := c.latents(z)
+	if err != nil {
+		return err
+	}
+	s := z.Shape()
+	n, h, w := s[0], s[2], s[3]
+	d, ok := c.Autoencoder.(interface {
+		DecodeLate(ctx context.Context, grad, pictures, latents []float64, n, h, w int, cotangent func() ([]float64, error)) error
+	})
+	if !ok {
+		return fmt.Errorf("pipeline: the autoencoder runs forward only: there is no gradient through its pictures")
+	}
+	x := models.New(n, c.Pictures(), h*c.Factor(), w*c.Factor())
+	g := models.Data(grad)
+	err = d.DecodeLate(ctx, g, models.Data(x), in, n, h, w, func() ([]float64, error) {
+		t, err := cotangent(x)
+		if err != nil {
+			return nil, err
+		}
+		return models.Data(t), nil
+	})
+	if err != nil {
+		return fmt.Errorf("pipeline: %w", err)
+	}
+	for i := range g {
+		g[i] /= c.Scale
+	}
+	return nil
+}
+
+// latents are the autoencoder's own.
+func (c *Codec) latents(z *tensor.Dense) ([]float64, error) {
 	s := z.Shape()
 	if len(s) != 4 || s[1] != c.Latent() {
 		return nil, fmt.Errorf("pipeline: latents of shape %v, the autoencoder takes (batch, %d, height, width)", s, c.Latent())
 	}
-	n, h, w := s[0], s[2], s[3]
 	in := make([]float64, len(models.Data(z)))
 	for i, v := range models.Data(z) {
 		in[i] = v/c.Scale + c.Shift
 	}
+	return in, nil
+}
+
+// Decode turns latents (N, C, h, w) into pictures in about [-1, 1].
+func (c *Codec) Decode(ctx context.Context, z *tensor.Dense) (*tensor.Dense, error) {
+	in, err := c.latents(z)
+	if err != nil {
+		return nil, err
+	}
+	s := z.Shape()
+	n, h, w := s[0], s[2], s[3]
 	f := c.Factor()
 	channels := c.Pictures()
 	out := models.New(n, channels, h*f, w*f)

@@ -195,7 +195,7 @@ func init() {
 				if auto {
 					c /= square(m.A)
 				}
-				return Guided{Name: "mpgd", Guider: guidance.Gradient{W: c, Of: guidance.Misfit{Of: m}}, Way: guidance.WayScalar, Eta: eta}, nil
+				return Guided{Name: "mpgd", Guider: guidance.Gradient{W: c, Of: guidance.Misfit{Of: m}, State: true}, Way: guidance.WayScalar, Eta: eta}, nil
 			}, nil
 		}})
 }

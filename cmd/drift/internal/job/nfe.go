@@ -22,6 +22,11 @@ type Cost struct{ NFE, VJPs float64 }
 // samplers that take the same steps whatever the model answers.
 func CountNFE(ctx context.Context, s samplers.Sampler, wrap Wrap, like models.Denoiser, shape []int, classes bool, g schedules.Grid, first, last int) (Cost, error) {
 	var empty models.Denoiser = models.Metered(blank{like.Process()})
+	if _, ok := models.As[models.Decoder](like); ok {
+		if d, ok := models.As[models.Described](like); ok {
+			empty = models.Metered(blankLatent{blank{like.Process()}, d.Info()})
+		}
+	}
 	if m, ok := like.(interface{ Evaluations() int }); ok {
 		empty = several{empty.(models.VJP), empty, m.Evaluations()}
 	}
@@ -84,6 +89,22 @@ func (b blank) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotange
 		g[j] = 0.1 * c
 	}
 	return b.Predict(ctx, q, p)
+}
+
+// blankLatent is a blank model of latents, whose pictures are grey.
+type blankLatent struct {
+	blank
+	info models.Info
+}
+
+// Info implements models.Described.
+func (b blankLatent) Info() models.Info { return b.info }
+
+// DecodeLate implements models.Decoder.
+func (b blankLatent) DecodeLate(_ context.Context, z *tensor.Dense, cotangent func(x *tensor.Dense) (*tensor.Dense, error), grad *tensor.Dense) error {
+	clear(models.Data(grad))
+	_, err := cotangent(models.New(append([]int{z.Shape()[0]}, b.info.Image()...)...))
+	return err
 }
 
 // several asks a model several times, as a composition asks each of its models.
