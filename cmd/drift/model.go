@@ -67,6 +67,7 @@ func modelVerb(a *app) *cli.Command {
 				Action: func(c *cli.Context) error { return a.modelBench(c) },
 			},
 			modelConvertVerb(a),
+			modelRandomVerb(a),
 		},
 	}
 }
@@ -161,9 +162,14 @@ func (a *app) modelVerify(c *cli.Context) error {
 	} else {
 		what, err = a.verify(c.Context, name)
 		if known, e := inOneFile(name); err == nil && e == nil && known {
-			var of string
-			if of, err = verifyFile(c, name); err == nil {
+			of, pipeline, wrong := verifyFile(c, name)
+			switch {
+			case wrong == nil:
 				what = of + "; " + what
+			case pipeline || c.IsSet("config"):
+				err = wrong
+			default: // weights of one network, whose configuration is elsewhere
+				a.warn("not compared with a configuration: %s", oneLine(wrong.Error()))
 			}
 		}
 	}

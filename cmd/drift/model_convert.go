@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,19 +19,24 @@ import (
 	"drift/internal/safetensors"
 	"drift/internal/strictjson"
 	"drift/internal/torchfile"
+	"drift/models/diffusers"
 )
 
 func modelConvertVerb(a *app) *cli.Command {
 	return &cli.Command{
-		Name: "convert", Usage: "make safetensors of a torch file, or of the torch files of a folder", UsageText: "IN OUT [--key K]",
+		Name: "convert", Usage: "make safetensors of a torch file, or of the torch files of a folder", UsageText: "IN OUT [--key K] [--dtype f32|f16|bf16]",
 		Description: "IN is a .pt, .pth, .bin or .ckpt file and OUT a .safetensors file; or IN is a diffusers folder and OUT a new one. Pickles in IN are read as data, nothing in them runs; " +
 			"a file that names anything but tensors is refused (exit code 3) and nothing is written.\n\n" +
 			"Of nested dictionaries the weights of one network are taken: a dictionary that holds a tensor itself is taken whole; otherwise the one under state_dict, model or ema, " +
 			"again and again. Where several of these hold tensors, or for any other key, --key says which (dots between keys: --key model.state_dict). " +
 			"Tensors keep their types; those that share memory are written once for every name. The file's metadata says what it was made of.\n\n" +
 			"Of a folder, diffusion_pytorch_model*.bin becomes diffusion_pytorch_model*.safetensors and pytorch_model*.bin model*.safetensors, with their indices of shards; " +
-			"other pickles are left out, all other files are copied.",
-		Flags:  []cli.Flag{&cli.StringFlag{Name: "key", Usage: "take the tensors under this key of nested dictionaries (`K`)"}},
+			"other pickles are left out, all other files are copied.\n\n" +
+			"With --dtype all floating-point tensors are written in that type; then IN may be a .safetensors or .gguf file, too, and the .safetensors files of a folder are written anew.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "dtype", Usage: "type of floating-point tensors: f32, f16, bf16 (`T`); default: the types they have"},
+			&cli.StringFlag{Name: "key", Usage: "take the tensors under this key of nested dictionaries (`K`)"},
+		},
 		Action: func(c *cli.Context) error { return a.modelConvert(c) },
 	}
 }
@@ -47,23 +53,33 @@ func (a *app) modelConvert(c *cli.Context) error {
 	if sameFile(in, out) {
 		return usagef("%s is the input: it would be overwritten", out)
 	}
+	dtype, ok := weightTypes[c.String("dtype")]
+	if c.IsSet("dtype") && !ok {
+		return usagef("--dtype %s: want f32, f16 or bf16", c.String("dtype"))
+	}
 	if info.IsDir() {
 		if c.IsSet("key") {
 			return usagef("--key: the files of a folder hold one network each")
 		}
-		return a.convertFolder(c.Context, in, out)
+		return a.convertFolder(c.Context, in, out, dtype)
 	}
-	if strings.EqualFold(filepath.Ext(in), ".safetensors") {
-		return usagef("%s is safetensors already", in)
+	if strings.EqualFold(filepath.Ext(in), ".safetensors") && dtype == "" {
+		return usagef("%s is safetensors already; --dtype writes it in another type", in)
 	}
 	if !strings.EqualFold(filepath.Ext(out), ".safetensors") {
 		return usagef("%s: want a name that ends in .safetensors", out)
 	}
-	return a.convertFile(c.Context, in, out, out, c.String("key"))
+	if ext := strings.ToLower(filepath.Ext(in)); ext == ".safetensors" || ext == ".gguf" {
+		if c.IsSet("key") {
+			return usagef("--key is for torch files")
+		}
+		return a.retype(c.Context, in, out, out, dtype)
+	}
+	return a.convertFile(c.Context, in, out, out, c.String("key"), dtype)
 }
 
 // convertFile writes the tensors of one torch file to out, which the user knows as name.
-func (a *app) convertFile(ctx context.Context, in, out, name, key string) error {
+func (a *app) convertFile(ctx context.Context, in, out, name, key string, dtype safetensors.DType) error {
 	f, err := torchfile.Open(in)
 	if err != nil {
 		return err
@@ -96,7 +112,7 @@ func (a *app) convertFile(ctx context.Context, in, out, name, key string) error 
 	if len(tied) > 0 {
 		notes["drift.shared_memory"] = strings.Join(tied, "; ")
 	}
-	if err := f.WriteSafetensors(ctx, out, tensors, notes); err != nil {
+	if err := f.WriteSafetensors(ctx, out, tensors, dtype, notes); err != nil {
 		return err
 	}
 	if a.json {
@@ -116,6 +132,55 @@ func (a *app) convertFile(ctx context.Context, in, out, name, key string) error 
 	return nil
 }
 
+// retype writes the tensors of a .safetensors or .gguf file in another type; without one, those of GGUF as they are read.
+func (a *app) retype(ctx context.Context, in, out, name string, dtype safetensors.DType) error {
+	src, err := diffusers.OpenSource(in)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	list := src.Tensors()
+	for i := range list {
+		list[i].DType = dtype.Of(list[i].DType)
+	}
+	safetensors.Sort(list)
+	w, err := safetensors.Create(out, map[string]string{"format": "pt", "drift.source": filepath.Base(in)}, list)
+	if err != nil {
+		return err
+	}
+	defer w.Discard()
+	for _, t := range list {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if old, _ := src.Tensor(t.Name); old.DType == t.DType {
+			b, err := src.Bytes(t.Name)
+			if err != nil {
+				return err
+			}
+			if err := w.Raw(bytes.NewReader(b)); err != nil {
+				return err
+			}
+			continue
+		}
+		v, err := src.Float32(t.Name)
+		if err != nil {
+			return err
+		}
+		if err := w.Float32(v); err != nil {
+			return err
+		}
+	}
+	if err := w.Commit(); err != nil {
+		return err
+	}
+	if a.json {
+		a.emit(map[string]any{"event": "file", "path": name, "tensors": len(list)})
+	}
+	a.say("drift: %d tensors: %s", len(list), name)
+	return nil
+}
+
 // The torch files of a diffusers folder, and what they are called as safetensors. transformers' stem differs.
 var (
 	torchWeights = regexp.MustCompile(`^(diffusion_|)(pytorch_model)(.*)\.bin$`)
@@ -131,7 +196,7 @@ func safetensorsName(m []string, middle string) string {
 }
 
 // convertFolder makes a folder with the same files, but safetensors for torch's: under another name first.
-func (a *app) convertFolder(ctx context.Context, in, out string) error {
+func (a *app) convertFolder(ctx context.Context, in, out string, dtype safetensors.DType) error {
 	if entries, err := os.ReadDir(out); err == nil && len(entries) > 0 || err != nil && !errors.Is(err, os.ErrNotExist) {
 		return usagef("%s is there already: want the name of a new folder", out)
 	}
@@ -146,7 +211,7 @@ func (a *app) convertFolder(ctx context.Context, in, out string) error {
 	if err := os.Chmod(temporary, 0o755); err != nil {
 		return err
 	}
-	f := folderConversion{app: a, in: in, out: temporary, final: out}
+	f := folderConversion{app: a, in: in, out: temporary, final: out, dtype: dtype}
 	if err := f.run(ctx, "."); err != nil {
 		return err
 	}
@@ -178,7 +243,7 @@ func (a *app) convertFolder(ctx context.Context, in, out string) error {
 	if a.json {
 		a.emit(map[string]any{"event": "folder", "path": out, "converted": f.converted, "copied": f.copied, "left_out": f.leftOut})
 	}
-	a.say("drift: %d torch files converted, %d files copied: %s", f.converted, f.copied, out)
+	a.say("drift: %d files of weights converted, %d files copied: %s", f.converted, f.copied, out)
 	return nil
 }
 
@@ -193,6 +258,7 @@ func within(a, b string) (bool, error) {
 type folderConversion struct {
 	*app
 	in, out, final    string // out is the temporary name of final
+	dtype             safetensors.DType
 	converted, copied int
 	leftOut           []string
 	indices           []string
@@ -236,11 +302,14 @@ func (f *folderConversion) run(ctx context.Context, folder string) error {
 			}
 			if weights != nil {
 				f.converted++
-				err = f.convertFile(ctx, from, filepath.Join(to, name), filepath.Join(f.final, folder, name), "")
+				err = f.convertFile(ctx, from, filepath.Join(to, name), filepath.Join(f.final, folder, name), "", f.dtype)
 				break
 			}
 			f.indices = append(f.indices, filepath.Join(to, name))
 			err = convertIndex(from, filepath.Join(to, name))
+		case f.dtype != "" && strings.HasSuffix(e.Name(), ".safetensors"):
+			f.converted++
+			err = f.retype(ctx, from, filepath.Join(to, e.Name()), filepath.Join(f.final, rel), f.dtype)
 		case otherPickle.MatchString(e.Name()):
 			f.leftOut = append(f.leftOut, rel)
 		default:

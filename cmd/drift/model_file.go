@@ -112,19 +112,20 @@ func (a *app) fileInfo(c *cli.Context, name string) error {
 	return nil
 }
 
-// verifyFile matches the networks of a file with their configurations.
-func verifyFile(c *cli.Context, name string) (string, error) {
+// verifyFile matches the networks of a file with their configurations; pipeline tells whether it holds more than one.
+func verifyFile(c *cli.Context, name string) (text string, pipeline bool, err error) {
 	r, err := diffusers.OpenRepository(name, fileOptions(c))
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
+	pipeline = r.Index != nil
 	list, _, err := networksOf(r)
 	if err != nil {
-		return "", err
+		return "", pipeline, err
 	}
 	var what []string
 	for _, n := range list {
 		what = append(what, fmt.Sprintf("%s with %d parameters", n.Class, n.Parameters))
 	}
-	return strings.Join(what, ", "), nil
+	return strings.Join(what, ", "), pipeline, nil
 }

@@ -79,6 +79,19 @@ func (d DType) Bits() int {
 	return 0
 }
 
+// Of is the type in which a tensor of type old is written where its file is to
+// be in type d: floating-point numbers change, integers do not. An empty d
+// changes nothing.
+func (d DType) Of(old DType) DType {
+	switch old {
+	case F16, BF16, F32, F64:
+		if d != "" {
+			return d
+		}
+	}
+	return old
+}
+
 // A Tensor describes one tensor of a file.
 type Tensor struct {
 	Name  string

@@ -110,9 +110,10 @@ func Tied(tensors []Tensor) [][]string {
 }
 
 // WriteSafetensors writes tensors of the file, row-major and of the types they
-// have, as a safetensors file: all of it, or nothing. Tensors that share
-// memory are written once for every name.
-func (f *File) WriteSafetensors(ctx context.Context, path string, tensors []Tensor, metadata map[string]string) error {
+// have (or floating-point ones in dtype, unless that is empty), as a safetensors
+// file: all of it, or nothing. Tensors that share memory are written once for
+// every name.
+func (f *File) WriteSafetensors(ctx context.Context, path string, tensors []Tensor, dtype safetensors.DType, metadata map[string]string) error {
 	list := make([]safetensors.Tensor, len(tensors))
 	named := map[string]Tensor{}
 	for i, t := range tensors {
@@ -120,7 +121,7 @@ func (f *File) WriteSafetensors(ctx context.Context, path string, tensors []Tens
 		if name == "__metadata__" {
 			return refuse.Errorf(f.path, "a tensor is called %s, which safetensors reserves", name)
 		}
-		list[i] = safetensors.Tensor{Name: name, DType: t.DType, Shape: t.Shape}
+		list[i] = safetensors.Tensor{Name: name, DType: dtype.Of(t.DType), Shape: t.Shape}
 		named[name] = t
 	}
 	safetensors.Sort(list)
@@ -136,6 +137,16 @@ func (f *File) WriteSafetensors(ctx context.Context, path string, tensors []Tens
 		data, err := f.Bytes(named[t.Name])
 		if err != nil {
 			return err
+		}
+		if old := named[t.Name].DType; old != t.DType {
+			v, err := safetensors.Widen(old, data)
+			if err != nil {
+				return refuse.Errorf(f.path, "tensor %q: %v", t.Name, err)
+			}
+			if err := w.Float32(v); err != nil {
+				return err
+			}
+			continue
 		}
 		if err := w.Raw(bytes.NewReader(data)); err != nil {
 			return err

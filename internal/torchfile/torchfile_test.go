@@ -382,7 +382,7 @@ func TestWriteSafetensors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := f.WriteSafetensors(context.Background(), out, list, map[string]string{"format": "pt"}); err != nil {
+		if err := f.WriteSafetensors(context.Background(), out, list, "", map[string]string{"format": "pt"}); err != nil {
 			t.Fatal(file, err)
 		}
 		_ = f.Close()
@@ -410,7 +410,7 @@ func TestWriteSafetensors(t *testing.T) {
 	}
 	defer f.Close()
 	dir := t.TempDir()
-	err = f.WriteSafetensors(context.Background(), filepath.Join(dir, "x"), f.Tensors(), nil)
+	err = f.WriteSafetensors(context.Background(), filepath.Join(dir, "x"), f.Tensors(), "", nil)
 	var r *refuse.Error
 	if !errors.As(err, &r) {
 		t.Errorf("a wrong checksum: %v", err)

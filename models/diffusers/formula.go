@@ -1,10 +1,15 @@
 package diffusers
 
 import (
+	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"math"
 	"strings"
+
+	"drift/internal/half"
+	"drift/internal/safetensors"
 )
 
 // Formula is a set of weights that follow from the names of the tensors: a
@@ -15,7 +20,11 @@ import (
 //	rank 2 and more   u sqrt(3 / fan_in), fan_in the product of all dimensions but the first
 //	*.weight          1 + 0.1 u
 //	else              0.05 u
+//
+// A Seed that is not 0 stands, as "#SEED", behind every name that is hashed.
 type Formula struct {
+	Seed int
+
 	names  []string
 	shapes map[string][]int
 }
@@ -49,6 +58,13 @@ func (f *Formula) Float32(name string) ([]float32, error) {
 	if !ok {
 		return nil, fmt.Errorf("diffusers: no formula tensor %q", name)
 	}
+	v := make([]float32, count(shape))
+	f.sequence(name, shape).fill(v)
+	return v, nil
+}
+
+// sequence is the values of a tensor.
+func (f *Formula) sequence(name string, shape []int) *sequence {
 	scale, shift := 0.05, 0.0
 	switch {
 	case len(shape) >= 2:
@@ -56,21 +72,98 @@ func (f *Formula) Float32(name string) ([]float32, error) {
 	case strings.HasSuffix(name, ".weight"):
 		scale, shift = 0.1, 1
 	}
-	return FormulaValues(name, int(count(shape)), scale, shift), nil
+	if f.Seed != 0 {
+		name = fmt.Sprintf("%s#%d", name, f.Seed)
+	}
+	return newSequence(name, scale, shift)
+}
+
+// Read gives the bytes of a tensor in F32, F16 or BF16, little-endian, a few
+// at a time: no tensor is ever in memory as a whole.
+func (f *Formula) Read(name string, d safetensors.DType) (io.Reader, error) {
+	shape, ok := f.shapes[name]
+	if !ok {
+		return nil, fmt.Errorf("diffusers: no formula tensor %q", name)
+	}
+	if d != safetensors.F32 && d != safetensors.F16 && d != safetensors.BF16 {
+		return nil, fmt.Errorf("diffusers: formula tensors in F32, F16 or BF16, not %s", d)
+	}
+	return &formulaReader{seq: f.sequence(name, shape), dtype: d, left: count(shape)}, nil
+}
+
+// formulaReader is the bytes of a tensor.
+type formulaReader struct {
+	seq   *sequence
+	dtype safetensors.DType
+	left  int64 // elements
+	vals  [2048]float32
+	buf   [4 * 2048]byte
+	text  []byte // of buf, not yet read
+}
+
+// Read implements io.Reader.
+func (r *formulaReader) Read(p []byte) (int, error) {
+	if len(r.text) == 0 {
+		if r.left == 0 {
+			return 0, io.EOF
+		}
+		v := r.vals[:min(r.left, int64(len(r.vals)))]
+		r.left -= int64(len(v))
+		r.seq.fill(v)
+		r.text = r.buf[:0]
+		for _, x := range v {
+			switch r.dtype {
+			case safetensors.F16:
+				r.text = binary.LittleEndian.AppendUint16(r.text, half.ToFloat16(x))
+			case safetensors.BF16:
+				r.text = binary.LittleEndian.AppendUint16(r.text, half.ToBFloat16(x))
+			default:
+				r.text = binary.LittleEndian.AppendUint32(r.text, math.Float32bits(x))
+			}
+		}
+	}
+	n := copy(p, r.text)
+	r.text = r.text[n:]
+	return n, nil
 }
 
 // FormulaValues gives n values shift + scale*u of the sequence of a name.
 func FormulaValues(name string, n int, scale, shift float64) []float32 {
+	v := make([]float32, n)
+	newSequence(name, scale, shift).fill(v)
+	return v
+}
+
+// A sequence is the numbers of a name, one after another.
+type sequence struct {
+	state        uint64
+	scale, shift float64
+}
+
+func newSequence(name string, scale, shift float64) *sequence {
 	h := fnv.New64a()
 	h.Write([]byte(name))
-	v, state := make([]float32, n), h.Sum64()
+	return &sequence{h.Sum64(), scale, shift}
+}
+
+func (s *sequence) fill(v []float32) {
+	state := s.state
 	for i := range v {
 		state += 0x9e3779b97f4a7c15
 		z := state
 		z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
 		z = (z ^ z>>27) * 0x94d049bb133111eb
 		z ^= z >> 31
-		v[i] = float32(shift + float64(scale*(float64(z>>40)/(1<<23)-1)))
+		v[i] = float32(s.shift + float64(s.scale*(float64(z>>40)/(1<<23)-1)))
 	}
-	return v
+	s.state = state
+}
+
+// WeightsStem is how the file of a network's weights is called in a folder of
+// diffusers, without .safetensors.
+func WeightsStem(c Config) string {
+	if s, ok := c.(stored); ok {
+		return s.stem()
+	}
+	return "diffusion_pytorch_model"
 }

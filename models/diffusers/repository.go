@@ -352,11 +352,7 @@ func (r *Repository) Network(component string) (*Model, error) {
 	if component != "" && filepath.Clean(m.Dir) == filepath.Clean(r.Dir) {
 		m.Notes = append(m.Notes, fmt.Sprintf("there is no folder %s: read from the root of the repository", component))
 	}
-	stem := "diffusion_pytorch_model"
-	if s, ok := c.(stored); ok {
-		stem = s.stem()
-	}
-	file, err := findWeights(m.Dir, stem, r.opt.Variant)
+	file, err := findWeights(m.Dir, WeightsStem(c), r.opt.Variant)
 	if err != nil {
 		return nil, err
 	}

@@ -72,7 +72,7 @@ var places = map[string][]place{
 
 // marks tell a component in its original names and in those of diffusers.
 var marks = map[string][2]string{
-	"unet":           {"input_blocks.0.0.weight", "down_blocks.0.resnets.0.conv1.weight"},
+	"unet":           {"middle_block.1.proj_in.weight", "mid_block.attentions.0.proj_in.weight"},
 	"vae":            {"encoder.mid.block_1.conv1.weight", "encoder.mid_block.resnets.0.conv1.weight"},
 	"text_encoder":   {"positional_embedding", "embeddings.position_embedding.weight"},
 	"text_encoder_2": {"positional_embedding", "embeddings.position_embedding.weight"},
@@ -107,7 +107,7 @@ func Holds(path string) (bool, error) {
 		return false, err
 	}
 	defer src.Close()
-	if _, edm := isEDM(src); edm || foreignTo(src) != "" {
+	if _, edm := isEDM(src); edm || isADM(src) || foreignTo(src) != "" {
 		return true, nil
 	}
 	s := &single{path: path}
