@@ -50,7 +50,7 @@ func restoreVerb(a *app) *cli.Command {
 			&cli.Float64Flag{Name: "noise-sigma", Usage: "standard deviation of the measurement's noise, for pictures in [-1, 1] (`S`)"},
 			&cli.Uint64Flag{Name: "noise-seed", Usage: "stream of that noise; the inputs' noises are apart (`N`)"},
 			&cli.StringFlag{Name: "methods", Aliases: []string{"method"}, Usage: "`A,B`: name:key=value,... each; see drift list restorers", Value: "pigdm"},
-			&cli.StringFlag{Name: "model", Usage: "name from drift list models, a diffusers folder, or a .json analytic target (`X`)"},
+			&cli.StringFlag{Name: "model", Usage: "name from drift list models, a diffusers folder, a .onnx file, or a .json analytic target (`X`)"},
 			&cli.StringFlag{Name: "out", Usage: "folder (`DIR`); default restored"},
 			&cli.Uint64Flag{Name: "seed", Usage: "stream of the first sample (`N`)"},
 			&cli.StringFlag{Name: "seeds", Usage: "streams, such as 0-3 (`LIST`); default 0-3"},

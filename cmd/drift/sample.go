@@ -22,7 +22,7 @@ func sampleVerb(a *app) *cli.Command {
 		Description: "With no flag at all it draws a sheet of 64 images from the embedded model. Image k of a run with --seed N uses stream N+k: the start is torch's CPU generator, the same on every machine. " +
 			"A folder gets DIR/000000/000123.png by seed and a manifest.json; running the same line again makes what is missing, a folder with another manifest is refused. A .png gets one sheet, a .npz the arrays.",
 		Flags: append(slices.Concat(composeFlags(), logFlags(), scaleFlags("images", 64)), []cli.Flag{
-			&cli.StringFlag{Name: "model", Usage: "name from drift list models, a diffusers folder, or a .json analytic target (`X`)"},
+			&cli.StringFlag{Name: "model", Usage: "name from drift list models, a diffusers folder, a .onnx file, or a .json analytic target (`X`)"},
 			&cli.StringFlag{Name: "out", Usage: "folder of PNGs, .png (one sheet; logos of the motifs for sequences), .npz or .fasta (`PATH`)"},
 			&cli.StringFlag{Name: "sheet", Usage: "columns and rows of a .png sheet, such as 8x8 (`CxR`)"},
 			&cli.Uint64Flag{Name: "seed", Usage: "stream of the first image; image k uses stream N+k (`N`)"},

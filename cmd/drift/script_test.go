@@ -40,14 +40,18 @@ func TestScripts(t *testing.T) {
 			e.Setenv("ZOO", zoo)
 			graphs, e2 := filepath.Abs("../../models/ort/testdata")
 			e.Setenv("ONNX", graphs)
+			e.Setenv("TERRAIN", os.Getenv("DRIFT_TERRAIN"))
 			e.Setenv("DRIFT_ORT_LIB", os.Getenv("DRIFT_ORT_LIB"))
 			return errors.Join(err, e2)
 		},
 		Condition: func(cond string) (bool, error) {
-			if cond != "ort" { // ONNX Runtime is there
-				return false, fmt.Errorf("unknown condition %s", cond)
+			switch cond {
+			case "ort": // ONNX Runtime is there
+				return os.Getenv("DRIFT_ORT_LIB") != "", nil
+			case "terrain": // and a published network
+				return os.Getenv("DRIFT_TERRAIN") != "", nil
 			}
-			return os.Getenv("DRIFT_ORT_LIB") != "", nil
+			return false, fmt.Errorf("unknown condition %s", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"rc": rc, "npzeq": npzEqual, "npzshape": npzShape, "npznear": npzNear, "samepixels": samePixels, "interrupt": interrupt, "goon": goOn, "pngsize": pngSize,
