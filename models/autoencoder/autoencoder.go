@@ -29,7 +29,8 @@ type Autoencoder struct {
 	codebook [][]float32
 }
 
-// New checks the configuration and packs the weights.
+// New checks the configuration and packs the weights of the decoder; those of
+// the encoder are packed when it is first used. w must stay usable.
 func New(cfg diffusers.Config, w diffusers.Weights, opt engine.Options) (*Autoencoder, error) {
 	a := &Autoencoder{cfg: cfg}
 	var enc, dec coder
@@ -71,7 +72,9 @@ func New(cfg diffusers.Config, w diffusers.Weights, opt engine.Options) (*Autoen
 		opt.Pool = kernels.NewPool(kernels.Detect(), opt.Threads)
 	}
 	var err error
-	if a.Encoder, err = engine.New(&enc, w, opt); err == nil {
+	lazy := opt
+	lazy.Lazy = true // most runs only decode
+	if a.Encoder, err = engine.New(&enc, w, lazy); err == nil {
 		a.Decoder, err = engine.New(&dec, w, opt)
 	}
 	if err != nil {

@@ -22,6 +22,7 @@ type Options struct {
 	Pool    *kernels.Pool // workers and tier; nil: an own pool of the best tier
 	Threads int           // workers of an own pool, 0 = GOMAXPROCS
 	DType   kernels.DType // type of weights and layer inputs
+	Lazy    bool          // pack the weights when they are first needed
 }
 
 // Array is an input of a network besides the images: rows of one shape, one
@@ -96,7 +97,8 @@ func BadInput(format string, args ...any) error { return &InputError{fmt.Sprintf
 // says which layers there are. Tensors that are missing or of a wrong shape are
 // listed in the error.
 //
-// w must stay usable: the first VJP reads the weights again.
+// w must stay usable: the first VJP reads the weights again, and a network
+// that is Lazy reads them for its first plan.
 func New(n Network, w diffusers.Weights, opt Options) (*Net, error) {
 	cfg := n.Config()
 	if err := CheckTensors(cfg, w); err != nil {
@@ -109,6 +111,9 @@ func New(n Network, w diffusers.Weights, opt Options) (*Net, error) {
 	}
 	net.eng = graph.NewEngine(net.pool, opt.DType, w)
 	net.eng.Weights = net.params
+	if opt.Lazy {
+		return net, nil
+	}
 	if _, err := net.plan(net.Example(1)); err != nil {
 		net.Close()
 		return nil, err

@@ -42,12 +42,18 @@ func (p *parts) openEDM(c *diffusers.EDMConfig, opt Options) (*Model, error) {
 		pool.Close()
 		return nil, fmt.Errorf("models: %s: %w", p.name, err)
 	}
+	hash, err := p.identity(nil)
+	if err != nil {
+		net.Close()
+		pool.Close()
+		return nil, err
+	}
 	of := map[string]schedules.Precondition{
 		"edm": schedules.PreconditionEDM(c.SigmaData), "vp": schedules.PreconditionEps(schedules.VPLinear{}, 999), "ve": schedules.PreconditionVE(),
 	}[c.Precond]
 	in, _ := net.Channels()
 	h, w := net.SampleSize()
-	about := models.Info{Name: p.name, Hash: p.hash, Shape: []int{in, h, w}, Classes: c.LabelDim, Labels: p.labels.Labels,
+	about := models.Info{Name: p.name, Hash: hash, Shape: []int{in, h, w}, Classes: c.LabelDim, Labels: p.labels.Labels,
 		DType: map[kernels.DType]string{kernels.F32: "f32", kernels.BF16: "bf16"}[dtype], Tier: pool.Tier().String(), Params: int64(net.Parameters())}
 	u := &native.Preconditioned{Net: net, Proc: schedules.EDM{SigmaMin: c.SigmaMin, SigmaMax: c.SigmaMax}, Of: of, NullClass: net.NoClass(), Conditional: c.LabelDim > 0, About: about}
 	return &Model{Denoiser: models.Metered(u), Info: about, Net: net, Notes: p.notes,

@@ -234,8 +234,8 @@ type parts struct {
 	weights diffusers.Weights
 	sched   *diffusers.SchedulerConfig
 	labels  labels
-	graphs  *graphs // in place of weights
-	hash    string
+	graphs  *graphs                // in place of weights
+	hash    func() (string, error) // of the weights; nil for graphs, which have their own
 	notes   []string
 	done    func() error
 }
@@ -258,7 +258,7 @@ func embedded(name string, opt Options) (*Model, error) {
 		return nil, read
 	}
 	sum := sha256.Sum256(raw)
-	p := parts{name: name, hash: hex.EncodeToString(sum[:])}
+	p := parts{name: name, hash: func() (string, error) { return hex.EncodeToString(sum[:]), nil }}
 	cfg, err := diffusers.ParseConfig(name, config)
 	if err != nil {
 		return nil, err
@@ -309,9 +309,7 @@ func folder(ctx context.Context, name string, opt Options) (m *Model, err error)
 			return nil, err
 		}
 		p.weights, p.notes, p.done = net.Weights, append(p.notes, net.Notes...), net.Close
-		if p.hash, err = hashFiles(net.Weights.Files()); err != nil {
-			return nil, errors.Join(err, net.Close())
-		}
+		p.hash = hashBeside(net.Weights.Files())
 	}
 	defer func() {
 		if err != nil && p.done != nil {
@@ -376,6 +374,21 @@ func (p *parts) amend(r *diffusers.Repository) {
 	}
 	if painting && c.Has("skip_prk_steps") {
 		c.SkipPRKSteps = true
+	}
+}
+
+// hashBeside is hashFiles on another goroutine, while the weights are packed; the function waits for it.
+func hashBeside(paths []string) func() (string, error) {
+	var sum string
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		sum, err = hashFiles(paths)
+	}()
+	return func() (string, error) {
+		<-done
+		return sum, err
 	}
 }
 
@@ -471,6 +484,22 @@ func (p *parts) network(opt native.Options) (native.Network, error) {
 	return p.graphs.network(p.repo.Denoiser(), p.config)
 }
 
+// identity is the hash of the weights, with the changes merged into them.
+func (p *parts) identity(changes loras) (hash string, err error) {
+	if p.hash != nil {
+		hash, err = p.hash()
+	}
+	for _, l := range changes {
+		if err != nil {
+			break
+		}
+		var sum string
+		sum, err = hashFiles([]string{l.Path()})
+		hash = fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s %s %g", hash, sum, l.scale)))
+	}
+	return hash, err
+}
+
 // open makes the model of the parts.
 func (p *parts) open(opt Options) (*Model, error) {
 	grid, err := gridConfig(p.sched)
@@ -505,15 +534,6 @@ func (p *parts) open(opt Options) (*Model, error) {
 	if err != nil {
 		pool.Close()
 		return nil, err
-	}
-	for _, l := range changes {
-		sum, err := hashFiles([]string{l.Path()})
-		if err != nil {
-			changes.close()
-			pool.Close()
-			return nil, err
-		}
-		p.hash = fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%s %s %g", p.hash, sum, l.scale)))
 	}
 	if p.repo != nil && p.graphs == nil {
 		if p.weights, err = changes.merge(p.repo.Denoiser(), p.weights); err != nil {
@@ -557,6 +577,13 @@ func (p *parts) open(opt Options) (*Model, error) {
 		pool.Close()
 		return nil, err
 	}
+	hash, err := p.identity(changes)
+	if err != nil {
+		around.close()
+		net.Close()
+		pool.Close()
+		return nil, err
+	}
 	if _, ok := p.config.(*diffusers.FluxConfig); ok {
 		scale = 0 // the network takes times from 0 to 1
 	}
@@ -564,7 +591,7 @@ func (p *parts) open(opt Options) (*Model, error) {
 	if c, ok := p.config.(*diffusers.UNet2DConditionConfig); ok && around.codec != nil && c.InChannels == 2*around.codec.Latent()+1 {
 		state = around.codec.Latent() // beside it the mask and the masked picture
 	}
-	about := models.Info{Name: p.name, Hash: p.hash, Shape: []int{state, h, w},
+	about := models.Info{Name: p.name, Hash: hash, Shape: []int{state, h, w},
 		Classes: classes, Labels: p.labels.Labels, DType: map[kernels.DType]string{kernels.F32: "f32", kernels.BF16: "bf16"}[dtype],
 		Tier: pool.Tier().String(), Params: int64(net.Parameters())}
 	if classes > 0 && null == classes-1 {
