@@ -57,7 +57,7 @@ func modelVerb(a *app) *cli.Command {
 			},
 			{
 				Name: "bench", Usage: "time the forward pass", UsageText: "X",
-				Description: "X is a model, or a network's config.json (weights of the true size are made up). Prints the shortest and the median time, multiply-adds per second of the shortest, and what share of the registers' peak that is (more than 100 % where Winograd saves multiplications).",
+				Description: "X is a model, or a network's config.json (weights of the true size are made up); of an autoencoder the decoder is timed. Prints the time of loading, the shortest and the median time, multiply-adds per second of the shortest, and what share of the registers' peak that is (more than 100 % where Winograd saves multiplications).",
 				Flags: model(
 					&cli.IntFlag{Name: "batch", Usage: "images at a time (`B`)", Value: 1},
 					&cli.IntFlag{Name: "rounds", Usage: "forward passes to time (`N`)", Value: 10},

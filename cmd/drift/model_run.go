@@ -18,6 +18,7 @@ import (
 	"drift/internal/npz"
 	"drift/internal/refuse"
 	"drift/models"
+	"drift/models/autoencoder"
 	"drift/models/diffusers"
 	"drift/models/engine"
 	"drift/models/mmdit"
@@ -32,29 +33,32 @@ func openNet(name, dtype, tier string, opt diffusers.Options) (native.Network, e
 	if err != nil {
 		return nil, err
 	}
-	pool := kernels.NewPool(t, runtime.GOMAXPROCS(0))
-	var cfg diffusers.Config
-	var w diffusers.Weights
-	if filepath.Base(name) == "config.json" {
-		var err error
-		if cfg, err = diffusers.ReadConfig(name); err != nil {
-			return nil, err
-		}
-	} else {
-		m, err := diffusers.Open(name, opt)
-		if err != nil {
-			return nil, err
-		}
-		cfg, w = m.Config, m.Weights
+	cfg, w, err := configAndWeights(name, opt)
+	if err != nil {
+		return nil, err
 	}
 	if err := native.Runs(cfg); err != nil {
 		return nil, refuse.Errorf(name, "%s", err)
 	}
+	pool := kernels.NewPool(t, runtime.GOMAXPROCS(0))
 	net, err := native.New(cfg, w, native.Options{Pool: pool, DType: kind})
 	if err != nil {
 		return nil, refuse.Errorf(name, "%s", trimPackage(err.Error()))
 	}
 	return net, nil
+}
+
+// configAndWeights reads a folder, or a config.json alone, which has no weights.
+func configAndWeights(name string, opt diffusers.Options) (diffusers.Config, diffusers.Weights, error) {
+	if filepath.Base(name) == "config.json" {
+		cfg, err := diffusers.ReadConfig(name)
+		return cfg, nil, err
+	}
+	m, err := diffusers.Open(name, opt)
+	if err != nil {
+		return nil, nil, err
+	}
+	return m.Config, m.Weights, nil
 }
 
 // tierAndType reads --tier and --dtype.
@@ -404,6 +408,46 @@ func dtypeName(net native.Network) string {
 	return "f32"
 }
 
+// timed opens what model bench times: a network, or the decoder of an autoencoder.
+func (a *app) timed(c *cli.Context, name string) (native.Network, func(), error) {
+	path := name
+	if filepath.Base(path) != "config.json" {
+		path = filepath.Join(name, "config.json")
+	}
+	if cfg, err := diffusers.ReadConfig(path); err == nil {
+		switch cfg.(type) {
+		case *diffusers.AutoencoderKLConfig, *diffusers.AutoencoderTinyConfig:
+			return openDecoder(name, c.String("dtype"), c.String("tier"), fileOptions(c))
+		}
+	}
+	net, _, done, err := a.network(c.Context, name, c.String("dtype"), c.String("tier"), fileOptions(c))
+	return net, done, err
+}
+
+// openDecoder opens the decoder of an autoencoder as openNet does a network.
+func openDecoder(name, dtype, tier string, opt diffusers.Options) (native.Network, func(), error) {
+	t, kind, err := tierAndType(dtype, tier)
+	if err != nil {
+		return nil, nil, err
+	}
+	cfg, w, err := configAndWeights(name, opt)
+	if err != nil {
+		return nil, nil, err
+	}
+	if w == nil {
+		if w, err = diffusers.NewFormula(cfg); err != nil {
+			return nil, nil, err
+		}
+	}
+	pool := kernels.NewPool(t, runtime.GOMAXPROCS(0))
+	ae, err := autoencoder.New(cfg, w, engine.Options{Pool: pool, DType: kind})
+	if err != nil {
+		pool.Close()
+		return nil, nil, refuse.Errorf(name, "%s", trimPackage(err.Error()))
+	}
+	return native.Wrap(ae.Decoder), pool.Close, nil
+}
+
 func (a *app) modelBench(c *cli.Context) error {
 	name, err := oneArg(c, "a model")
 	if err != nil {
@@ -417,7 +461,7 @@ func (a *app) modelBench(c *cli.Context) error {
 		return a.onnxBench(c, path, batch, rounds)
 	}
 	start := time.Now()
-	net, _, done, err := a.network(c.Context, name, c.String("dtype"), c.String("tier"), fileOptions(c))
+	net, done, err := a.timed(c, name)
 	if err != nil {
 		return err
 	}
@@ -435,7 +479,15 @@ func (a *app) modelBench(c *cli.Context) error {
 	for i := range x {
 		x[i] = float32(i%17)/8 - 1
 	}
-	out := make([]float32, batch*channels*h*w)
+	oh, ow := h, w
+	if n, ok := net.(interface {
+		Output(h, w int) (int, int, error)
+	}); ok {
+		if oh, ow, err = n.Output(h, w); err != nil {
+			return err
+		}
+	}
+	out := make([]float32, batch*channels*oh*ow)
 	b := &native.Batch{H: h, W: w, T: slices.Repeat([]float64{1}, batch), Inputs: net.Example(batch)}
 	if net.Classes() > 0 {
 		b.Class = make([]int, batch)

@@ -240,6 +240,10 @@ type engineNet struct {
 
 func newEngineNet(n *engine.Net) Network { return engineNet{n, 0, models.NoClass} }
 
+// Wrap makes a Network of one that package engine runs, such as the decoder of
+// an autoencoder.
+func Wrap(n *engine.Net) Network { return newEngineNet(n) }
+
 func (n engineNet) SampleSize() (h, w int) {
 	h, w, _ = n.Usual()
 	return h, w
