@@ -139,16 +139,29 @@ func winoOut2AVX2(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, col
 func winoOut4AVX2(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
 
 //go:noescape
-func winoWeights2AVX2(dst *float32, step int, src *float32, n int, matrix *float64)
+func winoWeights2PairAVX2(dst *float32, step int, src *float32, n int, matrix, pair *float64)
 
 //go:noescape
-func winoWeights4AVX2(dst *float32, step int, src *float32, n int, matrix *float64)
+func winoWeights2EndsAVX2(dst *float32, step int, src *float32, n int, matrix, pair *float64)
 
-func winoWeightsSIMD(m int, dst *float32, step int, src *float32, n int, matrix *float64) {
-	if m == 2 {
-		winoWeights2AVX2(dst, step, src, n, matrix)
-	} else {
-		winoWeights4AVX2(dst, step, src, n, matrix)
+//go:noescape
+func winoWeights4PairAVX2(dst *float32, step int, src *float32, n int, matrix, pair *float64)
+
+//go:noescape
+func winoWeights4EndsAVX2(dst *float32, step int, src *float32, n int, matrix, pair *float64)
+
+func winoWeightsSIMD(m, rows int, dst *float32, step int, src *float32, n int) {
+	t := &winoTables[m/4]
+	pair := &t.g[max(2*rows-1, 0)][0]
+	switch {
+	case m == 2 && rows == 0:
+		winoWeights2EndsAVX2(dst, step, src, n, &t.g[0][0], pair)
+	case m == 2:
+		winoWeights2PairAVX2(dst, step, src, n, &t.g[0][0], pair)
+	case rows == 0:
+		winoWeights4EndsAVX2(dst, step, src, n, &t.g[0][0], pair)
+	default:
+		winoWeights4PairAVX2(dst, step, src, n, &t.g[0][0], pair)
 	}
 }
 

@@ -164,6 +164,33 @@ func softmaxRowsBF16(x *float32, pitch, rows, n int, scale float32, top, sum *fl
 //go:noescape
 func toBF16RowsBF16(dst *uint16, src *float32, ldDst, ldSrc, rows, c int)
 
+//go:noescape
+func winoWeights2PairAVX512(dst *float32, step int, src *float32, n int, matrix, pair *float64)
+
+//go:noescape
+func winoWeights2EndsAVX512(dst *float32, step int, src *float32, n int, matrix, pair *float64)
+
+//go:noescape
+func winoWeights4PairAVX512(dst *float32, step int, src *float32, n int, matrix, pair *float64)
+
+//go:noescape
+func winoWeights4EndsAVX512(dst *float32, step int, src *float32, n int, matrix, pair *float64)
+
+func winoWeightsOn512(m, rows int, dst *float32, step int, src *float32, n int) {
+	t := &winoTables[m/4]
+	pair := &t.g[max(2*rows-1, 0)][0]
+	switch {
+	case m == 2 && rows == 0:
+		winoWeights2EndsAVX512(dst, step, src, n, &t.g[0][0], pair)
+	case m == 2:
+		winoWeights2PairAVX512(dst, step, src, n, &t.g[0][0], pair)
+	case rows == 0:
+		winoWeights4EndsAVX512(dst, step, src, n, &t.g[0][0], pair)
+	default:
+		winoWeights4PairAVX512(dst, step, src, n, &t.g[0][0], pair)
+	}
+}
+
 func affineRows512(dst, src *float32, dstStride, srcStride, n, c int, scale, shift *float32, act Activation) {
 	switch {
 	case n < 1 || c < 1:
@@ -216,6 +243,7 @@ var avx512Ops = func() ops {
 	o := avx2Ops
 	o.tier, o.mr, o.nr, o.kc = AVX512, 12, 32, 256
 	o.affineRows, o.act, o.softmaxRows = affineRows512, act512, softmaxRowsAVX512
+	o.winoWeights = winoWeightsOn512
 	return o
 }()
 

@@ -176,28 +176,32 @@ func BenchmarkMethods(b *testing.B) {
 // cache, as a network does: weights come from memory.
 func BenchmarkCold(b *testing.B) {
 	tier := Detect()
-	for _, workers := range []int{1, 2} {
-		p := NewPool(tier, workers)
-		defer p.Close()
-		for _, s := range []struct{ n, c, h int }{{1, 128, 32}, {1, 256, 16}, {1, 256, 8}, {16, 256, 8}, {1, 256, 4}, {4, 256, 4}, {16, 256, 4}} {
+	p := NewPool(tier, 2)
+	defer p.Close()
+	for _, s := range []struct{ n, cin, cout, h int }{
+		{1, 128, 128, 32}, {16, 128, 128, 32}, {1, 256, 256, 16}, {16, 256, 256, 16}, {1, 256, 256, 8}, {16, 256, 256, 8}, {1, 256, 256, 4}, {16, 256, 256, 4},
+		{1, 320, 320, 64}, {1, 640, 320, 64}, {1, 640, 640, 32}, {1, 1280, 640, 32}, {1, 1280, 1280, 32}, {1, 640, 1280, 16}, {1, 1280, 1280, 16}, {1, 2560, 1280, 16},
+		{1, 1280, 1280, 8}, {2, 1280, 1280, 8}, {1, 2560, 1280, 8}, {1, 512, 512, 64},
+	} {
+		for _, dt := range []DType{F32, BF16} {
 			for how, name := range []string{"direct", "F2", "F4"} {
-				b.Run(fmt.Sprintf("w%d/n%d_%d_%d/%s", workers, s.n, s.c, s.h, name), func(b *testing.B) {
+				b.Run(fmt.Sprintf("n%d_%dx%d_%d/%v/%s", s.n, s.cin, s.cout, s.h, dt, name), func(b *testing.B) {
 					r := rng(1)
-					spec := ConvSpec{Cin: s.c, Cout: s.c, KH: 3, KW: 3, Pad: Same(1)}
-					weight := randoms(r, s.c*s.c*9)
-					layers := make([]*Conv, 24*256*256/s.c/s.c)
+					spec := ConvSpec{Cin: s.cin, Cout: s.cout, KH: 3, KW: 3, Pad: Same(1)}
+					weight := randoms(r, s.cin*s.cout*9)
+					layers := make([]*Conv, max(24*256*256/s.cin/s.cout, 2))
 					for i := range layers {
-						layers[i] = newConv(tier, F32, spec.normal(), weight, nil, method(how))
+						layers[i] = newConv(tier, dt, spec.normal(), weight, nil, method(how))
 					}
-					x := randoms(r, s.n*s.h*s.h*s.c)
-					dst := make([]float32, len(x))
-					scratch := make([]float32, layers[0].Scratch(workers, s.n, s.h, s.h, false))
+					x := randoms(r, s.n*s.h*s.h*s.cin)
+					dst := make([]float32, s.n*s.h*s.h*s.cout)
+					scratch := make([]float32, layers[0].Scratch(2, s.n, s.h, s.h, false))
 					d := best(b, func() {
 						for _, c := range layers {
-							c.Run(p, dst, Input{X: x, C: s.c}, s.n, s.h, s.h, scratch, Epilogue{})
+							c.Run(p, dst, Input{X: x, C: s.cin}, s.n, s.h, s.h, scratch, Epilogue{})
 						}
 					})
-					report(b, 2*float64(layers[0].MACs(s.n, s.h, s.h)), d/time.Duration(len(layers)), workers, 0)
+					report(b, 2*float64(layers[0].MACs(s.n, s.h, s.h)), d/time.Duration(len(layers)), 2, 0)
 				})
 			}
 		}

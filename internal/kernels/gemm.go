@@ -81,9 +81,11 @@ type ops struct {
 	// winoIn and winoOut are the transforms of F(m by m, 3 by 3).
 	winoIn  func(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int)
 	winoOut func(m int, dst, src, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
-	// winoWeights transforms 3 by 3 kernels for n columns, a multiple of 4:
-	// src has 9 rows of n taps, value k goes to dst + k*step bytes.
-	winoWeights func(m int, dst *float32, step int, src *float32, n int, g *float64)
+	// winoWeights transforms 3 by 3 kernels for n columns, a multiple of 8, by
+	// two rows of G: for rows = 0 the first and the last, else 2*rows-1 and
+	// 2*rows. src has 9 rows of n taps; value k of the 2(m+2) goes to
+	// dst + k*step bytes.
+	winoWeights func(m, rows int, dst *float32, step int, src *float32, n int)
 	// roundBF16 rounds in place, toBF16 to half the width; toBF16Rows rounds
 	// rows of c values, row lengths in bytes.
 	roundBF16  func(x []float32)

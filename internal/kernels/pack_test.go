@@ -16,8 +16,8 @@ func TestWinogradBlocks(t *testing.T) {
 		convCase
 		how method
 	}{
-		{convCase{spec: ConvSpec{Cin: 64, Cout: 40, KH: 3, KW: 3, Pad: Same(1)}, n: 4, h: 24, w: 104, res: true}, wino4},
-		{convCase{spec: ConvSpec{Cin: 136, Cout: 40, KH: 3, KW: 3, Pad: Same(1)}, n: 3, h: 16, w: 72, aff: true, act: SiLU}, wino2},
+		{convCase{spec: ConvSpec{Cin: 272, Cout: 16, KH: 3, KW: 3, Pad: Same(1)}, n: 4, h: 24, w: 104, res: true}, wino4},
+		{convCase{spec: ConvSpec{Cin: 392, Cout: 16, KH: 3, KW: 3, Pad: Same(1)}, n: 3, h: 16, w: 72, aff: true, act: SiLU}, wino2},
 	} {
 		in, weight, bias, ep, _ := c.build(r)
 		for i, v := range weight {
@@ -142,6 +142,31 @@ func TestHalves(t *testing.T) {
 				for i, v := range dst {
 					if want := half.ToFloat16(v); v == v && back[i] != want {
 						t.Fatalf("%v: %g became %#04x, not %#04x", tier, v, back[i], want)
+					}
+				}
+			}
+		}
+	}
+}
+
+// The transform of the weights agrees with its twin.
+func TestWinogradWeights(t *testing.T) {
+	r := rng(13)
+	for _, tier := range Tiers() {
+		o := opsOf(tier)
+		for m := 2; m <= 4; m += 2 {
+			const n, step = 24, 40
+			taps := randoms(r, 9*n)
+			for pair := range (m + 2) / 2 {
+				size := 2*(m+2)*step + n
+				got, want := poisoned(size), poisoned(size)
+				o.winoWeights(m, pair, &got[0], step*4, &taps[0], n)
+				winoWeightsGo(m, pair, &want[0], step*4, &taps[0], n)
+				for k := range 2 * (m + 2) {
+					for i := k * step; i < k*step+n; i++ {
+						if d := got[i] - want[i]; !(max(d, -d) <= 1e-7) {
+							t.Fatalf("%v, F(%dx%d), pair %d, value %d, column %d: %g, want %g", tier, m, m, pair, k, i-k*step, got[i], want[i])
+						}
 					}
 				}
 			}

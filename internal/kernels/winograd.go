@@ -39,9 +39,9 @@ func methodOf(tier Tier, dtype DType, s ConvSpec) method {
 		px = 1 << 20
 	}
 	switch {
-	case px > 100 && weights <= 1<<20, px >= 36 && weights <= 1<<14:
+	case px >= 200, px > 100 && weights <= 1<<20, px >= 36 && weights <= 1<<14:
 		return wino4
-	case px >= 200 || px >= 9 && weights <= px<<10:
+	case px >= 9 && weights <= px<<10:
 		if dtype == F32 || tier != AVX512BF16 {
 			return wino2
 		}
@@ -57,18 +57,19 @@ type winoMatrices struct {
 	at [4][6]float64 // m by (m+2)
 }
 
-var winoTables = map[int]*winoMatrices{2: winoMatricesOf(2), 4: winoMatricesOf(4)}
+// The first is of m = 2, the second of m = 4.
+var winoTables = [2]winoMatrices{winoMatricesOf(2), winoMatricesOf(4)}
 
 // winoMatricesOf builds the matrices from the points by Toom-Cook: row i of
 // B^T holds the coefficients of the product of (x - a_j) over the other
 // points, row i of G the powers of a_i over the product of (a_i - a_j).
-func winoMatricesOf(m int) *winoMatrices {
+func winoMatricesOf(m int) winoMatrices {
 	points := []float64{0, 1, -1}
 	if m == 4 {
 		points = []float64{0, 0.75, -0.75, 1.5, -1.5}
 	}
 	al := m + 2
-	t := new(winoMatrices)
+	var t winoMatrices
 	for i := range al {
 		poly := []float64{1}
 		norm := 1.0
@@ -123,14 +124,13 @@ func (c *Conv) wino() (m int) {
 	return 4
 }
 
-// winoMatrixOf is the matrix G as the kernels read it.
-var winoMatrixOf = map[int][]float64{2: flatG(2), 4: flatG(4)}
-
-func flatG(m int) (g []float64) {
-	for i := range m + 2 {
-		g = append(g, winoTables[m].g[i][:]...)
+// winoRows gives the rows of values that are transformed together as number
+// pair: those of 0 and infinity, and those of a point and its opposite.
+func winoRows(m, pair int) (first, second int) {
+	if pair == 0 {
+		return 0, m + 1
 	}
-	return g
+	return 2*pair - 1, 2 * pair
 }
 
 // winoTiles is about how many tiles an item covers. With all weights
@@ -149,7 +149,7 @@ const (
 	// winoWhole is from how many tiles on all weights are transformed first.
 	winoWhole = 600
 	// winoWeights is about how many transformed weights are made at a time.
-	winoWeights = 64 << 10
+	winoWeights = 96 << 10
 	// winoChannels is how many channels of a row of tiles are transformed at
 	// a time, so that a tile and its result share the first level cache.
 	winoChannels = 128
@@ -197,7 +197,7 @@ func winoPlanOf(c *Conv, workers, n, h, wd int, pad Pad, in *Input) winoPlan {
 	p.cb, p.per = s.Cin, max(1, 64/nr)
 	if !p.whole {
 		p.per = max(1, 32/nr)
-		p.cb = ceilDiv(s.Cin, ceilDiv(s.Cin, max(winoWeights/(values*p.per*nr), 8)))
+		p.cb = ceilDiv(s.Cin, ceilDiv(s.Cin, max(winoWeights/(2*(m+2)*p.per*nr), 8)))
 		p.cb = roundUp(p.cb, 8)
 	}
 	p.blocks = ceilDiv(s.Cin, p.cb)
@@ -215,7 +215,7 @@ func winoPlanOf(c *Conv, workers, n, h, wd int, pad Pad, in *Input) winoPlan {
 	if p.whole {
 		p.uSize = c.panels * values * p.uStep
 	} else {
-		p.perWorker += p.per * values * p.uStep
+		p.perWorker += p.per * 2 * (m + 2) * p.uStep
 	}
 	if c.w16 != nil {
 		p.perWorker += roundUp(9*p.cb*nr, 16)
@@ -242,7 +242,7 @@ type winoJob struct {
 	dst   []float32
 	plan  winoPlan
 	phase uint8
-	u     []float32 // [panel][value][channel][nr], of all weights
+	u     []float32 // [panel][pair of rows of values][value][channel][nr], of all weights
 	v     []float32 // [value][block][tile][channel of the block]
 	work  []float32
 	bias  []float32
@@ -314,7 +314,10 @@ func (j *winoJob) do(worker, item int) {
 	m := work.take(pl.mSize)
 	switch j.phase {
 	case winoExpand:
-		j.weights(&work, j.u[item*(pl.uSize/c.panels):], item, 0, c.spec.Cin)
+		al := c.wino() + 2
+		for pair := range al / 2 {
+			j.weights(&work, j.u[(item*al/2+pair)*2*al*pl.uStep:], item, pair, 0, c.spec.Cin)
+		}
 	case winoBoth:
 		v := work.take(pl.vSize)
 		first := item * pl.rows
@@ -336,8 +339,8 @@ func (j *winoJob) do(worker, item int) {
 }
 
 // weights transforms the kernels of a panel's columns for n channels from c0
-// on into u, [value][channel][nr].
-func (j *winoJob) weights(work *carver, u []float32, pn, c0, n int) {
+// on, a pair of rows of values, into u, [value][channel][nr].
+func (j *winoJob) weights(work *carver, u []float32, pn, pair, c0, n int) {
 	pl, c := &j.plan, j.c
 	nr, m := c.ops.nr, c.wino()
 	at := (pn*c.spec.Cin + c0) * 9 * nr
@@ -349,9 +352,8 @@ func (j *winoJob) weights(work *carver, u []float32, pn, c0, n int) {
 	} else {
 		taps = c.w[at : at+9*n*nr]
 	}
-	g := &winoMatrixOf[m][0]
 	for ch := range n {
-		c.ops.winoWeights(m, &u[ch*nr], pl.uStep*4, &taps[9*ch*nr], nr, g)
+		c.ops.winoWeights(m, pair, &u[ch*nr], pl.uStep*4, &taps[9*ch*nr], nr)
 	}
 }
 
@@ -387,26 +389,30 @@ func (j *winoJob) multiply(work *carver, v, m []float32, group, first, last int)
 	tiles := (last - first) * pl.tx
 	panels := min(pl.per, c.panels-group*pl.per)
 	cols := panels * o.nr
-	values := (wm + 2) * (wm + 2)
-	step := values * pl.uStep // of a panel
+	al := wm + 2
+	step := 2 * al * pl.uStep // of a pair of rows of values
 	rest := *work
 	u := j.u
-	if pl.whole {
-		u = u[group*pl.per*step:]
-	} else {
+	if !pl.whole {
 		u = rest.take(pl.per * step)
 	}
-	for b := range pl.blocks {
+	for part := range al / 2 * pl.blocks {
+		pair, b := part/pl.blocks, part%pl.blocks
 		channels, segs := pl.cb, j.segs
 		if b == pl.blocks-1 && b > 0 {
 			channels, segs = int(j.end[1]), j.end[:]
 		}
 		if !pl.whole {
 			for pn := range panels {
-				j.weights(&rest, u[pn*step:], group*pl.per+pn, b*pl.cb, channels)
+				j.weights(&rest, u[pn*step:], group*pl.per+pn, pair, b*pl.cb, channels)
 			}
 		}
-		for value := range values {
+		first, second := winoRows(wm, pair)
+		for k := range 2 * al {
+			value := first*al + k
+			if k >= al {
+				value = second*al + k - al
+			}
 			a := unsafe.Pointer(&v[value*pl.vStep+b*pl.rows*pl.tx*pl.cb])
 			for pn := range panels {
 				g := gemmArgs{
@@ -416,7 +422,10 @@ func (j *winoJob) multiply(work *carver, v, m []float32, group, first, last int)
 				if b > 0 {
 					g.acc = 1
 				}
-				at := pn*step + value*pl.uStep
+				at := pn*step + k*pl.uStep
+				if pl.whole {
+					at += (group*pl.per*(al/2) + pn*(al/2-1) + pair) * step
+				}
 				for i := 0; i < len(segs); i += 2 {
 					g.b = unsafe.Pointer(&u[at])
 					g.segs = (*segment)(unsafe.Pointer(&segs[i]))
@@ -454,23 +463,21 @@ func (j *winoJob) multiply(work *carver, v, m []float32, group, first, last int)
 }
 
 // winoWeightsGo is the portable twin of the weight transform.
-func winoWeightsGo(m int, dst *float32, step int, src *float32, n int, g *float64) {
-	al := m + 2
-	gm := unsafe.Slice(g, 3*al)
+func winoWeightsGo(m, pair int, dst *float32, step int, src *float32, n int) {
+	al, t := m+2, &winoTables[m/4]
 	taps := unsafe.Slice(src, 9*n)
+	one, two := winoRows(m, pair)
 	for lane := range n {
-		var half [6][3]float64
-		for i := range al {
+		for k, i := range [2]int{one, two} {
+			var half [3]float64
 			for x := range 3 {
 				for y := range 3 {
-					half[i][x] += gm[3*i+y] * float64(taps[(3*y+x)*n+lane])
+					half[x] += t.g[i][y] * float64(taps[(3*y+x)*n+lane])
 				}
 			}
-		}
-		for i := range al {
 			for j := range al {
-				v := half[i][0]*gm[3*j] + half[i][1]*gm[3*j+1] + half[i][2]*gm[3*j+2]
-				*(*float32)(unsafe.Add(unsafe.Pointer(dst), (i*al+j)*step+lane*4)) = float32(v)
+				v := half[0]*t.g[j][0] + half[1]*t.g[j][1] + half[2]*t.g[j][2]
+				*(*float32)(unsafe.Add(unsafe.Pointer(dst), (k*al+j)*step+lane*4)) = float32(v)
 			}
 		}
 	}
@@ -478,7 +485,7 @@ func winoWeightsGo(m int, dst *float32, step int, src *float32, n int, g *float6
 
 // winoInGo is the portable twin of the input transform.
 func winoInGo(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int) {
-	t := winoTables[m]
+	t := &winoTables[m/4]
 	al := m + 2
 	var d, e [6][6]float32
 	for tile := range tiles {
@@ -514,7 +521,7 @@ func winoInGo(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, 
 
 // winoOutGo is the portable twin of the output transform.
 func winoOutGo(m int, dst, src, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int) {
-	t := winoTables[m]
+	t := &winoTables[m/4]
 	al := m + 2
 	var e [4][6]float32
 	for ch := range c {

@@ -34,7 +34,8 @@ func winoFile() []byte {
 	for _, m := range []int{2, 4} {
 		winoIn(a, m)
 		winoOut(a, m)
-		winoWeights(a, m)
+		winoWeights(a, m, false, false)
+		winoWeights(a, m, true, false)
 	}
 	return a.Bytes()
 }
@@ -261,64 +262,107 @@ func winoOut(a *asm, m int) {
 	a.op("RET")
 }
 
-// winoWeights transforms kernels for n columns, a multiple of 4: src has 9
-// rows of n taps, value k of the result goes to dst + k*step bytes. g is the
-// matrix G, (m+2) by 3.
-func winoWeights(a *asm, m int) {
-	al := m + 2
-	a.text(fmt.Sprintf("winoWeights%dAVX2", m), "(dst *float32, step int, src *float32, n int, matrix *float64)", al*3*32, 40)
+// winoWeights transforms kernels for n columns, a multiple of 4 (8 with zmm),
+// by two rows of G g G^T: those of a pair of points a and -a, or of 0 and
+// infinity. src has 9 rows of n taps; value k of the 2 (m+2) goes to
+// dst + k*step bytes. matrix is that of G, (m+2) by 3, where rows 2p+1 and
+// 2p+2 belong to a and -a: their even part is the same and their odd part the
+// opposite. Row 0 takes the first value alone, the last row is (0, 0, 1).
+func winoWeights(a *asm, m int, ends, zmm bool) {
+	al, reg, size, suffix, bcast := m+2, "Y", 4, "AVX2", ""
+	if zmm {
+		reg, size, suffix, bcast = "Z", 8, "AVX512", ".BCST"
+	}
+	rows := "Pair"
+	if ends {
+		rows = "Ends"
+	}
+	a.text(fmt.Sprintf("winoWeights%d%s%s", m, rows, suffix), "(dst *float32, step int, src *float32, n int, matrix, pair *float64)", 0, 48)
 	a.op("MOVQ dst+0(FP), DI")
 	a.op("MOVQ step+8(FP), R8")
 	a.op("MOVQ src+16(FP), SI")
 	a.op("MOVQ n+24(FP), CX")
 	a.op("MOVQ matrix+32(FP), DX")
+	a.op("MOVQ pair+40(FP), BX")
 	a.op("MOVQ CX, R9")
 	a.op("SHLQ $2, R9") // bytes between taps
+	a.op("LEAQ (R9)(R9*2), R10")
+	// times is out = in * a constant.
+	times := func(ptr string, at, in, out int) {
+		if zmm {
+			a.op("VMULPD%s %d(%s), Z%d, Z%d", bcast, at, ptr, in, out)
+			return
+		}
+		a.op("VBROADCASTSD %d(%s), Y%d", at, ptr, 15)
+		a.op("VMULPD Y15, Y%d, Y%d", in, out)
+	}
+	// pair multiplies a column by the two rows of G at at(ptr).
+	pair := func(ptr string, at int, in [3]int, plus, minus, t int) {
+		times(ptr, at, in[0], plus)
+		times(ptr, at+8, in[1], t)
+		if zmm {
+			a.op("VFMADD231PD%s %d(%s), Z%d, Z%d", bcast, at+16, ptr, in[2], plus)
+		} else {
+			a.op("VBROADCASTSD %d(%s), Y15", at+16, ptr)
+			a.op("VFMADD231PD Y15, Y%d, Y%d", in[2], plus)
+		}
+		a.op("VSUBPD %s%d, %s%d, %s%d", reg, t, reg, plus, reg, minus)
+		a.op("VADDPD %s%d, %s%d, %s%d", reg, t, reg, plus, reg, plus)
+	}
 	a.label("columns")
 	a.op("MOVQ SI, AX")
-	for t := range 9 {
-		a.op("VCVTPS2PD (AX), Y%d", t)
-		if t < 8 {
-			a.op("ADDQ R9, AX")
-		}
-	}
-	broadcast := func(row int) {
-		for k := range 3 {
-			a.op("VBROADCASTSD %d(DX), Y%d", (row*3+k)*8, 9+k)
-		}
-	}
-	for i := range al {
-		broadcast(i)
+	for y := range 3 {
 		for x := range 3 {
-			a.op("VMULPD Y%d, Y9, Y12", x)
-			a.op("VFMADD231PD Y%d, Y10, Y12", 3+x)
-			a.op("VFMADD231PD Y%d, Y11, Y12", 6+x)
-			a.op("VMOVUPD Y12, %d(SP)", (i*3+x)*32)
+			if ends && y == 1 {
+				continue
+			}
+			at := "(AX)"
+			if x > 0 {
+				at = fmt.Sprintf("(AX)(R9*%d)", x)
+			}
+			a.op("VCVTPS2PD %s, %s%d", at, reg, 3*y+x)
+		}
+		if y < 2 {
+			a.op("ADDQ R10, AX")
 		}
 	}
-	a.op("IMUL3Q $%d, R8, R10", al)
-	a.op("MOVQ DI, BX")
-	for j := range al {
-		broadcast(j)
-		a.op("MOVQ BX, AX")
-		for i := range al {
-			r := 12 + i%4
-			a.op("VMULPD %d(SP), Y9, Y%d", i*3*32, r)
-			a.op("VFMADD231PD %d(SP), Y10, Y%d", (i*3+1)*32, r)
-			a.op("VFMADD231PD %d(SP), Y11, Y%d", (i*3+2)*32, r)
+	// The two rows: registers 0 to 2 and 6 to 8.
+	for x := range 3 {
+		if ends {
+			times("DX", 0, x, x)
+		} else {
+			pair("BX", 0, [3]int{x, 3 + x, 6 + x}, 9, 6+x, 10)
+			a.op("VMOVAPD %s9, %s%d", reg, reg, x)
+		}
+	}
+	a.op("MOVQ DI, AX")
+	store := func(r int, last bool) {
+		if zmm {
+			a.op("VCVTPD2PS Z%d, Y%d", r, r)
+			a.op("VMOVUPS Y%d, (AX)", r)
+		} else {
 			a.op("VCVTPD2PSY Y%d, X%d", r, r)
 			a.op("VMOVUPS X%d, (AX)", r)
-			if i < al-1 {
-				a.op("ADDQ R10, AX")
-			}
 		}
-		if j < al-1 {
-			a.op("ADDQ R8, BX")
+		if !last {
+			a.op("ADDQ R8, AX")
 		}
 	}
-	a.op("ADDQ $16, SI")
-	a.op("ADDQ $16, DI")
-	a.op("SUBQ $4, CX")
+	for row := 0; row <= 6; row += 6 {
+		in := [3]int{row, row + 1, row + 2}
+		times("DX", 0, in[0], 9)
+		store(9, false)
+		for i := 1; i < al-1; i += 2 {
+			p, q, t := 9+(i-1)%4, 10+(i-1)%4, 13
+			pair("DX", i*24, in, p, q, t)
+			store(p, false)
+			store(q, false)
+		}
+		store(in[2], row == 6)
+	}
+	a.op("ADDQ $%d, SI", 4*size)
+	a.op("ADDQ $%d, DI", 4*size)
+	a.op("SUBQ $%d, CX", size)
 	a.op("JNE columns")
 	a.op("VZEROUPPER")
 	a.op("RET")
