@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 	"unsafe"
@@ -89,11 +90,11 @@ func (e *Engine) enter(p *Plan, images int) {
 	v := &e.env
 	v.plan, v.N = p, images
 	if need := p.perImage * images; len(v.arena) < need {
-		v.arena = nil // let the old one go first
+		drop(&v.arena) // let the old one go first
 		v.arena = aligned(need)
 	}
 	if need := p.scratch(images); len(v.scratch) < need {
-		v.scratch = nil
+		drop(&v.scratch)
 		v.scratch = aligned(need)
 	}
 	e.peak = max(e.peak, len(v.arena)+len(v.scratch))
@@ -194,11 +195,55 @@ func (e *Engine) Activations() int {
 	return 4 * e.peak
 }
 
+// ReleaseOver is Release if arena and scratch hold more than so many bytes and
+// keep nothing for a Back.
+func (e *Engine) ReleaseOver(bytes int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.saved == nil && 4*(len(e.env.arena)+len(e.env.scratch)) > bytes {
+		e.release()
+	}
+}
+
 // Release gives arena and scratch back; the next Run makes them anew.
 func (e *Engine) Release() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.env.arena, e.env.scratch, e.saved = nil, nil, nil
+	e.release()
+}
+
+func (e *Engine) release() {
+	e.saved = nil
+	drop(&e.env.arena)
+	drop(&e.env.scratch)
+}
+
+// Forget gives everything back, plans and packed layers too; the next Plan
+// reads the weights again. Plans made before must not run any more.
+func (e *Engine) Forget() {
+	e.Release()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	bytes := e.Layers.Bytes()
+	e.Layers = NewLayers(e.Layers.pool, e.Layers.dtype, e.Layers.weights)
+	clear(e.plans)
+	e.env.plan = nil
+	if bytes >= large {
+		debug.FreeOSMemory()
+	}
+}
+
+// large is from how many bytes on memory is given back at once: the collector,
+// which lets as much garbage gather as there is in use, would wait for as much
+// again.
+const large = 64 << 20
+
+func drop(s *[]float32) {
+	n := 4 * len(*s)
+	*s = nil
+	if n >= large {
+		debug.FreeOSMemory()
+	}
 }
 
 // aligned makes n float32 that begin at a 64-byte boundary.

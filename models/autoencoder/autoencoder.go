@@ -113,6 +113,13 @@ func (a *Autoencoder) Close() {
 	a.Decoder.Close()
 }
 
+// ReleaseOver gives the activation memory of a network back that holds more
+// than so many bytes.
+func (a *Autoencoder) ReleaseOver(bytes int) {
+	a.Encoder.ReleaseOver(bytes)
+	a.Decoder.ReleaseOver(bytes)
+}
+
 // Latent is the number of channels of a latent.
 func (a *Autoencoder) Latent() int { return a.latent }
 

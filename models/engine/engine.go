@@ -177,6 +177,10 @@ func (n *Net) Parameters() int { return n.params }
 // Activations is the most activation memory so far, in bytes.
 func (n *Net) Activations() int { return n.eng.Activations() }
 
+// ReleaseOver is Release if more than so many bytes are held and nothing is
+// kept for a VJP.
+func (n *Net) ReleaseOver(bytes int) { n.eng.ReleaseOver(bytes) }
+
 // Release gives the activation memory back until the next Forward.
 func (n *Net) Release() { n.eng.Release() }
 

@@ -620,6 +620,11 @@ func (p *parts) open(opt Options) (*Model, error) {
 		u.Inputs, u.About.Text = around.text.Inputs, true
 	}
 	if c := around.codec; c != nil {
+		c.Before = func() { // the network's activations make room for the decoder's
+			if n, ok := net.(interface{ ReleaseOver(bytes int) }); ok {
+				n.ReleaseOver(large)
+			}
+		}
 		m.Codec, u.About.Picture = c, []int{c.Pictures(), h * c.Factor(), w * c.Factor()}
 		if c.Latent() != state {
 			m.Close()

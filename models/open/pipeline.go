@@ -81,10 +81,11 @@ func frames(r *diffusers.Repository, cfg diffusers.Config, g *graphs, changes lo
 // opener opens components of a repository.
 type opener struct {
 	*frame
-	graphs *graphs // of a folder of ONNX networks, nil for one of weights
-	r      *diffusers.Repository
-	opt    engine.Options
-	loras  loras
+	encoders []*text.Encoder
+	graphs   *graphs // of a folder of ONNX networks, nil for one of weights
+	r        *diffusers.Repository
+	opt      engine.Options
+	loras    loras
 }
 
 // loras are opened LoRA files and their scales.
@@ -253,10 +254,13 @@ func (o *opener) encoder(name string) (*text.Encoder, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := text.New(m.Config, w, o.opt)
+	lazy := o.opt
+	lazy.Lazy = true // packed for the first prompt
+	e, err := text.New(m.Config, w, lazy)
 	if err != nil {
 		return nil, fmt.Errorf("models: %w", err)
 	}
+	o.encoders = append(o.encoders, e)
 	o.closes = append(o.closes, e.Close)
 	return e, nil
 }
@@ -400,8 +404,21 @@ func (o *opener) prompts(cfg diffusers.Config, opt Pipeline) error {
 	default:
 		return nil
 	}
+	c.Encoded = o.forget
 	o.text = c
 	return nil
+}
+
+// large is how much memory a part may keep while another one works.
+const large = 64 << 20
+
+// forget gives the memory of large text encoders back. Prompts are remembered, and new ones read the weights again.
+func (o *opener) forget() {
+	for _, e := range o.encoders {
+		if e.Weights() > large {
+			e.Forget()
+		}
+	}
 }
 
 // factor is how many pixels of a picture's side one of a latent's stands for.

@@ -26,6 +26,8 @@ type Codec struct {
 	// 0 decodes everything at once. Neighbours overlap by a quarter and are
 	// blended there.
 	Tile int
+	// Before is called before Decode, to make room for it; may be nil.
+	Before func()
 }
 
 // Autoencoder makes latents (N, C, h, w) of pictures and pictures of latents:
@@ -106,11 +108,21 @@ func (c *Codec) latents(z *tensor.Dense) ([]float64, error) {
 	return in, nil
 }
 
+// large is how much activation memory an autoencoder keeps from one call to
+// the next.
+const large = 256 << 20
+
 // Decode turns latents (N, C, h, w) into pictures in about [-1, 1].
 func (c *Codec) Decode(ctx context.Context, z *tensor.Dense) (*tensor.Dense, error) {
 	in, err := c.latents(z)
 	if err != nil {
 		return nil, err
+	}
+	if c.Before != nil {
+		c.Before()
+	}
+	if a, ok := c.Autoencoder.(interface{ ReleaseOver(bytes int) }); ok {
+		defer a.ReleaseOver(large)
 	}
 	s := z.Shape()
 	n, h, w := s[0], s[2], s[3]

@@ -29,6 +29,9 @@ type Conditioner struct {
 	Text
 	// More gives inputs that depend on the size of the latents; may be nil.
 	More func(n, h, w int) map[string]engine.Array
+	// Encoded is called when prompts were encoded and are remembered; may be
+	// nil.
+	Encoded func()
 
 	rows map[string]map[string]engine.Array // by prompt
 	last []string
@@ -54,9 +57,11 @@ func (c *Conditioner) Inputs(ctx context.Context, q *models.Query) (map[string]e
 		c.rows = map[string]map[string]engine.Array{}
 	}
 	all := map[string]engine.Array{}
+	encoded := false
 	for i, key := range keys {
 		row, ok := c.rows[key]
 		if !ok {
+			encoded = true
 			var err error
 			if row, err = c.Prompt(ctx, key[1:], key == "-"); err != nil {
 				return nil, fmt.Errorf("pipeline: prompt %.60q: %w", key[1:], err)
@@ -79,6 +84,9 @@ func (c *Conditioner) Inputs(ctx context.Context, q *models.Query) (map[string]e
 		for name, a := range c.More(n, size[0], size[1]) {
 			all[name] = a
 		}
+	}
+	if encoded && c.Encoded != nil {
+		c.Encoded()
 	}
 	c.last, c.size, c.all = keys, size, all
 	return all, nil

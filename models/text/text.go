@@ -61,6 +61,9 @@ func New(cfg diffusers.Config, w diffusers.Weights, opt engine.Options) (*Encode
 		e.ownPool = true
 	}
 	e.eng = graph.NewEngine(e.pool, opt.DType, w)
+	if opt.Lazy {
+		return e, nil
+	}
 	if _, err := e.plan(first, false, 0); err != nil {
 		e.Close()
 		return nil, err
@@ -74,6 +77,13 @@ func (e *Encoder) Close() {
 		e.pool.Close()
 	}
 }
+
+// Weights is the size of the packed weights in bytes.
+func (e *Encoder) Weights() int { return e.eng.Layers.Bytes() }
+
+// Forget gives the packed weights and all activations back; the next Encode
+// reads the weights again.
+func (e *Encoder) Forget() { e.eng.Forget() }
 
 // Config gives the configuration that the encoder was made from.
 func (e *Encoder) Config() diffusers.Config { return e.cfg }
