@@ -480,3 +480,62 @@ func TestPictureEnergy(t *testing.T) {
 		t.Errorf("the winner's reward is %g, the mean of its picture %g", won, sum)
 	}
 }
+
+// TestPrompts: sizes and prompts at their edges, and several prompts in one run whatever the batch.
+func TestPrompts(t *testing.T) {
+	dir := t.TempDir()
+	folders := map[string]string{}
+	for _, name := range []string{"sd1", "sd3", "pixart"} {
+		folders[name] = pipe(t, name, "")
+	}
+	out := filepath.Join(dir, "o.npz")
+	for _, c := range []struct {
+		model string
+		code  int
+		args  string
+		want  string
+	}{
+		{"sd1", 2, "-W|33", "a width of 33: want a multiple of 2"},
+		{"sd1", 2, "-W|0", "--width 0: want a number of pixels"},
+		{"sd1", 2, "-H|-8", "--height -8"},
+		{"sd1", 2, "-W|2|-H|2", "too small for 2 levels"},
+		{"sd1", 0, "-W|30|-H|26", ""}, // 15 by 13: odd at every level
+		{"sd3", 2, "-W|34|-H|32", "multiple of the patches' 2"},
+		{"sd3", 2, "-W|64|-H|32", "at most 24"},
+		{"sd1", 0, "--prompt|", ""},
+		{"sd1", 0, "--prompt|" + strings.Repeat("cat ", 120), "has 120 tokens, of which the text encoder reads 75"},
+		{"sd1", 0, "--prompt|x|--negative-prompt|" + strings.Repeat("dog ", 80), "tokens, of which the text encoder reads 75"},
+		{"pixart", 0, "--text-tokens|8|--prompt|a red fox in the rain", "of which the text encoder reads 7"},
+		{"sd1", 0, "--prompt|a ((cat:1.2):0.5) (:1.2) ()|--negative-prompt|(rain:0)", ""},
+	} {
+		args := []string{"sample", "--model", folders[c.model], "--steps", "1", "--out", out}
+		if !strings.Contains(c.args, "--prompt") {
+			args = append(args, "--prompt", "x")
+		}
+		code, _, stderr := world(nil, append(args, strings.Split(c.args, "|")...)...)
+		if code != c.code || !strings.Contains(stderr, c.want) {
+			t.Errorf("%s %s: exit code %d, want %d with %q: %s", c.model, c.args, code, c.code, c.want, stderr)
+		}
+	}
+	list := filepath.Join(dir, "prompts.txt")
+	if err := os.WriteFile(list, []byte("a cat\n(red:1.3) dog\n\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	draw := func(args ...string) []byte {
+		code, _, stderr := world(nil, append([]string{"sample", "--model", folders["sd1"], "--steps", "2", "--quiet", "--out", out}, args...)...)
+		if code != 0 {
+			t.Fatal(stderr)
+		}
+		return bytesOf(t, out, "images")
+	}
+	both := draw("--prompts", list, "--negative-prompt", "(rain:0.5)", "--count", "2", "--batch", "3")
+	if !slices.Equal(both, draw("--prompts", list, "--negative-prompt", "(rain:0.5)", "--count", "2", "--batch", "1")) {
+		t.Error("pictures of several prompts depend on the batch")
+	}
+	if !slices.Equal(both[len(both)/2:], draw("--prompt", "(red:1.3) dog", "--negative-prompt", "(rain:0.5)", "--count", "2")) {
+		t.Error("the second line is not its prompt")
+	}
+	if slices.Equal(draw("--prompt", "x"), draw("--prompt", "x", "--cfg-scale", "1")) || !slices.Equal(draw("--prompt", "x"), draw("--prompt", "x", "--cfg-scale", "7.5")) {
+		t.Error("a text is not guided by its pipeline's usual scale")
+	}
+}

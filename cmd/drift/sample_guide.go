@@ -73,7 +73,7 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 	if !slices.ContainsFunc(s.desc.Sets, func(set manifest.Set) bool {
 		return set.Prompt != "" || slices.ContainsFunc(set.Classes, func(k int) bool { return k != models.NoClass })
 	}) && slices.ContainsFunc(specs, func(g string) bool { return strings.HasPrefix(g, "cfg") }) {
-		s.warn("classifier-free guidance does nothing without a class")
+		s.warn("classifier-free guidance does nothing without a class or a text")
 	}
 	return nil
 }

@@ -169,6 +169,15 @@ func (s *sampling) resolveSets(_ context.Context, base *manifest.Run) error {
 			sets[i].Negative = s.c.String("negative-prompt")
 		}
 	}
+	if s.model.Cut != nil {
+		for _, set := range sets {
+			for _, text := range []string{set.Prompt, set.Negative} {
+				if n, most := s.model.Cut(text); n > most {
+					s.warn("%.40q has %d tokens, of which the text encoder reads %d", text, n, most)
+				}
+			}
+		}
+	}
 	s.desc.Sets, s.plan.Sets = sets, sets
 	s.items = job.Items(len(sets), s.seeds, s.plan.Offset)
 	if len(s.items) > manifest.MaxImages {

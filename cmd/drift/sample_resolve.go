@@ -146,6 +146,11 @@ func (s *sampling) resolveModel(ctx context.Context, base *manifest.Run) error {
 			tier = ""
 		}
 	}
+	for _, f := range []string{"width", "height"} {
+		if s.c.IsSet(f) && s.c.Int(f) < 1 {
+			return usagef("--%s %d: want a number of pixels", f, s.c.Int(f))
+		}
+	}
 	var m *open.Model
 	if comp != nil {
 		m, s.closeAll, err = s.openComposition(ctx, comp, dtype, tier)

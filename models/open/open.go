@@ -57,6 +57,8 @@ type Model struct {
 	// the masked picture. nil: it is no such network.
 	Paint func(beside func(models.Row) []float64)
 	Notes []string // what the user should know of how the files were read
+	// Cut tells how many tokens a prompt has, and how many of them the text encoder reads; nil without one.
+	Cut func(prompt string) (tokens, read int)
 	// Letters are the categories of a model on sequences, where they have letters; AnyLength says that its rows may have
 	// other lengths than Info.Shape says.
 	Letters   string
@@ -303,6 +305,9 @@ func folder(ctx context.Context, name string, opt Options) (m *Model, err error)
 	} else {
 		if err := native.Runs(cfg); err != nil {
 			return nil, refuse.Errorf(name, "its network is %s", err)
+		}
+		if err := p.supported(opt.Pipeline); err != nil {
+			return nil, err
 		}
 		net, err := r.Network("")
 		if err != nil {
@@ -571,7 +576,15 @@ func (p *parts) open(opt Options) (*Model, error) {
 	}
 	channels, _ := net.Channels()
 	h, w := net.SampleSize()
-	if h, w, err = around.size(opt.Pipeline, h, w); err != nil {
+	h, w, err = around.size(opt.Pipeline, h, w)
+	if n, ok := net.(interface {
+		Output(h, w int) (oh, ow int, err error)
+	}); ok && err == nil {
+		if _, _, e := n.Output(h, w); e != nil && (opt.Width != 0 || opt.Height != 0) {
+			err = &AskedError{fmt.Sprintf("a width of %d and a height of %d: %v", w*around.factor(), h*around.factor(), e)}
+		}
+	}
+	if err != nil {
 		around.close()
 		net.Close()
 		pool.Close()
@@ -618,6 +631,11 @@ func (p *parts) open(opt Options) (*Model, error) {
 	}
 	if around.text != nil {
 		u.Inputs, u.About.Text = around.text.Inputs, true
+		if c, ok := around.text.Text.(interface {
+			Cut(prompt string) (tokens, read int)
+		}); ok {
+			m.Cut = c.Cut
+		}
 	}
 	if c := around.codec; c != nil {
 		c.Before = func() { // the network's activations make room for the decoder's

@@ -78,6 +78,56 @@ func frames(r *diffusers.Repository, cfg diffusers.Config, g *graphs, changes lo
 	return o.frame, nil
 }
 
+// factor is how many pixels of a picture's side one of a latent's stands for.
+func (f *frame) factor() int {
+	if f.codec == nil {
+		return 1
+	}
+	return f.codec.Factor()
+}
+
+// supported reads the configurations of a folder, and says by name what is not supported in them, before any weights are
+// read.
+func (p *parts) supported(opt Pipeline) error {
+	r := p.repo
+	if _, own := p.config.(*diffusers.ADMConfig); !own && edmOf(p.config) == nil { // these may come without a scheduler
+		sched, err := r.Scheduler()
+		if err != nil {
+			return needs(err)
+		}
+		if _, err := gridConfig(sched); err != nil {
+			return refuse.Errorf(p.name, "%v", err)
+		}
+	}
+	if _, ok := p.config.(*diffusers.SanaConfig); ok {
+		return refuse.Errorf(p.name, "Sana's pipelines need a Gemma text encoder and an AutoencoderDC, which this engine does not run; `drift model run` runs the network")
+	}
+	if r.Index == nil {
+		return nil
+	}
+	unet, attends := p.config.(*diffusers.UNet2DConditionConfig)
+	if _, ok := r.Index.Component("text_encoder"); attends && !ok {
+		return refuse.Errorf(p.name, "its network attends to a text, and there is no text_encoder")
+	}
+	for _, name := range []string{"text_encoder", "text_encoder_2", "text_encoder_3", "vae", "vqvae"} {
+		if _, ok := r.Index.Component(name); !ok || name == "vae" && opt.VAE != "" {
+			continue
+		}
+		cfg, _, err := r.Config(name)
+		if err != nil {
+			return err
+		}
+		if vae, ok := cfg.(*diffusers.AutoencoderKLConfig); ok && attends {
+			switch latent := vae.LatentChannels; unet.InChannels {
+			case latent, 2*latent + 1:
+			default:
+				return refuse.Errorf(p.name, "its network reads %d channels and its latents have %d: what goes beside them is known for masks alone, %d channels in all", unet.InChannels, latent, 2*latent+1)
+			}
+		}
+	}
+	return nil
+}
+
 // opener opens components of a repository.
 type opener struct {
 	*frame
@@ -332,7 +382,7 @@ func (o *opener) prompts(cfg diffusers.Config, opt Pipeline) error {
 	c := &pipeline.Conditioner{}
 	switch cfg := cfg.(type) {
 	case *diffusers.UNet2DConditionConfig:
-		if !o.has("text_encoder") {
+		if !o.has("text_encoder") { // files without an index
 			return refuse.Errorf(o.r.Dir, "its network attends to a text, and there is no text_encoder")
 		}
 		first, err := o.clip("")
@@ -399,8 +449,6 @@ func (o *opener) prompts(cfg diffusers.Config, opt Pipeline) error {
 			return err
 		}
 		c.Text, o.scale, o.steps = pipeline.PixArt{T5: long, Width: cfg.CaptionChannels}, 4.5, 20
-	case *diffusers.SanaConfig:
-		return refuse.Errorf(o.r.Dir, "Sana's pipelines need a Gemma text encoder and an AutoencoderDC, which this engine does not run; `drift model run` runs the network")
 	default:
 		return nil
 	}
@@ -431,10 +479,7 @@ func (o *opener) factor() int {
 
 // size is the size of the latents: what was asked for, or the network's own.
 func (f *frame) size(opt Pipeline, h, w int) (int, int, error) {
-	factor := 1
-	if f.codec != nil {
-		factor = f.codec.Factor()
-	}
+	factor := f.factor()
 	for _, s := range []struct {
 		name string
 		want int

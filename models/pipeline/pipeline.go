@@ -126,6 +126,14 @@ func (c Clip) encode(ctx context.Context, prompt string, skip int) (*text.Output
 	return out, weights, err
 }
 
+// Cut tells how many tokens a prompt has, and how many of them are read.
+func (c Clip) Cut(prompt string) (tokens, read int) {
+	for _, part := range Parts(prompt) {
+		tokens += len(c.Tokenizer.Tokens(part.Text))
+	}
+	return tokens, c.Tokenizer.Length - 2
+}
+
 // weigh multiplies the state of every token by its weight, and all states by
 // what keeps their mean.
 func weigh(states []float32, weights []float64) []float32 {
@@ -238,6 +246,9 @@ func (t SDXL) Prompt(ctx context.Context, prompt string, negative bool) (map[str
 	return map[string]engine.Array{"encoder_hidden_states": states, "added_text_embeds": {Shape: []int{1, len(p)}, Data: p}}, nil
 }
 
+// Cut is Clip.Cut.
+func (t SDXL) Cut(prompt string) (tokens, read int) { return t.First.Cut(prompt) }
+
 // Close implements Text.
 func (t SDXL) Close() { t.First.Encoder.Close(); t.Second.Encoder.Close() }
 
@@ -278,6 +289,28 @@ type T5 struct {
 	Length   int
 }
 
+// Cut is Clip.Cut.
+func (t T5) Cut(prompt string) (tokens, read int) {
+	if t.Tokenize == nil {
+		return 0, 0
+	}
+	const most = 1 << 14
+	_, mask := t.Tokenize(plain(prompt), most)
+	for _, m := range mask {
+		tokens += m
+	}
+	return tokens - 1, t.Length - 1
+}
+
+// plain is a prompt without its weights.
+func plain(prompt string) string {
+	var b strings.Builder
+	for _, p := range Parts(prompt) {
+		b.WriteString(p.Text)
+	}
+	return b.String()
+}
+
 // states are the states of all tokens, the padding's included.
 func (t T5) states(ctx context.Context, prompt string, width int, masked bool) (a engine.Array, mask []int, err error) {
 	a.Shape = []int{1, t.Length, width}
@@ -285,11 +318,7 @@ func (t T5) states(ctx context.Context, prompt string, width int, masked bool) (
 		a.Data = make([]float32, t.Length*width)
 		return a, nil, nil
 	}
-	var plain strings.Builder
-	for _, p := range Parts(prompt) {
-		plain.WriteString(p.Text)
-	}
-	ids, mask := t.Tokenize(plain.String(), t.Length)
+	ids, mask := t.Tokenize(plain(prompt), t.Length)
 	var masks [][]int
 	if masked {
 		masks = [][]int{mask}
@@ -345,6 +374,14 @@ func (t SD3) Prompt(ctx context.Context, prompt string, _ bool) (map[string]engi
 	}, nil
 }
 
+// Cut is Clip.Cut of the encoder that reads more.
+func (t SD3) Cut(prompt string) (tokens, read int) {
+	if t.T5.Tokenize != nil {
+		return t.T5.Cut(prompt)
+	}
+	return t.First.Cut(prompt)
+}
+
 // Close implements Text.
 func (t SD3) Close() {
 	t.First.Encoder.Close()
@@ -375,6 +412,9 @@ func (t Flux) Prompt(ctx context.Context, prompt string, _ bool) (map[string]eng
 	}, nil
 }
 
+// Cut is T5.Cut.
+func (t Flux) Cut(prompt string) (tokens, read int) { return t.T5.Cut(prompt) }
+
 // Close implements Text.
 func (t Flux) Close() { t.Clip.Encoder.Close(); t.T5.close() }
 
@@ -397,6 +437,9 @@ func (t PixArt) Prompt(ctx context.Context, prompt string, _ bool) (map[string]e
 	}
 	return map[string]engine.Array{"encoder_hidden_states": long, "encoder_attention_mask": m}, nil
 }
+
+// Cut is T5.Cut.
+func (t PixArt) Cut(prompt string) (tokens, read int) { return t.T5.Cut(prompt) }
 
 // Close implements Text.
 func (t PixArt) Close() { t.T5.close() }
