@@ -233,6 +233,7 @@ func (a *app) verbs() []*cli.Command {
 		serveVerb(a),
 		workerVerb(a),
 		shardVerb(a),
+		doctorVerb(a),
 		metadataVerb(a),
 		versionVerb(a),
 		completionVerb(a),
