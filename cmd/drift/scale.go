@@ -157,7 +157,7 @@ type crew struct {
 }
 
 // wantsCrew tells whether the line is to be made in shards.
-func (a *app) wantsCrew(c *cli.Context) bool { return c.Int("workers") != 0 || a.hiring != nil }
+func (a *app) wantsCrew(c *cli.Context) bool { return c.IsSet("workers") || a.hiring != nil }
 
 // hire finds who makes the shards of this line: what serve and shard say, and --workers of this process, the first of
 // which uses the work that is open already.

@@ -15,6 +15,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"drift/cmd/drift/internal/queue"
+	"drift/cmd/drift/internal/shard"
 )
 
 // halting is a worker that dies between storing its first result and saying so.
@@ -308,4 +311,58 @@ func TestWorkerPaused(t *testing.T) {
 	other.done()
 	w.check(t)
 	w.once(t, paused, other)
+}
+
+// BenchmarkShard makes shards of 64 images by one worker of one thread, through the whole queue. overhead-% is what of the
+// time is not spent inside the model.
+func BenchmarkShard(b *testing.B) {
+	a := &app{in: strings.NewReader(""), out: io.Discard, err: io.Discard, getenv: func(string) string { return "" }, stop: make(chan struct{}), share: 1}
+	d, err := a.openWork(b.Context(), []string{"sample", fmt.Sprintf("--count=%d", 64*b.N), "--steps=10", "--sampler=euler", "--cfg-scale=1", "--out=x.npz"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	s, err := queue.Start(queue.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	p, err := queue.NewPool(b.Context(), s, queue.Job{Config: d.Config()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer p.Close()
+	nc, err := s.Connect()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer nc.Close()
+	ready := make(chan struct{})
+	go func() {
+		w := &queue.Worker{Name: "w", Open: func(context.Context, queue.Job) (queue.Doer, error) { close(ready); return borrowed{d}, nil }}
+		_, _ = w.Run(b.Context(), nc) // ends with the benchmark
+	}()
+	<-ready
+	var specs []shard.Spec
+	for i, r := range shard.Cut(64*b.N, 64) {
+		specs = append(specs, shard.New(i, sampleShard{r, 32}))
+	}
+	b.ResetTimer()
+	if err := p.Submit(b.Context(), specs); err != nil {
+		b.Fatal(err)
+	}
+	model := 0.0
+	for _, sp := range specs {
+		r, err := p.Result(b.Context(), sp, d.(*sampleWork).check(64))
+		if err != nil {
+			b.Fatal(err)
+		}
+		model += r.Model
+		if err := p.Forget(b.Context(), sp); err != nil {
+			b.Fatal(err)
+		}
+	}
+	wall := b.Elapsed().Seconds()
+	b.ReportMetric(100*(wall-model)/wall, "overhead-%")
+	b.ReportMetric(64*float64(b.N)/wall, "images/s")
 }

@@ -122,12 +122,14 @@ func (w *Worker) run(ctx context.Context, nc *nats.Conn) (n int, err error) {
 			return n, err
 		}
 		// While work waits, the answer is at once; the wait only bounds how long the end of the job stays unseen.
-		msg, err := cons.Next(jetstream.FetchMaxWait(500 * time.Millisecond))
+		wait, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		msg, err := cons.Next(jetstream.FetchContext(wait))
+		cancel()
 		if err != nil {
 			if ctx.Err() != nil {
 				return n, ctx.Err()
 			}
-			if !errors.Is(err, nats.ErrTimeout) {
+			if !errors.Is(err, nats.ErrTimeout) && !errors.Is(err, context.DeadlineExceeded) {
 				sleep(ctx, 100*time.Millisecond)
 			}
 			if e, err := state.Get(ctx, stateKey); err == nil && string(e.Value()) == "done" {
