@@ -153,6 +153,9 @@ func vaeNaming(c *AutoencoderKLConfig) naming {
 	}
 }
 
+// fusedProjection is one of the projections that OpenCLIP has in one.
+var fusedProjection = regexp.MustCompile(`[qkv]_proj\.`)
+
 var clipLayer = regexp.MustCompile(`^encoder\.layers\.(\d+)\.(.+)$`)
 
 // openCLIPNaming is the text encoder of OpenCLIP: queries, keys and values in

@@ -62,11 +62,12 @@ var places = map[string][]place{
 	"text_encoder": {
 		{"cond_stage_model.transformer.text_model.", false}, {"cond_stage_model.transformer.", false}, {"cond_stage_model.model.", true},
 		{"conditioner.embedders.0.transformer.text_model.", false}, {"text_encoder.text_model.", false}, {"text_encoder.", false},
-		{"te.text_model.", false}, {"te.transformer.text_model.", false},
+		{"te.text_model.", false}, {"te1.text_model.", false},
 	},
 	"text_encoder_2": {
 		{"conditioner.embedders.1.model.", true}, {"cond_stage_model.1.model.", true}, {"cond_stage_model.1.transformer.text_model.", false},
-		{"conditioner.embedders.1.transformer.text_model.", false}, {"text_encoder_2.text_model.", false}, {"text_encoder_2.", false}, {"te1.text_model.", false}, {"te.1.transformer.text_model.", false},
+		{"conditioner.embedders.1.transformer.text_model.", false}, {"text_encoder_2.text_model.", false}, {"text_encoder_2.", false},
+		{"te.1.text_model.", false}, {"te2.text_model.", false},
 	},
 }
 
@@ -242,13 +243,20 @@ func (s *single) part(src Source, component string, cfg Config, p place) (*singl
 		switch {
 		case p.original:
 			part.name = openCLIPNaming
-		default: // the projection stands beside text_model, or (stable-diffusion.cpp) below it, as OpenCLIP has it
+		default: // stable-diffusion.cpp keeps what OpenCLIP has in one piece, under names like those of transformers
 			part.name = func(name string) piece {
-				if name != "text_projection.weight" {
-					return whole(name)
-				}
-				if _, ok := src.Tensor(p.prefix + "text_projection"); ok {
-					return piece{name: "text_projection", transposed: true}
+				open := openCLIPNaming(name)
+				switch {
+				case name == "text_projection.weight":
+					if _, ok := src.Tensor(p.prefix + "text_projection"); ok {
+						return open
+					}
+				case open.parts > 0:
+					at := fusedProjection.ReplaceAllString(name, "in_proj.")
+					if _, ok := src.Tensor(p.prefix + at); ok {
+						open.name = at
+						return open
+					}
 				}
 				return whole(name)
 			}

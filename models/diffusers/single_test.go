@@ -124,6 +124,60 @@ func TestSingleFileNames(t *testing.T) {
 	}
 }
 
+// stable-diffusion.cpp can rename tensors as it converts: to one numbering of the text encoders, and to the names of
+// transformers, with OpenCLIP's fused projections as they are. From a folder of diffusers it takes names with the prefixes
+// unet, vae, te and te.1.
+func TestSingleFileRenamed(t *testing.T) {
+	n := readNames(t)["sdxl"]
+	inner := strings.NewReplacer("transformer.resblocks.", "encoder.layers.", "attn.in_proj_", "self_attn.in_proj.", "attn.out_proj", "self_attn.out_proj", "ln_1", "layer_norm1", "ln_2", "layer_norm2",
+		"mlp.c_fc", "mlp.fc1", "mlp.c_proj", "mlp.fc2", "ln_final", "final_layer_norm", "positional_embedding", "embeddings.position_embedding.weight", "token_embedding.weight", "embeddings.token_embedding.weight")
+	renamed, folder := shapes{}, shapes{}
+	of := map[string]string{} // new name to old
+	for name, shape := range n.Tensors {
+		to := strings.Replace(name, "conditioner.embedders.0.", "cond_stage_model.", 1)
+		if rest, ok := strings.CutPrefix(name, "conditioner.embedders.1.model."); ok {
+			to = "cond_stage_model.1.transformer.text_model." + inner.Replace(rest)
+		}
+		renamed[to], of[to] = shape, name
+	}
+	for component, prefix := range map[string]string{"unet": "unet.", "vae": "vae.", "text_encoder": "te.text_model.", "text_encoder_2": "te.1.text_model."} {
+		s := &single{path: "m.gguf", parts: map[string]*singlePart{}}
+		if err := s.read(shapes(n.Tensors), Options{}); err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range s.parts[component].config.Tensors() {
+			at := prefix + x.Name
+			if x.Name == "text_projection.weight" {
+				at = "te.1.text_projection.weight"
+			}
+			folder[at] = x.Shape
+		}
+	}
+	for what, src := range map[string]shapes{"renamed": renamed, "folder": folder} {
+		s := &single{path: "m.gguf", parts: map[string]*singlePart{}}
+		if err := s.read(src, Options{}); err != nil {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		for component, rows := range n.Parts {
+			part := s.parts[component]
+			if part == nil {
+				t.Errorf("%s: no %s", what, component)
+				continue
+			}
+			for _, x := range part.config.Tensors() {
+				p := part.name(x.Name)
+				if got := (pieceRow{of[p.name], p.part - 1, p.transposed}); what == "renamed" && got != rows[x.Name] {
+					t.Errorf("%s %s: %s is %+v, want %+v", what, component, x.Name, got, rows[x.Name])
+				}
+			}
+			if _, err := NewCheckpoint(part.config, newView(src, part.config, part.name, part.own, part.spare)); err != nil {
+				t.Errorf("%s %s: %v", what, component, err)
+			}
+		}
+	}
+}
+
 // The configurations are those of the published folders, but for what does not show in the shapes and does not change
 // the result in float32.
 func TestSingleFileConfigurations(t *testing.T) {
@@ -305,4 +359,56 @@ func TestView(t *testing.T) {
 	if _, err := v.Float32("bad"); err == nil {
 		t.Error("four parts of six rows")
 	}
+}
+
+// Whatever shapes a file has, it is read or refused.
+func FuzzSingleFile(f *testing.F) {
+	tables := readNames(f)
+	song := shapes{}
+	for _, text := range []string{
+		`{"_class_name": "SongUNet", "label_dim": 4, "encoder_type": "residual", "decoder_type": "skip"}`, `{"_class_name": "DhariwalUNet"}`, `{"_class_name": "ADMUNet", "resblock_updown": true}`,
+	} {
+		c, err := ParseConfig("c", []byte(text))
+		if err != nil {
+			f.Fatal(err)
+		}
+		song = shapes{}
+		for _, x := range c.Tensors() {
+			song[x.Name] = x.Shape
+		}
+		tables[text] = nameTable{Tensors: song}
+	}
+	kinds := slices.Sorted(maps.Keys(tables))
+	for i := range kinds {
+		f.Add(uint8(i), uint16(3), int64(0), uint8(0))
+		f.Add(uint8(i), uint16(40), int64(1)<<62, uint8(1))
+		f.Add(uint8(i), uint16(500), int64(-1), uint8(2))
+		f.Add(uint8(i), uint16(7), int64(7), uint8(3))
+	}
+	f.Fuzz(func(t *testing.T, kind uint8, at uint16, size int64, how uint8) {
+		src := shapes(maps.Clone(tables[kinds[int(kind)%len(kinds)]].Tensors))
+		names := slices.Sorted(maps.Keys(src))
+		name := names[int(at)%len(names)]
+		shape := slices.Clone(src[name])
+		switch how % 4 {
+		case 0:
+			delete(src, name)
+		case 1:
+			if len(shape) > 0 && size >= 0 { // a reader gives no negative dimensions
+				shape[int(at)%len(shape)] = int(size)
+			}
+			src[name] = shape
+		case 2:
+			src[name] = shape[:min(len(shape), 1)]
+		case 3:
+			src[name] = append(shape, 1)
+		}
+		s := &single{path: "m.safetensors", parts: map[string]*singlePart{}}
+		if err := s.read(src, Options{Prediction: "eps"}); err != nil {
+			return
+		}
+		for _, part := range s.parts {
+			_, _ = NewCheckpoint(part.config, newView(src, part.config, part.name, part.own, part.spare))
+		}
+	})
 }

@@ -70,7 +70,7 @@ func frames(r *diffusers.Repository, cfg diffusers.Config, g *graphs, changes lo
 		return nil, err
 	}
 	if c := o.codec; c == nil && o.text == nil {
-		if opt.LoRA = ""; opt != (Pipeline{}) {
+		if opt.LoRA, opt.Config = "", ""; opt != (Pipeline{}) {
 			return nil, &AskedError{r.Dir + " has neither an autoencoder nor a text encoder: sizes, clip skip and the like are not for it"}
 		}
 		return nil, nil
