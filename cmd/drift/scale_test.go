@@ -5,11 +5,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +21,7 @@ import (
 
 	"drift/cmd/drift/internal/queue"
 	"drift/cmd/drift/internal/shard"
+	"drift/internal/kernels"
 )
 
 // halting is a worker that dies between storing its first result and saying so.
@@ -311,6 +315,127 @@ func TestWorkerPaused(t *testing.T) {
 	other.done()
 	w.check(t)
 	w.once(t, paused, other)
+}
+
+// TestFilesTravel: a worker in another folder gets what the line names, once.
+func TestFilesTravel(t *testing.T) {
+	t.Parallel()
+	w := newTown(t, 2, 50)
+	elsewhere, far := t.TempDir(), t.TempDir()
+	target := filepath.Join(elsewhere, "mix.json")
+	for name, text := range map[string]string{target: slowMixture, filepath.Join(w.dir, "grid.json"): `{"times": [1, 0.8, 0.5, 0.2, 0.01]}`, filepath.Join(far, "token"): "a secret of the tests\n"} {
+		if err := os.WriteFile(name, []byte(text), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.line = []string{"sample", "--model", target, "--count", "16", "--schedule", "@grid.json", "--shard", "8"}
+	launch(t, w.dir, append(append([]string{"drift"}, w.line...), "--out", "one.npz")...).done()
+	var err error
+	if w.want, err = os.ReadFile(filepath.Join(w.dir, "one.npz")); err != nil {
+		t.Fatal(err)
+	}
+	for _, came := range []bool{true, false} {
+		serve, where := w.serve(t, "127.0.0.1:0")
+		p := launch(t, far, "drift", "worker", "--url", "nats://"+where, "--token-file", "token", "--cache", "kept", "--json")
+		serve.done()
+		p.done()
+		w.check(t)
+		if strings.Contains(p.err.String(), "grid.json came") != came || strings.Contains(p.err.String(), "mix.json came") != came {
+			t.Errorf("files came: want %v: %s", came, p.err.String())
+		}
+		if err := os.Remove(filepath.Join(w.dir, "many.npz")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept, err := os.ReadDir(filepath.Join(far, "kept", "files"))
+	if err != nil || len(kept) != 2 {
+		t.Errorf("%d files are kept, want 2 (%v)", len(kept), err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(far, "kept", "job-*")); len(left) > 0 {
+		t.Errorf("%v are left", left)
+	}
+}
+
+// TestOpenJob: what would give other bits, or is no work of a worker, is refused before anything is opened.
+func TestOpenJob(t *testing.T) {
+	a := &app{in: strings.NewReader(""), out: io.Discard, err: io.Discard, getenv: func(string) string { return "" }, stop: make(chan struct{})}
+	good := queue.Job{Version: release, Arch: runtime.GOARCH, Tier: "portable", Args: []string{"sample", "--count=2", "--steps=1", "--out=x.npz"}}
+	d, err := a.openJob(t.Context(), good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := d.Config()
+	d.Close()
+	for what, change := range map[string]func(*queue.Job){
+		"another version":      func(j *queue.Job) { j.Version = "0.0.1" },
+		"another architecture": func(j *queue.Job) { j.Arch = "vax" },
+		"an unknown tier":      func(j *queue.Job) { j.Tier = "amx2" },
+		"another verb":         func(j *queue.Job) { j.Args = []string{"model", "info"} },
+		"a served line":        func(j *queue.Job) { j.Args = []string{"serve", "--", "sample"} },
+		"no verb":              func(j *queue.Job) { j.Args = []string{"--count=3"} },
+		"nothing":              func(j *queue.Job) { j.Args = nil },
+	} {
+		j := good
+		change(&j)
+		var m *queue.Mismatch
+		if d, err := a.openJob(t.Context(), j); !errors.As(err, &m) {
+			t.Errorf("%s: %v, %v", what, d, err)
+		}
+	}
+	if best := kernels.Detect(); best != kernels.Portable { // the tier is part of every shard's key
+		j := good
+		j.Tier = best.String()
+		d, err := a.openJob(t.Context(), j)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if d.Config() == first {
+			t.Error("two tiers have one configuration: their shards would mix")
+		}
+	}
+}
+
+// TestTravel: names of files in a line, in every place where they stand.
+func TestTravel(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	far := t.TempDir()
+	for _, name := range []string{"a.json", "sub/b.star", "grid.json", filepath.Join(far, "w.safetensors"), "out.npz"} {
+		if err := os.MkdirAll(filepath.Dir(name), 0o777); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(name), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := &app{getenv: func(string) string { return "" }, out: io.Discard, err: io.Discard}
+	line, files, err := a.travel([]string{"sample", "--model=a.json", "--guider=energy:file=sub/b.star,scale=2", "--schedule=@grid.json", "--lora=" + filepath.Join(far, "w.safetensors") + ":0.8", "--out=out.npz", "--steps=10"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, f := range files {
+		names = append(names, f.Path)
+	}
+	slices.Sort(names)
+	if len(names) != 4 || names[0] != "a.json" || !strings.HasPrefix(names[1], "files/") || names[2] != "grid.json" || names[3] != "sub/b.star" {
+		t.Errorf("files %v", names)
+	}
+	want := []string{"sample", "--model=a.json", "--guider=energy:file=sub/b.star,scale=2", "--schedule=@grid.json", "--lora=" + names[1] + ":0.8", "--out=out.npz", "--steps=10"}
+	if !slices.Equal(line, want) {
+		t.Errorf("line %q, want %q", line, want)
+	}
+}
+
+func FuzzKeys(f *testing.F) {
+	f.Add([]byte("UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4 # a worker\n\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		keys, err := parseKeys(text)
+		if err == nil && len(keys) == 0 {
+			t.Fatal("no keys and no error")
+		}
+	})
 }
 
 // BenchmarkShard makes shards of 64 images by one worker of one thread, through the whole queue. overhead-% is what of the
