@@ -4,10 +4,18 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -426,6 +434,72 @@ func TestTravel(t *testing.T) {
 	if !slices.Equal(line, want) {
 		t.Errorf("line %q, want %q", line, want)
 	}
+}
+
+// certify writes the certificate and key of a name, signed by an authority that it writes too.
+func certify(t *testing.T, dir string, names ...string) {
+	t.Helper()
+	write := func(name, kind string, der []byte) {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	key := func() *ecdsa.PrivateKey {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	root := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	rootKey := key()
+	der, err := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("ca.pem", "CERTIFICATE", der)
+	for i, name := range names {
+		c := &x509.Certificate{SerialNumber: big.NewInt(int64(i + 2)), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+		k := key()
+		if der, err = x509.CreateCertificate(rand.Reader, c, root, k.Public(), rootKey); err != nil {
+			t.Fatal(err)
+		}
+		write(name+".pem", "CERTIFICATE", der)
+		if der, err = x509.MarshalPKCS8PrivateKey(k); err != nil {
+			t.Fatal(err)
+		}
+		write(name+".key", "PRIVATE KEY", der)
+	}
+}
+
+// TestTLS: certificates of both sides; who has none, or does not know the authority, stays outside. A wrong token does too.
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	w := newTown(t, 2, 50)
+	certify(t, w.dir, "server", "worker")
+	if err := os.WriteFile(filepath.Join(w.dir, "wrong"), []byte("another secret\n"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	argv := append([]string{"drift", "serve", "--listen", "127.0.0.1:0", "--token-file", "token", "--tls-cert", "server.pem", "--tls-key", "server.key", "--tls-ca", "ca.pem"}, w.line...)
+	serve := launch(t, w.dir, append(argv, "--out", "many.npz", "--json")...)
+	url := "tls://" + serve.await(1, of("listen")).Address
+	own := []string{"--tls-cert", "worker.pem", "--tls-key", "worker.key"}
+	for what, flags := range map[string][]string{
+		"no certificate":       {"--tls-ca", "ca.pem", "--token-file", "token"},
+		"an unknown authority": append([]string{"--token-file", "token"}, own...),
+		"a wrong token":        append([]string{"--tls-ca", "ca.pem", "--token-file", "wrong"}, own...),
+		"no token":             append([]string{"--tls-ca", "ca.pem"}, own...),
+	} {
+		p := launch(t, w.dir, append([]string{"drift", "worker", "--url", url, "--patience", "1s", "--json"}, flags...)...)
+		if code := p.wait(); code != 1 || len(p.shards(of("begin"))) > 0 {
+			t.Errorf("%s: exit code %d: %s", what, code, p.err.String())
+		}
+	}
+	p := launch(t, w.dir, append([]string{"drift", "worker", "--url", url, "--tls-ca", "ca.pem", "--token-file", "token", "--json"}, own...)...)
+	serve.done()
+	p.done()
+	w.check(t)
 }
 
 func FuzzKeys(f *testing.F) {
