@@ -201,11 +201,10 @@ func (c *Catalog) Lines(q Request) ([]Line, error) {
 			name = m.Sampler
 		}
 		args = append(args, "--sampler", name)
-		own := slices.ContainsFunc(c.Samplers, func(n Name) bool { return n.OwnGrid && n.Name == strings.Split(name, ":")[0] })
-		if q.Schedule != "" && !own {
+		if q.Schedule != "" {
 			args = append(args, "--schedule", q.Schedule)
 		}
-		if q.Steps > 0 && !own {
+		if q.Steps > 0 {
 			args = append(args, "--steps", strconv.Itoa(q.Steps))
 		}
 		guiders, err := c.guider(m, q)
