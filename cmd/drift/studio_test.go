@@ -4,11 +4,20 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"image/png"
 	"io"
+	"math/big"
+	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -322,4 +331,97 @@ func TestStudioInterrupted(t *testing.T) {
 	if code := p.end(); code != 0 {
 		t.Errorf("exit code %d: %s", code, p.talk)
 	}
+}
+
+// TestStudioListen: off loopback there is a token, over TLS the cookie is for TLS alone, and a token can be asked for
+// or given on loopback.
+func TestStudioListen(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := selfSigned(t, dir)
+	secret := filepath.Join(dir, "token")
+	if err := os.WriteFile(secret, []byte("a-token-of-some-length\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	insecure := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // the test's own certificate
+	get := func(address, host string) (int, string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(context.Background(), "GET", address, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = host
+		res, err := insecure.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		if _, err := io.Copy(io.Discard, res.Body); err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, res.Header.Get("Set-Cookie")
+	}
+	for _, c := range []struct {
+		flags       []string
+		scheme      string
+		token, warn bool
+	}{
+		{nil, "http", false, false},
+		{[]string{"--token"}, "http", true, false},
+		{[]string{"--token-file", secret}, "http", true, false},
+		{[]string{"--listen", "0.0.0.0:0", "--host", "box.example"}, "http", true, true},
+		{[]string{"--listen", "0.0.0.0:0", "--tls-cert", cert, "--tls-key", key}, "https", true, false},
+	} {
+		p := openStudio(t, filepath.Join(dir, "g"), c.flags...)
+		u, err := url.Parse(p.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		token := u.Query().Get("token")
+		if u.Scheme != c.scheme || (len(token) >= 16) != c.token || slices.Contains(c.flags, secret) && token != "a-token-of-some-length" {
+			t.Errorf("%v: %s", c.flags, p.url)
+		}
+		base := c.scheme + "://127.0.0.1:" + u.Port() + "/"
+		want := map[bool]int{true: 401, false: 200}[c.token]
+		if code, _ := get(base, ""); code != want {
+			t.Errorf("%v: without the token %d", c.flags, code)
+		}
+		code, cookie := get(base+"?token="+token, "")
+		if code != 200 || (cookie != "") != c.token || strings.Contains(cookie, "; Secure") != (c.scheme == "https") {
+			t.Errorf("%v: %d %s", c.flags, code, cookie)
+		}
+		if code, _ := get(base+"?token="+token, "evil.example"); code != 421 {
+			t.Errorf("%v: another host %d", c.flags, code)
+		}
+		if code, _ := get(base+"?token="+token, "box.example:"+u.Port()); (code == 200) != slices.Contains(c.flags, "box.example") {
+			t.Errorf("%v: a further host %d", c.flags, code)
+		}
+		if code := p.end(); code != 0 || strings.Contains(p.talk.String(), "not encrypted") != c.warn {
+			t.Errorf("%v: exit code %d: %s", c.flags, code, p.talk)
+		}
+	}
+}
+
+// selfSigned makes a certificate.
+func selfSigned(t *testing.T, dir string) (cert, key string) {
+	t.Helper()
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &priv.PublicKey, priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := x509.MarshalECPrivateKey(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for name, b := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "EC PRIVATE KEY", Bytes: raw}} {
+		if err := os.WriteFile(name, pem.EncodeToMemory(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cert, key
 }

@@ -179,6 +179,11 @@ func (c *Catalog) Again(r manifest.Run) ([]string, error) {
 		add("rounding", r.Rounding)
 	}
 	add("seeds", r.Seeds)
+	for _, w := range args { // a description may come from anywhere, and the line is for a shell
+		if err := text(w); err != nil {
+			return no(err.Error())
+		}
+	}
 	return args, nil
 }
 

@@ -291,6 +291,9 @@ func (g *gallery) describe(r *Run, m manifest.Run) {
 	}
 	if m.Steer != nil {
 		r.Reward, r.Method, r.Particles = m.Steer.Reward, m.Steer.Method, m.Steer.Particles
+		if m.Steer.Keep != "best" {
+			r.Wanted *= m.Steer.Particles
+		}
 		if r.Lambda = m.Steer.Schedule; r.Lambda == "" && m.Steer.Lambda != nil {
 			r.Lambda = number(*m.Steer.Lambda)
 		}

@@ -433,7 +433,7 @@ const facts = r => {
   add("guidance", (r.guiders || []).join(" + ")); add("class", r.class); add("prompt", r.prompt); add("method", r.method); add("particles", r.particles); add("reward", r.reward); add("seeds", r.seeds);
   return f;
 };
-const progressOf = r => r.wanted && r.count < r.wanted && r.kind === "sample" ? r.count + " of " + r.wanted : String(r.count);
+const progressOf = r => r.wanted && r.count < r.wanted && r.kind !== "sheet" ? r.count + " of " + r.wanted : String(r.count);
 
 async function loadRuns() {
   try { runs = await api("/api/runs"); } catch (e) { toast(e.message); return; }
@@ -469,7 +469,7 @@ function showGallery() {
 }
 
 function showLatest() {
-  const r = runs.find(r => r.kind === "sample" || r.kind === "steer");
+  const r = runs.find(r => (r.kind === "sample" || r.kind === "steer") && r.count > 0);
   $("latest-card").hidden = !r;
   if (!r) return;
   $("latest").replaceChildren(
@@ -642,7 +642,7 @@ async function difference(canvas, text, a, b) {
       if (k % 4 === 3) continue;
       const d = Math.abs(p.data[k] - q.data[k]);
       sum += d * d;
-      p.data[k] = Math.min(255, 2 * d);
+      p.data[k] = Math.min(255, 4 * d);
     }
     g.putImageData(p, 0, 0);
     text.textContent = sum === 0 ? "equal" : "RMS " + short(Math.sqrt(sum / (p.data.length * 0.75)));
@@ -678,7 +678,7 @@ function chart(box, series, { xs, ys, zero = false, top, log = "" }) {
   if (top) y1 = Math.max(y1, top);
   if (x0 === x1) { x0 -= lx ? x0 / 2 : 0.5; x1 += lx ? x1 : 0.5; }
   if (y0 === y1) { y0 -= ly ? y0 / 2 : 0.5; y1 += ly ? y1 : 0.5; }
-  if (!ly) { const pad = (y1 - y0) * 0.06; if (!(zero && y0 === 0)) y0 -= pad; y1 += pad; }
+  if (ly) { y0 /= 1.06; y1 *= 1.03; } else { const pad = (y1 - y0) * 0.06; if (!(zero && y0 === 0)) y0 -= pad; y1 += pad; }
   const fx = v => lx ? Math.log(v) : v, fy = v => ly ? Math.log(v) : v;
   const X = v => L + (W - L - R) * (fx(v) - fx(x0)) / (fx(x1) - fx(x0)), Y = v => H - B - (H - T - B) * (fy(v) - fy(y0)) / (fy(y1) - fy(y0));
   const root = svg("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": ys + " by " + xs + ": " + series.map(s => s.name).join(", ") });
