@@ -104,7 +104,7 @@ func (a *app) fileInfo(c *cli.Context, name string) error {
 		line("scheduler", "%s", scheduler)
 	}
 	if r.Index != nil {
-		line("tokenizer", "none in the file: sample needs --tokenizer FOLDER, or one in the Hugging Face cache")
+		line("tokenizer", "CLIP's, which drift carries; --tokenizer FOLDER names another")
 	}
 	for _, n := range notes {
 		line("note", "%s", oneLine(n))

@@ -57,7 +57,7 @@ func sampleVerb(a *app) *cli.Command {
 			&cli.IntFlag{Name: "width", Aliases: []string{"W"}, Usage: "width of the pictures, for models that take any (`PIXELS`)"},
 			&cli.IntFlag{Name: "height", Aliases: []string{"H"}, Usage: "height of the pictures (`PIXELS`)"},
 			&cli.StringFlag{Name: "vae", Usage: "another autoencoder, a folder in the diffusers layout or one file (`X`)"},
-			&cli.StringFlag{Name: "tokenizer", Usage: "of a model in one file: `FOLDER` with vocab.json and merges.txt, or with tokenizer and tokenizer_2"},
+			&cli.StringFlag{Name: "tokenizer", Usage: "of a model in one file: `FOLDER` with vocab.json and merges.txt, or with tokenizer and tokenizer_2; default: CLIP's"},
 			&cli.StringFlag{Name: "config", Usage: "of a model in one file: `FOLDER` in the diffusers layout whose configurations are taken, instead of what the tensors' shapes say"},
 			&cli.StringFlag{Name: "prediction", Usage: "of a model in one file: what the network predicts, eps or v (`P`), where the file does not say it"},
 			&cli.StringSliceFlag{Name: "lora", Usage: "low-rank changes of the weights, by diffusers or kohya, with their scale (`FILE:0.8`); repeatable"},

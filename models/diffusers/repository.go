@@ -435,23 +435,16 @@ func (r *Repository) Notes() []string {
 	return r.single.notes
 }
 
-// TokenizerError says that a file holds no tokenizer and none was named.
-type TokenizerError struct{ Path string }
-
-func (e *TokenizerError) Error() string {
-	return e.Path + " holds no tokenizer, as no file of weights does: add --tokenizer FOLDER, one with vocab.json and merges.txt (that of any Stable Diffusion in the layout of diffusers, or openai/clip-vit-large-patch14)"
-}
-
 // Tokenizer finds the folder of a component such as tokenizer_2. own is false
 // where it stands for every tokenizer of the pipeline, whose special tokens
-// may then be others.
+// may then be others. Of a single file dir is empty unless one was named.
 func (r *Repository) Tokenizer(component string) (dir string, own bool, err error) {
 	if r.single == nil {
 		return filepath.Join(r.Dir, component), true, nil
 	}
 	root := r.single.tokenizer
 	if root == "" {
-		return "", false, &TokenizerError{r.Dir}
+		return "", false, nil
 	}
 	if dir := filepath.Join(root, component); isFile(filepath.Join(dir, "vocab.json")) {
 		return dir, true, nil

@@ -21,7 +21,7 @@ type single struct {
 	sched  *SchedulerConfig // nil: the file has no text encoder, or unsaid
 	unsaid error            // why there is none: what the network predicts must be said
 	notes  []string
-	// tokenizer is a folder with tokenizers; empty: none was named or found.
+	// tokenizer is a folder with tokenizers; empty: none was named.
 	tokenizer string
 	// given is the folder of Options.Config, whose networks take the place of
 	// those that the file does not hold.
@@ -324,8 +324,6 @@ func (s *single) around(src Source, given *Repository, in *inferred, opt Options
 		s.tokenizer = opt.Tokenizer
 	} else if given != nil && isFile(filepath.Join(given.Dir, "tokenizer", "vocab.json")) {
 		s.tokenizer = given.Dir
-	} else {
-		s.tokenizer = cachedTokenizer(opt.CacheDir)
 	}
 	var err error
 	if given != nil {
@@ -362,22 +360,6 @@ func (p *singlePart) get() Config {
 		return nil
 	}
 	return p.config
-}
-
-// cachedTokenizer is the tokenizer of CLIP in a Hugging Face cache.
-func cachedTokenizer(cache string) string {
-	for _, name := range []string{"openai/clip-vit-large-patch14", "stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"} {
-		dir, err := find(name, Options{CacheDir: cache})
-		if err != nil {
-			continue
-		}
-		for _, d := range []string{dir, filepath.Join(dir, "tokenizer")} {
-			if isFile(filepath.Join(d, "vocab.json")) {
-				return dir
-			}
-		}
-	}
-	return ""
 }
 
 // borrows tells whether a network stands in the folder of the configuration.

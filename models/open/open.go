@@ -355,8 +355,7 @@ func folder(ctx context.Context, name string, opt Options) (m *Model, err error)
 // needs makes an AskedError of what only the user can say.
 func needs(err error) error {
 	var p *diffusers.PredictionError
-	var t *diffusers.TokenizerError
-	if errors.As(err, &p) || errors.As(err, &t) {
+	if errors.As(err, &p) {
 		return &AskedError{err.Error()}
 	}
 	return err

@@ -316,7 +316,7 @@ func (o *opener) encoder(name string) (*text.Encoder, error) {
 }
 
 func (o *opener) clip(suffix string) (c pipeline.Clip, err error) {
-	act := "" // of the encoder
+	act, vocabulary := "", 0 // of the encoder
 	if o.graphs != nil {
 		if c.Encoder, err = o.graphEncoder("text_encoder" + suffix); err != nil {
 			return c, err
@@ -330,13 +330,20 @@ func (o *opener) clip(suffix string) (c pipeline.Clip, err error) {
 		if !ok {
 			return c, refuse.Errorf(o.r.Dir, "text_encoder%s is a %s, a CLIP text model is needed there", suffix, e.Config().ClassName())
 		}
-		c.Encoder, act = e, cfg.HiddenAct
+		c.Encoder, act, vocabulary = e, cfg.HiddenAct, cfg.VocabSize
 	}
 	dir, own, err := o.r.Tokenizer("tokenizer" + suffix)
-	if err != nil {
-		return c, needs(err)
+	switch {
+	case err != nil:
+		return c, err
+	case dir != "":
+		c.Tokenizer, err = text.OpenCLIPTokenizer(dir)
+	case vocabulary == text.CLIPVocabulary:
+		c.Tokenizer, err = text.NewCLIPTokenizer()
+	default:
+		return c, &AskedError{fmt.Sprintf("%s has a text encoder of %d tokens, not CLIP's %d, and no tokenizer: add --tokenizer FOLDER, one with vocab.json and merges.txt", o.r.Dir, vocabulary, text.CLIPVocabulary)}
 	}
-	if c.Tokenizer, err = text.OpenCLIPTokenizer(dir); err == nil && !own && act == "gelu" {
+	if err == nil && !own && act == "gelu" {
 		c.Tokenizer.Pad = 0 // OpenCLIP's encoders were trained with zeros behind the text
 	}
 	return c, err
