@@ -239,7 +239,7 @@ func TestExplicitGrids(t *testing.T) {
 }
 
 func TestRegistry(t *testing.T) {
-	listed := strings.Fields("karras exponential polyexponential lambda time quadratic linspace leading trailing beta ays-sd15 ays-sdxl ays-svd sgm-uniform simple flow flow-dynamic linear-quadratic edm")
+	listed := strings.Fields("karras exponential polyexponential lambda time quadratic linspace leading trailing lcm beta ays-sd15 ays-sdxl ays-svd sgm-uniform simple flow flow-dynamic linear-quadratic edm")
 	seen := map[string]bool{}
 	d := mustDiscrete(t, sd)
 	for _, s := range Schedules() {

@@ -165,6 +165,17 @@ func trailing(s span, _ *spec.Options) (Grid, error) {
 	})
 }
 
+// distillation: n of the timesteps counted down in so many equal strides.
+func distillation(s span, o *spec.Options) (Grid, error) {
+	original := o.Int("original", 50, 1, 1<<20)
+	return s.timesteps(s.n, true, func(i, m, T int) (float64, error) {
+		if m > original || original > T {
+			return 0, fmt.Errorf("%d steps of original=%d of %d timesteps", m, original, T)
+		}
+		return float64(T - 1 - i*original/m*(T/original)), nil
+	})
+}
+
 // simple: whole timesteps, the noise end included, strides cut to whole numbers.
 func simple(s span, _ *spec.Options) (Grid, error) {
 	return s.timesteps(s.n, true, func(i, m, T int) (float64, error) { return float64(T - 1 - i*T/m), nil })

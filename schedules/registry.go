@@ -70,6 +70,11 @@ var registry = []Schedule{
 		final: toZero, build: trailing,
 	},
 	{
+		Name: "lcm", Doc: "timesteps of a consistency distillation, counted down in equal strides, then 0: lcm and tcd with a LoRA", Source: "Luo et al. 2023, Latent Consistency Models; diffusers LCMScheduler",
+		Options: []Option{{"original", "50", "timesteps of the distillation"}},
+		final:   toZero, build: distillation,
+	},
+	{
 		Name: "beta", Doc: "sigma (or the timestep) at quantiles of a Beta distribution, then 0", Source: "Lee et al. 2024, Beta Sampling is All You Need",
 		Aliases: []string{"use-beta-sigmas"},
 		Options: []Option{

@@ -123,16 +123,31 @@ func (l *LoRA) Components() []string {
 // Merge gives the weights of a component with the changes in them, scale times
 // as strong as the file says. A module of the file that the weights do not have
 // is refused by name. l must stay open as long as the result is read.
-func (l *LoRA) Merge(component string, w Weights, scale float64) (Weights, error) {
+//
+// Files of Stable Diffusion by kohya's scripts name modules as diffusers does or
+// as the original layout does (input_blocks_4_1_...); cfg, the component's
+// configuration, says how the latter are called here.
+func (l *LoRA) Merge(component string, cfg Config, w Weights, scale float64) (Weights, error) {
 	modules := l.parts[component]
 	if len(modules) == 0 {
 		return w, nil
 	}
 	m := &merged{Weights: w, of: map[string]*lowRank{}, lora: l, scale: scale}
 	flat := map[string]string{}
+	var original naming
+	if c, ok := cfg.(*UNet2DConditionConfig); ok {
+		original = unetNaming(c)
+	}
 	for _, name := range w.Names() {
-		if module, ok := strings.CutSuffix(name, ".weight"); ok {
-			flat[strings.ReplaceAll(module, ".", "_")] = name
+		module, ok := strings.CutSuffix(name, ".weight")
+		if !ok {
+			continue
+		}
+		flat[strings.ReplaceAll(module, ".", "_")] = name
+		if original != nil {
+			if module, ok := strings.CutSuffix(original(name).name, ".weight"); ok {
+				flat[strings.ReplaceAll(module, ".", "_")] = name
+			}
 		}
 	}
 	for module, part := range modules {

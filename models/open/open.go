@@ -540,7 +540,7 @@ func (p *parts) open(opt Options) (*Model, error) {
 		return nil, err
 	}
 	if p.repo != nil && p.graphs == nil {
-		if p.weights, err = changes.merge(p.repo.Denoiser(), p.weights); err != nil {
+		if p.weights, err = changes.merge(p.repo.Denoiser(), p.config, p.weights); err != nil {
 			changes.close()
 			pool.Close()
 			return nil, err

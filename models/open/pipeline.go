@@ -185,10 +185,10 @@ func (l loras) close() {
 }
 
 // merge puts the changes of a component into its weights.
-func (l loras) merge(component string, w diffusers.Weights) (diffusers.Weights, error) {
+func (l loras) merge(component string, cfg diffusers.Config, w diffusers.Weights) (diffusers.Weights, error) {
 	for _, x := range l {
 		var err error
-		if w, err = x.Merge(component, w, x.scale); err != nil {
+		if w, err = x.Merge(component, cfg, w, x.scale); err != nil {
 			return nil, err
 		}
 	}
@@ -300,7 +300,7 @@ func (o *opener) encoder(name string) (*text.Encoder, error) {
 		return nil, err
 	}
 	o.closes = append(o.closes, func() { _ = m.Close() }) // files that were only read
-	w, err := o.loras.merge(name, m.Weights)
+	w, err := o.loras.merge(name, m.Config, m.Weights)
 	if err != nil {
 		return nil, err
 	}
@@ -373,7 +373,7 @@ func (o *opener) t5(suffix string, length int) (t pipeline.T5, err error) {
 
 // The usual numbers of tokens, and the usual scales of distilled networks.
 const (
-	sd3Tokens, fluxTokens, pixartTokens = 256, 512, 120
+	sd3Tokens, fluxTokens, pixartTokens, sigmaTokens = 256, 512, 120, 300
 	fluxGuidance, lcmGuidance           = 3.5, 7.5
 )
 
@@ -451,7 +451,11 @@ func (o *opener) prompts(cfg diffusers.Config, opt Pipeline) error {
 		if cfg.Additional() {
 			c.More = pipeline.PixArtSize(o.factor())
 		}
-		long, err := o.t5("", orInt(opt.TextTokens, pixartTokens))
+		tokens := pixartTokens
+		if o.r.Index != nil && o.r.Index.Class == "PixArtSigmaPipeline" {
+			tokens = sigmaTokens
+		}
+		long, err := o.t5("", orInt(opt.TextTokens, tokens))
 		if err != nil {
 			return err
 		}

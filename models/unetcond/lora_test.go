@@ -36,7 +36,7 @@ func TestLoRA(t *testing.T) {
 			t.Errorf("%s changes %v", name, l.Components())
 		}
 		for _, scale := range []float64{0.8, 0} {
-			m, err := l.Merge("unet", w, scale)
+			m, err := l.Merge("unet", cfg, w, scale)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -52,7 +52,7 @@ func TestLoRA(t *testing.T) {
 				t.Errorf("%s at %g: relative error %.3g", name, scale, e)
 			}
 		}
-		if _, err := l.Merge("unet", lacking{w}, 1); err == nil || !strings.Contains(err.Error(), "does not have") {
+		if _, err := l.Merge("unet", cfg, lacking{w}, 1); err == nil || !strings.Contains(err.Error(), "does not have") {
 			t.Errorf("%s: a module that is not there: %v", name, err)
 		}
 	}

@@ -185,6 +185,8 @@ def ldm():
 MODELS = {
     "sd1": (sd1, "StableDiffusionPipeline", ("DDIMScheduler", dict(SD, clip_sample=False, set_alpha_to_one=False)), NOTHING),
     "sd1-paint": (lambda: sd1(in_channels=9), "StableDiffusionInpaintPipeline", ("PNDMScheduler", dict(SD, skip_prk_steps=True)), NOTHING),
+    "sd2": (lambda: sd1(attention_head_dim=[2, 4], use_linear_projection=True), "StableDiffusionPipeline",
+            ("DDIMScheduler", dict(SD, clip_sample=False, set_alpha_to_one=False, prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")), NOTHING),
     "lcm": (lambda: sd1(time_cond_proj_dim=12), "LatentConsistencyModelPipeline", ("LCMScheduler", dict(SD)), NOTHING),
     "tcd": (sd1, "StableDiffusionPipeline", ("TCDScheduler", dict(SD)), NOTHING),
     "sdxl": (sdxl, "StableDiffusionXLPipeline", ("EulerDiscreteScheduler", dict(SD, timestep_spacing="leading")), dict(force_zeros_for_empty_prompt=True)),
@@ -194,6 +196,7 @@ MODELS = {
     "schnell": (lambda: flux(False), "FluxPipeline", ("FlowMatchEulerDiscreteScheduler", dict(shift=1.0)), {}),
     "pixart": (lambda: pixart(16), "PixArtAlphaPipeline", ("DPMSolverMultistepScheduler", dict(beta_schedule="linear", num_train_timesteps=1000)), {}),
     "pixart-1024": (lambda: pixart(128), "PixArtAlphaPipeline", ("DPMSolverMultistepScheduler", dict(beta_schedule="linear", num_train_timesteps=1000)), {}),
+    "sigma": (lambda: pixart(16), "PixArtSigmaPipeline", ("DPMSolverMultistepScheduler", dict(beta_schedule="linear", num_train_timesteps=1000)), {}),
     "ldm": (ldm, "LDMPipeline", ("DDIMScheduler", dict(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, clip_sample=False, timestep_spacing="leading")), {}),
 }
 
@@ -220,14 +223,20 @@ CASES = [
      f"--init-image FILE:{IMAGE} --mask FILE:{MASK} --steps 6 --cfg-scale 4 --noise torch"),
     ("sd1-paint-part", "sd1-paint DDIMScheduler", None, dict(prompt=PROMPT, image="FILE:" + IMAGE, mask_image="FILE:" + MASK, strength=0.7, num_inference_steps=6, guidance_scale=4.0),
      f"--init-image FILE:{IMAGE} --mask FILE:{MASK} --strength 0.7 --steps 6 --cfg-scale 4 --noise torch"),
+    ("sd2", "sd2", None, dict(prompt=PROMPT, num_inference_steps=5, guidance_scale=4.0, guidance_rescale=0.7), "--steps 5 --guider cfg:w=4,rescale=0.7"),
+    # five steps: with six, which do not divide 1000, diffusers' DDIM goes to timestep 333 and asks the network at 332
+    ("sd2-image", "sd2", "StableDiffusionImg2ImgPipeline", dict(prompt=PROMPT, image="FILE:" + IMAGE, strength=0.6, num_inference_steps=5, guidance_scale=4.0),
+     f"--init-image FILE:{IMAGE} --strength 0.6 --steps 5 --cfg-scale 4 --noise torch"),
     ("lcm", "lcm", None, dict(prompt=PROMPT, num_inference_steps=4, guidance_scale=8.0), "--steps 4 --guidance 8 --noise torch"),
     ("lcm-image", "lcm", "LatentConsistencyModelImg2ImgPipeline", dict(prompt=PROMPT, image="FILE:" + IMAGE, strength=0.5, num_inference_steps=4, guidance_scale=8.0),
      f"--init-image FILE:{IMAGE} --strength 0.5 --steps 4 --guidance 8 --noise torch"),
+    ("sd1-lcm", "sd1 !LCMScheduler", None, dict(prompt=PROMPT, num_inference_steps=4, guidance_scale=2.0), "--steps 4 --cfg-scale 2 --noise torch --sampler lcm --schedule lcm"),
     ("tcd", "tcd", None, dict(prompt=PROMPT, num_inference_steps=4, guidance_scale=1.0, eta=0.3), "--steps 4 --cfg-scale 1 --noise torch"),
     ("tcd-lora", "tcd", None, dict(prompt=PROMPT, num_inference_steps=4, guidance_scale=1.0, eta=0.3, lora={"unet": 0.8, "text": 0.5}),
      "--steps 4 --cfg-scale 1 --noise torch --lora FILE:lora/unet.safetensors:0.8 --lora FILE:lora/text.safetensors:0.5"),
     ("sdxl", "sdxl", None, dict(prompt=PROMPT, num_inference_steps=5, guidance_scale=5.0, height=32, width=48), "--steps 5 --cfg-scale 5 -W 48 -H 32"),
     ("sdxl-negative", "sdxl", None, dict(prompt=PROMPT, negative_prompt="rain", num_inference_steps=4, guidance_scale=3.0), "--negative-prompt rain --steps 4 --cfg-scale 3"),
+    ("sdxl-lora", "sdxl", None, dict(prompt=PROMPT, num_inference_steps=4, guidance_scale=3.0, lora={"sgm": 0.7}), "--steps 4 --cfg-scale 3 --lora FILE:lora/sgm.safetensors:0.7"),
     ("sdxl-image", "sdxl", "StableDiffusionXLImg2ImgPipeline", dict(prompt=PROMPT, image="FILE:" + IMAGE, strength=0.5, num_inference_steps=6, guidance_scale=4.0),
      f"--init-image FILE:{IMAGE} --strength 0.5 --steps 6 --cfg-scale 4 --noise torch"),
     ("sdxl-mask", "sdxl", "StableDiffusionXLInpaintPipeline", dict(prompt=PROMPT, image="FILE:" + IMAGE, mask_image="FILE:" + MASK, height=32, width=32, strength=0.9, num_inference_steps=6, guidance_scale=4.0),
@@ -246,6 +255,7 @@ CASES = [
      "--steps 5 --cfg-scale 4.5 --text-tokens 24"),
     ("pixart-1024", "pixart-1024", None, dict(prompt=PROMPT, negative_prompt="", num_inference_steps=4, guidance_scale=4.5, height=48, width=32, use_resolution_binning=False, max_sequence_length=24),
      "--steps 4 --cfg-scale 4.5 -W 32 -H 48 --text-tokens 24"),
+    ("sigma", "sigma", None, dict(prompt=PROMPT, num_inference_steps=4, guidance_scale=4.5, height=32, width=32, use_resolution_binning=False), "--steps 4"),
     ("ldm", "ldm", None, dict(num_inference_steps=6, eta=0.0), "--steps 6"),
 ] + [
     ("sd1-" + short, "sd1 " + cls, None, dict(prompt=PROMPT, num_inference_steps=5, guidance_scale=3.0), "--steps 5 --cfg-scale 3 --noise torch")
@@ -308,6 +318,30 @@ def loras(parts):
         net.delete_adapter(name) if hasattr(net, "delete_adapter") else None
 
 
+def original_lora(unet):
+    """One by kohya's scripts, with the names of the original layout: levels and layers of the small XL network, one layer each."""
+    names = {"down_blocks.0.resnets.0.": "input_blocks.1.0.", "down_blocks.1.resnets.0.": "input_blocks.3.0.", "down_blocks.1.attentions.0.": "input_blocks.3.1.",
+             "mid_block.attentions.0.": "middle_block.1.", "up_blocks.0.attentions.0.": "output_blocks.0.1.", "up_blocks.0.attentions.1.": "output_blocks.1.1.",
+             "up_blocks.1.resnets.1.": "output_blocks.3.0."}
+    parts = {"conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+    state = {}
+    for key, p in unet.state_dict().items():
+        if not key.endswith(".weight") or p.ndim < 2:
+            continue
+        module = key.removesuffix(".weight")
+        at = next((n for n in names if module.startswith(n)), None)
+        if at is None or not any(s in module for s in ("to_q", "to_out.0", "ff.net.2", "proj_in", "conv1", "time_emb_proj")):
+            continue
+        rest = module.removeprefix(at)
+        flat = "lora_unet_" + (names[at] + parts.get(rest, rest)).replace(".", "_")
+        value = lambda n, *shape: torch.tensor(uniforms("lora." + module + n, int(np.prod(shape))).reshape(shape) * 0.3, dtype=torch.float32)
+        state[flat + ".lora_down.weight"] = value("down", 2, *p.shape[1:])
+        state[flat + ".lora_up.weight"] = value("up", p.shape[0], 2, *([1] * (p.ndim - 2)))
+        state[flat + ".alpha"] = torch.tensor(1.5)
+    os.makedirs(os.path.join(HERE, "lora"), exist_ok=True)
+    save_file(state, os.path.join(HERE, "lora", "sgm.safetensors"))
+
+
 def folder(name):
     """The pipeline in float64, its folder without weights, and what the tokenizers are."""
     make, cls, (sched, config), extra = MODELS[name]
@@ -362,12 +396,14 @@ def main():
     rows = []
     for name, base, cls, call, flags in CASES:
         base, _, other = base.partition(" ")
-        rows.append({"name": name, "model": base, "scheduler": other, "prompt": call.get("prompt", ""), "flags": flags})
+        rows.append({"name": name, "model": base, "scheduler": "" if other.startswith("!") else other, "prompt": call.get("prompt", ""), "flags": flags})
         if only and name not in only:
             continue
         full, own = folder(base)
         call = dict(call)
-        if "lora" in call:
+        if "sgm" in call.get("lora", ()):
+            original_lora(full["unet"])
+        elif "lora" in call:
             loras(full)
             full, own = folder(base)
         changes = {n: load_file(os.path.join(HERE, "lora", n + ".safetensors")) for n in call.get("lora", ())}
@@ -378,7 +414,7 @@ def main():
             made = full["scheduler"]
             full["scheduler"] = type(made)(**{k: v for k, v in made.config.items() if not k.startswith("_")})
             if other:
-                sched = getattr(diffusers, other)
+                sched = getattr(diffusers, other.lstrip("!"))
                 full["scheduler"] = sched(**{k: v for k, v in SD.items() if k in inspect.signature(sched.__init__).parameters})
             cls = getattr(diffusers, cls or own)
             accepts = set(inspect.signature(cls.__init__).parameters)
