@@ -374,7 +374,7 @@ func (o *opener) t5(suffix string, length int) (t pipeline.T5, err error) {
 // The usual numbers of tokens, and the usual scales of distilled networks.
 const (
 	sd3Tokens, fluxTokens, pixartTokens, sigmaTokens = 256, 512, 120, 300
-	fluxGuidance, lcmGuidance           = 3.5, 7.5
+	fluxGuidance, lcmGuidance                        = 3.5, 7.5
 )
 
 func orInt(n, def int) int {
