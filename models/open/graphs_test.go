@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"gorgonia.org/tensor"
+
 	"drift/internal/npz"
 	"drift/models"
 	"drift/models/diffusers"
@@ -226,6 +228,30 @@ func TestGraphPipeline(t *testing.T) {
 		if _, err := Open(ctx, "testdata/onnx-sd1", c.o); !errors.As(err, &asked) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v, want %q", err, c.want)
 		}
+	}
+}
+
+// Of a network whose data is in [0, 1] rewards and energies see pictures in [-1, 1], and gradients go through that.
+func TestScaled(t *testing.T) {
+	lib := runtimeLibrary(t)
+	ctx := context.Background()
+	m, err := Open(ctx, "../ort/testdata/scalar.onnx", Options{ORT: func() (*ort.Library, error) { return lib, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	dec, ok := models.As[models.Decoder](m.Denoiser)
+	if !ok || !slices.Equal(m.Info.Picture, []int{1, 4, 4}) {
+		t.Fatalf("%+v", m.Info)
+	}
+	z, g := models.Wrap([]float64{0, 0.25, 1}, 3), models.New(3)
+	if err := dec.DecodeLate(ctx, z, func(x *tensor.Dense) (*tensor.Dense, error) {
+		if !slices.Equal(models.Data(x), []float64{-1, -0.5, 1}) {
+			t.Errorf("pictures %v", models.Data(x))
+		}
+		return models.Wrap([]float64{1, 2, 3}, 3), nil
+	}, g); err != nil || !slices.Equal(models.Data(g), []float64{2, 4, 6}) {
+		t.Error(models.Data(g), err)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"gorgonia.org/tensor"
+
 	"drift/models"
 	"drift/models/ort"
 	"drift/schedules"
@@ -52,9 +54,32 @@ func onnx(ctx context.Context, name string, opt Options) (*Model, error) {
 	m.Defaults.Sampler = orText(s.Sampler, "dpmpp-2m")
 	m.Defaults.Schedule = orText(s.Schedule, schedules.DefaultGrid(s.Process))
 	if scale := net.Scale(); scale != nil {
-		m.Codec, m.Info.Picture = scale, m.Info.Shape
+		d.About.Picture = d.About.Shape
+		m.Codec, m.Info, m.Denoiser = scale, d.About, models.Metered(scaled{d, scale})
 	}
 	return m, nil
+}
+
+// scaled is a network whose data has another range than pictures (models.Decoder).
+type scaled struct {
+	*ort.Denoiser
+	scale *ort.Scale
+}
+
+// DecodeLate implements models.Decoder.
+func (s scaled) DecodeLate(ctx context.Context, z *tensor.Dense, cotangent func(x *tensor.Dense) (*tensor.Dense, error), grad *tensor.Dense) error {
+	x, err := s.scale.Decode(ctx, z)
+	if err != nil {
+		return err
+	}
+	c, err := cotangent(x)
+	if err != nil {
+		return err
+	}
+	for i, v := range models.Data(c) {
+		models.Data(grad)[i] = 2 / (s.scale.Hi - s.scale.Lo) * v
+	}
+	return nil
 }
 
 // check looks at a file and its sidecar without the library.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"drift/models"
@@ -398,4 +399,27 @@ func FuzzSidecar(f *testing.F) {
 			t.Errorf("%v, %v", s, err)
 		}
 	})
+}
+
+// Several goroutines may ask one session; sessions are apart.
+func TestConcurrent(t *testing.T) {
+	d := denoiser(t, "gauss")
+	q := query(schedules.EDM{}, []int{1, 4, 4}, []float64{1, 2, 3}, []int{0, 1, 2})
+	var want models.Pred
+	if err := d.Predict(context.Background(), q, &want); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 20 {
+				var p models.Pred
+				if err := d.Predict(context.Background(), q, &p); err != nil || !slices.Equal(models.Data(p.Out), models.Data(want.Out)) {
+					t.Errorf("another answer, %v", err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
