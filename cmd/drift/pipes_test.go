@@ -539,3 +539,56 @@ func TestPrompts(t *testing.T) {
 		t.Error("a text is not guided by its pipeline's usual scale")
 	}
 }
+
+// TestPipelinesDoc runs every command line of docs/pipelines.md.
+func TestPipelinesDoc(t *testing.T) {
+	all := blocks(t, "../../docs/pipelines.md")
+	dir := t.TempDir()
+	for from, to := range map[string]string{"sd1": "sd1", "sd1-paint": "sd1-inpaint", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux", "pixart": "pixart", "lcm": "lcm", "turbo": "turbo"} {
+		if err := os.Rename(pipe(t, from, ""), filepath.Join(dir, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := func(name string, text []byte) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, text, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for from, to := range map[string]string{"inputs/picture.png": "photo.png", "inputs/mask.png": "mask.png", "lora/unet.safetensors": "style.safetensors", "lora/text.safetensors": "light.safetensors"} {
+		text, err := os.ReadFile(filepath.Join(pipes, from))
+		if err != nil {
+			t.Fatal(err)
+		}
+		file(to, text)
+	}
+	for _, name := range []string{"shoe.png", "shoe-mask.png"} {
+		text, err := os.ReadFile(filepath.Join(dir, "mask.png"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		file(name, text)
+	}
+	file("prompts.txt", []byte("a fox\na cat\n"))
+	tiny := `{"_class_name": "AutoencoderTiny", "encoder_block_out_channels": [4, 4], "decoder_block_out_channels": [4, 4], "num_encoder_blocks": [1, 1], "num_decoder_blocks": [1, 1], "latent_channels": 4, "block_out_channels": [4, 4]}`
+	file("taesd/config.json", []byte(tiny))
+	cfg, err := diffusers.ReadConfig(filepath.Join(dir, "taesd", "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFormula(t, filepath.Join(dir, "taesd", "diffusion_pytorch_model.safetensors"), cfg)
+	t.Chdir(dir)
+	n := 0
+	for _, b := range all {
+		for _, line := range strings.Split(strings.TrimSpace(b[1]), "\n") {
+			n++
+			if code, _, stderr := world(nil, words(quick(line))[1:]...); code != 0 {
+				t.Errorf("%s\nexit code %d: %s", line, code, stderr)
+			}
+		}
+	}
+	if n < 25 {
+		t.Errorf("%d command lines", n)
+	}
+}
