@@ -56,13 +56,17 @@ func q8_0(dst []float32, b []byte) {
 	}
 }
 
-// q2K: 16 numbers at a time have a scale and a minimum of four bits each.
+// q2K: 16 numbers at a time have a scale and a minimum of four bits each; 32
+// bytes hold two bits of four runs of 32.
 func q2K(dst []float32, b []byte) {
-	scales, q, d, m := b[:16], b[16:80], f16(b[80:]), f16(b[82:])
-	for i := range dst {
-		s := scales[i/16]
-		v := q[i/128*32+i%32] >> (i % 128 / 32 * 2) & 3
-		dst[i] = float32(float32(d*float32(s&15))*float32(v)) - float32(m*float32(s>>4))
+	scales, d, m := b[:16], f16(b[80:]), f16(b[82:])
+	for run := range 16 {
+		s := scales[run]
+		scale, low, shift := d*float32(s&15), m*float32(s>>4), run%8/2*2
+		q := b[16+run/8*32+run%2*16:][:16]
+		for i, v := range q {
+			dst[run*16+i] = float32(scale*float32(v>>shift&3)) - low
+		}
 	}
 }
 
@@ -74,12 +78,12 @@ func q3K(dst []float32, b []byte) {
 	for i := range scales {
 		scales[i] = int(packed[i%8]>>(i/8*4)&15) | int(packed[8+i%4]>>(i/4*2)&3)<<4 - 32
 	}
-	for i := range dst {
-		v := int(q[i/128*32+i%32] >> (i % 128 / 32 * 2) & 3)
-		if mask[i%32]>>(i/32)&1 == 0 {
-			v -= 4
+	for run := range 16 {
+		scale, shift := d*float32(scales[run]), run%8/2*2
+		part, high := q[run/8*32+run%2*16:][:16], mask[run%2*16:][:16]
+		for i, v := range part {
+			dst[run*16+i] = scale * float32(int(v>>shift&3)-4+int(high[i]>>(run/2)&1)<<2)
 		}
-		dst[i] = float32(d*float32(scales[i/16])) * float32(v)
 	}
 }
 
@@ -117,13 +121,18 @@ func q5K(dst []float32, b []byte) {
 	}
 }
 
-// q6K: d s (q - 32); 16 numbers at a time have a scale of eight bits.
+// q6K: d s (q - 32); 16 numbers at a time have a scale of eight bits. Of every
+// 128, 64 bytes hold the low halves, and 32 bytes two more bits of four runs of
+// 32.
 func q6K(dst []float32, b []byte) {
-	low, high, scales, d := b[:128], b[128:192], b[192:208], f16(b[208:])
-	for i := range dst {
-		half, run, at := i/128, i%128/32, i%32
-		v := low[half*64+run%2*32+at] >> (run / 2 * 4) & 15
-		v |= high[half*32+at] >> (run * 2) & 3 << 4
-		dst[i] = float32(d*float32(int8(scales[i/16]))) * float32(int(v)-32)
+	d := f16(b[208:])
+	for run := range 16 {
+		at := run % 8 / 2 // run of 32 among 128
+		scale := d * float32(int8(b[192+run]))
+		low, high := b[run/8*64+at%2*32+run%2*16:][:16], b[128+run/8*32+run%2*16:][:16]
+		shift, two := at/2*4, at*2
+		for i, v := range low {
+			dst[run*16+i] = scale * float32(int(v>>shift&15|high[i]>>two&3<<4)-32)
+		}
 	}
 }
