@@ -319,7 +319,7 @@ func TestSingleFilePipelines(t *testing.T) {
 				t.Helper()
 				out := filepath.Join(root, "out.npz")
 				os.Remove(out)
-				run(0, append([]string{"sample", "--prompt", "a red fox", "--negative-prompt", "fog", "--seed", "3", "--steps", "2", "-W", "64", "-H", "64", "--quiet", "--out", out}, args...)...)
+				run(0, append([]string{"sample", "--prompt", "a red fox!", "--negative-prompt", "fog", "--seed", "3", "--steps", "2", "-W", "64", "-H", "64", "--quiet", "--out", out}, args...)...)
 				return bytesOf(t, out, "images")
 			}
 			var more []string

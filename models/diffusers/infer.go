@@ -259,10 +259,10 @@ var predictions = map[string]string{"eps": "epsilon", "epsilon": "epsilon", "v":
 
 // scheduler is the one that such a model was published with. What SD 2
 // predicts is not to be seen in the file.
-func (in *inferred) scheduler(path string, src Source, unet *UNet2DConditionConfig, asked string) (*SchedulerConfig, error) {
+func (in *inferred) scheduler(path string, src Source, unet *UNet2DConditionConfig, asked string) (*SchedulerConfig, []byte, error) {
 	kind := predictions[asked]
 	if asked != "" && kind == "" {
-		return nil, &PredictionError{fmt.Sprintf("--prediction %s: want eps or v", asked)}
+		return nil, nil, &PredictionError{fmt.Sprintf("--prediction %s: want eps or v", asked)}
 	}
 	_, v := src.Tensor("v_pred")
 	_, zero := src.Tensor("ztsnr")
@@ -271,7 +271,7 @@ func (in *inferred) scheduler(path string, src Source, unet *UNet2DConditionConf
 	case v:
 		kind = "v_prediction"
 	case in.kind == "Stable Diffusion 2":
-		return nil, &PredictionError{path + " does not say what Stable Diffusion 2 predicts here: add --prediction v (the models for 768 pixels) or --prediction eps (base, 512, inpainting)"}
+		return nil, nil, &PredictionError{path + " does not say what Stable Diffusion 2 predicts here: add --prediction v (the models for 768 pixels) or --prediction eps (base, 512, inpainting)"}
 	default:
 		kind = "epsilon"
 	}
@@ -285,7 +285,8 @@ func (in *inferred) scheduler(path string, src Source, unet *UNet2DConditionConf
 	case "Stable Diffusion XL":
 		text = fmt.Sprintf(eulerText, kind, zero)
 	}
-	return ParseScheduler(path, []byte(text))
+	c, err := ParseScheduler(path, []byte(text))
+	return c, []byte(text), err
 }
 
 // PredictionError says that it must be said what a network predicts.

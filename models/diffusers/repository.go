@@ -427,6 +427,15 @@ func (r *Repository) Components() []string {
 	return names
 }
 
+// Single gives the scheduler_config.json of a pipeline in one file; ok is false
+// for anything else.
+func (r *Repository) Single() (scheduler []byte, ok bool) {
+	if r.single == nil || r.Index == nil {
+		return nil, false
+	}
+	return r.single.said, true
+}
+
 // Notes says how the networks of a single file were told; empty for a folder.
 func (r *Repository) Notes() []string {
 	if r.single == nil {

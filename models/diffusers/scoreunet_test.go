@@ -1,6 +1,7 @@
 package diffusers
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -32,6 +33,33 @@ func TestScoreNetworkParameters(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%s: %d parameters, want %d", text, got, want)
+		}
+	}
+}
+
+// What is written is read back as it was, for every class.
+func TestMarshalConfig(t *testing.T) {
+	for class, of := range networks {
+		c := of()
+		if f, ok := c.(interface{ finish() }); ok {
+			f.finish()
+		}
+		if err := c.Validate(); err != nil {
+			t.Logf("%s: its defaults are not a network: %v", class, err)
+			continue
+		}
+		text, err := MarshalConfig(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := ParseConfig("c", text)
+		if err != nil {
+			t.Errorf("%s: %v\n%s", class, err, text)
+			continue
+		}
+		*back.FileInfo(), *c.FileInfo() = Info{}, Info{}
+		if !reflect.DeepEqual(back, c) {
+			t.Errorf("%s:\n%+v\nwant\n%+v", class, back, c)
 		}
 	}
 }

@@ -19,6 +19,7 @@ type single struct {
 	parts  map[string]*singlePart
 	index  *Index
 	sched  *SchedulerConfig // nil: the file has no text encoder, or unsaid
+	said   []byte           // sched as a scheduler_config.json
 	unsaid error            // why there is none: what the network predicts must be said
 	notes  []string
 	// tokenizer is a folder with tokenizers; empty: none was named.
@@ -327,9 +328,14 @@ func (s *single) around(src Source, given *Repository, in *inferred, opt Options
 	}
 	var err error
 	if given != nil {
-		s.sched, err = given.Scheduler()
+		if s.sched, err = given.Scheduler(); err == nil {
+			var path string
+			if path, err = given.file("scheduler", "scheduler_config.json"); err == nil {
+				s.said, err = readSmall(path, maxConfig)
+			}
+		}
 	} else {
-		s.sched, err = in.scheduler(s.path, src, unet, opt.Prediction)
+		s.sched, s.said, err = in.scheduler(s.path, src, unet, opt.Prediction)
 		s.notes = append(s.notes, in.kind+", told from the tensors' names and shapes")
 	}
 	var ask *PredictionError

@@ -344,7 +344,7 @@ func (o *opener) clip(suffix string) (c pipeline.Clip, err error) {
 		return c, &AskedError{fmt.Sprintf("%s has a text encoder of %d tokens, not CLIP's %d, and no tokenizer: add --tokenizer FOLDER, one with vocab.json and merges.txt", o.r.Dir, vocabulary, text.CLIPVocabulary)}
 	}
 	if err == nil && !own && act == "gelu" {
-		c.Tokenizer.Pad = 0 // OpenCLIP's encoders were trained with zeros behind the text
+		err = c.Tokenizer.PadWith("!") // number 0: OpenCLIP's encoders were trained with zeros behind the text
 	}
 	return c, err
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -74,6 +75,19 @@ func OpenCLIPTokenizer(dir string) (*CLIPTokenizer, error) {
 	}
 	t.special[startToken], t.special[endToken], t.special[pad] = t.Start, t.End, t.Pad
 	return t, nil
+}
+
+// PadWith makes a token the one that sequences are padded with. As in
+// transformers, it then stands for itself in a text, too. The error is that of
+// a token that the vocabulary does not have.
+func (t *CLIPTokenizer) PadWith(token string) error {
+	id, ok := t.vocab[token]
+	if !ok {
+		return fmt.Errorf("text: the vocabulary has no token %q to pad with", token)
+	}
+	t.Pad, t.special = id, maps.Clone(t.special)
+	t.special[token] = id
+	return nil
 }
 
 func readFile(path string) ([]byte, error) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	_ "embed" // the vocabulary
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -28,6 +29,34 @@ func NewCLIPTokenizer() (*CLIPTokenizer, error) {
 	}
 	own := *t // the tables are shared, and only read
 	return &own, nil
+}
+
+// Files gives the tokenizer as the files of a folder that OpenCLIPTokenizer
+// reads: vocab.json, merges.txt and special_tokens_map.json.
+func (t *CLIPTokenizer) Files() (map[string][]byte, error) {
+	vocab, err := json.Marshal(t.vocab)
+	if err != nil {
+		return nil, fmt.Errorf("text: writing a vocabulary: %w", err)
+	}
+	pairs := make([][2]string, len(t.rank))
+	for p, i := range t.rank {
+		pairs[i] = p
+	}
+	merges := []byte("#version: 0.2\n")
+	for _, p := range pairs {
+		merges = fmt.Appendf(merges, "%s %s\n", p[0], p[1])
+	}
+	pad := endToken
+	for token, id := range t.vocab {
+		if id == t.Pad {
+			pad = token
+		}
+	}
+	special, err := json.Marshal(map[string]string{"bos_token": startToken, "eos_token": endToken, "unk_token": endToken, "pad_token": pad})
+	if err != nil {
+		return nil, fmt.Errorf("text: writing special tokens: %w", err)
+	}
+	return map[string][]byte{"vocab.json": vocab, "merges.txt": merges, "special_tokens_map.json": special}, nil
 }
 
 // clipTables makes the tables once: 256 stand-ins of bytes in their printable

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -35,8 +36,32 @@ func TestCLIPVocabulary(t *testing.T) {
 	if len(rows) != 39 || tok.Pad != 49407 {
 		t.Errorf("%d strings, pad %d", len(rows), tok.Pad)
 	}
-	tok.Pad = 0
-	if other, err := text.NewCLIPTokenizer(); err != nil || other.Pad != 49407 {
+	if err := tok.PadWith("!"); err != nil || tok.Pad != 0 {
+		t.Fatal(err)
+	}
+	files, err := tok.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read, err := text.OpenCLIPTokenizer(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rows {
+		if got := read.Padded(r.Text); !slices.Equal(got, tok.Padded(r.Text)) {
+			t.Errorf("read back: %q: %v", r.Text, got)
+		}
+	}
+	if tok.PadWith("no token") == nil {
+		t.Error("padded with what is no token")
+	}
+	if other, err := text.NewCLIPTokenizer(); err != nil || other.Pad != 49407 || slices.Equal(other.Encode("!"), tok.Encode("!")) {
 		t.Errorf("a change of one tokenizer changes another: %v", err)
 	}
 }
