@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -24,7 +25,7 @@ import (
 
 func modelConvertVerb(a *app) *cli.Command {
 	return &cli.Command{
-		Name: "convert", Usage: "make safetensors of a torch file, or of the torch files of a folder", UsageText: "IN OUT [--key K] [--dtype f32|f16|bf16]",
+		Name: "convert", Usage: "make safetensors of a torch file, or of the torch files of a folder", UsageText: "IN OUT [--key K] [--dtype f32|f16|bf16] [--config FOLDER] [--prediction P]",
 		Description: "IN is a .pt, .pth, .bin or .ckpt file and OUT a .safetensors file; or IN is a diffusers folder and OUT a new one. Pickles in IN are read as data, nothing in them runs; " +
 			"a file that names anything but tensors is refused (exit code 3) and nothing is written.\n\n" +
 			"Of nested dictionaries the weights of one network are taken: a dictionary that holds a tensor itself is taken whole; otherwise the one under state_dict, model or ema, " +
@@ -32,11 +33,12 @@ func modelConvertVerb(a *app) *cli.Command {
 			"Tensors keep their types; those that share memory are written once for every name. The file's metadata says what it was made of.\n\n" +
 			"Of a folder, diffusion_pytorch_model*.bin becomes diffusion_pytorch_model*.safetensors and pytorch_model*.bin model*.safetensors, with their indices of shards; " +
 			"other pickles are left out, all other files are copied.\n\n" +
+			"Where IN is a pipeline in one file (.safetensors, .ckpt, .gguf) and OUT has not the name of a .safetensors file, OUT becomes a folder in the layout of diffusers.\n\n" +
 			"With --dtype all floating-point tensors are written in that type; then IN may be a .safetensors or .gguf file, too, and the .safetensors files of a folder are written anew.",
-		Flags: []cli.Flag{
+		Flags: append(fileFlags(),
 			&cli.StringFlag{Name: "dtype", Usage: "type of floating-point tensors: f32, f16, bf16 (`T`); default: the types they have"},
 			&cli.StringFlag{Name: "key", Usage: "take the tensors under this key of nested dictionaries (`K`)"},
-		},
+		),
 		Action: func(c *cli.Context) error { return a.modelConvert(c) },
 	}
 }
@@ -62,6 +64,15 @@ func (a *app) modelConvert(c *cli.Context) error {
 			return usagef("--key: the files of a folder hold one network each")
 		}
 		return a.convertFolder(c.Context, in, out, dtype)
+	}
+	if !slices.Contains([]string{".safetensors", ".npz", ".json", ".bin", ".pt"}, strings.ToLower(filepath.Ext(out))) {
+		known, err := inOneFile(in)
+		if err != nil {
+			return err
+		}
+		if known {
+			return a.unpack(c.Context, in, out, dtype, fileOptions(c))
+		}
 	}
 	if strings.EqualFold(filepath.Ext(in), ".safetensors") && dtype == "" {
 		return usagef("%s is safetensors already; --dtype writes it in another type", in)

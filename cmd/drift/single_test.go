@@ -356,6 +356,11 @@ func TestSingleFilePipelines(t *testing.T) {
 			if stdout, _ := run(0, "model", "verify", gguf); !strings.Contains(stdout, "GGUF, ") {
 				t.Error(stdout)
 			}
+			folder := filepath.Join(root, "unpacked")
+			run(0, append([]string{"model", "convert", file, folder, "--config", dir}, more...)...)
+			if got := draw("--model", folder); !bytes.Equal(got, want) {
+				t.Error("from the folder that model convert makes: another picture")
+			}
 			vae := filepath.Join(root, "vae.safetensors")
 			for _, other := range []string{vae, gguf} {
 				if got := draw("--model", dir, "--vae", other); !bytes.Equal(got, want) {
@@ -409,6 +414,11 @@ func TestSingleFilePipelines(t *testing.T) {
 			if kind == "sd1" { // it has CLIP's vocabulary, which drift carries
 				if got := draw("--model", file); bytes.Equal(got, want) {
 					t.Error("CLIP's own vocabulary gives the picture of another one")
+				}
+				told := filepath.Join(root, "told")
+				run(0, "model", "convert", gguf, told, "--dtype", "f32")
+				if got, own := draw("--model", told), draw("--model", file); !bytes.Equal(got, own) {
+					t.Error("from the folder made without a configuration: another picture than from the file")
 				}
 				return
 			}
