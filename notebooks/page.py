@@ -27,7 +27,7 @@ img { max-width: 100%; height: auto; display: block; margin: 0.5em 0; }
 table { border-collapse: collapse; } td, th { padding: 0.2em 0.8em; border-bottom: 1px solid #ddd; text-align: left; }
 math[display="block"] { margin: 0.8em 0; font-size: 1.1em; }
 nav { font-size: 0.9em; color: #666; } nav a { color: #36c; }
-.highlight .err { color: #888; }
+.highlight .err { color: inherit; border: none; }
 """
 
 MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$([^\s$](?:[^$\n]*?[^\s$\\])?)\$(?!\w)", re.S)

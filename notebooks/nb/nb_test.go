@@ -3,6 +3,7 @@ package nb
 import (
 	"bytes"
 	"encoding/gob"
+	"fmt"
 	"image"
 	"image/color"
 	"image/png"
@@ -163,6 +164,10 @@ func TestFilm(t *testing.T) {
 	}
 	if got := RMS(x, models.Wrap([]float64{1, 2, 7, 6}, 2, 2)); got != 1 {
 		t.Errorf("rms %g, want 1", got)
+	}
+	e := Enlarge(models.Wrap([]float64{1, 2, 3, 4, 5, 6, 7, 8}, 2, 1, 2, 2), 2)
+	if got, want := fmt.Sprint(e.Shape(), models.Data(e)[16:]), "(2, 1, 4, 4) [5 5 6 6 5 5 6 6 7 7 8 8 7 7 8 8]"; got != want {
+		t.Errorf("enlarged %s, want %s", got, want)
 	}
 	if r := Rows(5, 3); len(r) != 3 || r[2].Seed != 7 || r[2].Particle != 0 {
 		t.Errorf("rows %v", r)

@@ -144,3 +144,15 @@ func RMS(a, b *tensor.Dense) float64 {
 	}
 	return math.Sqrt(sum / float64(len(x)))
 }
+
+// Enlarge repeats every pixel of pictures k times in both directions, to show small ones beside larger ones.
+func Enlarge(x *tensor.Dense, k int) *tensor.Dense {
+	s := x.Shape()
+	h, w := s[2], s[3]
+	out := models.New(s[0], s[1], k*h, k*w)
+	for i, d := 0, models.Data(out); i < len(d); i++ {
+		p, y, x0 := i/(k*h*k*w), i/(k*w)%(k*h)/k, i%(k*w)/k
+		d[i] = models.Data(x)[(p*h+y)*w+x0]
+	}
+	return out
+}
