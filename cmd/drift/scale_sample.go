@@ -50,6 +50,9 @@ func (s *sampling) work() (*sampleWork, error) {
 		}
 	}
 	size, err := shardSize(s.c, 64)
+	if b := s.batch(); s.plan.Sampler.Needs().OwnGrid { // whole batches, for those whose steps depend on all of one
+		size = (size + b - 1) / b * b
+	}
 	return &sampleWork{s, size}, err
 }
 
@@ -60,7 +63,7 @@ func (w *sampleWork) lends() {}
 
 // Config implements queue.Doer.
 func (w *sampleWork) Config() string {
-	return configOf("sample", w.desc.Hash(), tierOf(w.c), w.size, w.forms())
+	return configOf("sample", w.desc.Hash(), tierOf(w.c), w.forms())
 }
 
 // forms are the arrays that the output needs: states, pictures as bytes, predictions of sequences.

@@ -241,7 +241,7 @@ func (a *app) serve(c *cli.Context) error {
 			}
 			return err
 		})
-		if errors.Is(err, queue.Other) {
+		if errors.Is(err, queue.ErrOther) {
 			return &hint{usagef("%s holds the queue of another line", o.Store), "choose another --store, or remove it"}
 		}
 		return err
@@ -417,6 +417,11 @@ func (a *app) work(c *cli.Context) error {
 		opts = append(opts, nats.Secure(t))
 	} else if c.IsSet("tls-ca") || pair != nil {
 		return usagef("--tls-ca and --tls-cert want a --url of tls://")
+	}
+	if a.ortLib != "" { // before the worker moves to the folder of its job
+		if a.ortLib, err = filepath.Abs(a.ortLib); err != nil {
+			return err
+		}
 	}
 	host, err := os.Hostname()
 	if err != nil {

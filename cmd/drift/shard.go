@@ -73,7 +73,7 @@ func (a *app) planShards(c *cli.Context) error {
 	if p == nil && err == nil {
 		return fmt.Errorf("%s has nothing to cut into shards", verb)
 	}
-	if !errors.Is(err, shard.Planned) {
+	if !errors.Is(err, shard.ErrPlanned) {
 		return err
 	}
 	ids := p.Plan.IDs()

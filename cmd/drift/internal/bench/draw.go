@@ -194,15 +194,21 @@ func (w Want) Check(p Piece, pictures, count int) error {
 	return nil
 }
 
-// batch is the number of places that are made at a time.
+// batch is the number of places that are made at a time. It is the same here and elsewhere where the sampler decides about
+// its steps on the way: their number is kept as the mean of a batch.
 func (b *Bench) batch(c *Cell) int {
+	n := b.Batch
 	switch {
-	case b.Batch > 0:
-		return b.Batch
+	case n > 0:
 	case c.open != nil:
-		return max(1, c.facts.Batch)
+		n = max(1, c.facts.Batch)
+	default:
+		n = c.plan.Batch()
 	}
-	return c.plan.Batch()
+	if b.Remote != nil && b.Block > 0 && c.NFE > 0 {
+		n = min(n, b.Block)
+	}
+	return n
 }
 
 // block is the number of places of a block, in whole batches.

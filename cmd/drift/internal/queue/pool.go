@@ -102,8 +102,8 @@ type Pool struct {
 	putting map[string]string // files under way: "wait", "ready", or an error
 }
 
-// Other says that a store belongs to another job.
-var Other = errors.New("queue: the store holds another job")
+// ErrOther says that a store belongs to another job.
+var ErrOther = errors.New("queue: the store holds another job")
 
 // NewPool begins a job, or goes on with it.
 func NewPool(ctx context.Context, s *Server, job Job) (*Pool, error) {
@@ -136,7 +136,7 @@ func (p *Pool) begin(ctx context.Context, s *Server) (err error) {
 	if old, err := p.jobs.Get(ctx, jobKey); err == nil {
 		var j Job
 		if json.Unmarshal(old.Value(), &j) != nil || j.Config != p.job.Config {
-			return Other
+			return ErrOther
 		}
 	}
 	if p.stream, err = p.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{Name: shards, Subjects: []string{shards + ".*"}, Retention: jetstream.WorkQueuePolicy, Storage: store}); err != nil {
@@ -380,7 +380,7 @@ func (p *Pool) fetch(ctx context.Context, key string, m marker) (*shard.Result, 
 }
 
 // maxResult bounds a result.
-const maxResult = 4 << 30
+const maxResult = 1 << 30
 
 func (p *Pool) drop(ctx context.Context, m marker) error {
 	if err := p.results.Delete(ctx, m.Object); err != nil && !errors.Is(err, jetstream.ErrObjectNotFound) && m.Object != "" {

@@ -312,7 +312,7 @@ func TestRestart(t *testing.T) {
 		}
 	}()
 	s := start(t, Options{Store: dir, Lost: time.Second})
-	if _, err := NewPool(t.Context(), s, Job{Config: "another"}); !errors.Is(err, Other) {
+	if _, err := NewPool(t.Context(), s, Job{Config: "another"}); !errors.Is(err, ErrOther) {
 		t.Errorf("another job on the same folder: %v", err)
 	}
 	p := pool(t, s, Job{Config: config})

@@ -141,8 +141,8 @@ func Store(dir string, p *Plan, s Spec, r *Result) (first bool, err error) {
 	return true, os.Rename(temp, name) // a file system without links: both writers wrote the same
 }
 
-// Planned is what a Planner answers to Submit: the plan is written, nothing is made.
-var Planned = errors.New("the plan is written")
+// ErrPlanned is what a Planner answers to Submit: the plan is written, nothing is made.
+var ErrPlanned = errors.New("the plan is written")
 
 // Planner writes the plan of the job that is submitted to it.
 type Planner struct {
@@ -177,12 +177,12 @@ func (p *Planner) Submit(_ context.Context, specs []Spec) error {
 	if err := f.Commit(); err != nil {
 		return err
 	}
-	return Planned
+	return ErrPlanned
 }
 
 // Result is not reached.
 func (p *Planner) Result(context.Context, Spec, func(*Result) error) (*Result, error) {
-	return nil, Planned
+	return nil, ErrPlanned
 }
 
 // Forget does nothing.

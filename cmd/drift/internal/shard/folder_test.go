@@ -23,7 +23,7 @@ func TestFolder(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "shards")
 	ctx := context.Background()
 	pl := &Planner{Dir: dir, Plan: *plan()}
-	if err := pl.Submit(ctx, plan().Shards); !errors.Is(err, Planned) {
+	if err := pl.Submit(ctx, plan().Shards); !errors.Is(err, ErrPlanned) {
 		t.Fatal(err)
 	}
 	p, err := ReadPlan(dir)
@@ -37,7 +37,7 @@ func TestFolder(t *testing.T) {
 	}
 	other := &Planner{Dir: dir, Plan: *plan()}
 	other.Plan.Config = "another"
-	if err := other.Submit(ctx, nil); err == nil || errors.Is(err, Planned) {
+	if err := other.Submit(ctx, nil); err == nil || errors.Is(err, ErrPlanned) {
 		t.Errorf("another job's plan: %v", err)
 	}
 	f := &Folder{Dir: dir, Config: p.Config}

@@ -14,7 +14,7 @@ var key = New(3, Range{128, 64}).Key("config")
 func example() *Result {
 	return &Result{Key: key, Worker: "w", Seconds: 1.5, Model: 1.25, Arrays: []Array{
 		{Name: "x", Floats: []float64{1.0 / 3, -2, 0}},
-		{Name: "f", Floats: []float64{0.5, math.Inf(1), -0.0}},
+		{Name: "f", Floats: []float64{0.5, math.Inf(1), math.Copysign(0, -1)}},
 		{Name: "pix", Bytes: []byte{1, 2, 255}},
 		{Name: "none", Bytes: []byte{}},
 	}}
