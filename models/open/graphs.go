@@ -32,6 +32,8 @@ type graphs struct {
 	lib     *ort.Library
 	threads int
 	hashes  []string
+	want    string // arithmetic that was asked for, "" = the graph's
+	dtype   string // of the denoiser
 }
 
 const graphName = "model.onnx"
@@ -41,14 +43,38 @@ func newGraphs(ctx context.Context, dir string, opt Options) (*graphs, error) {
 	switch {
 	case opt.LoRA != "":
 		return nil, &AskedError{dir + " holds ONNX graphs, into which no LoRA can be merged"}
-	case opt.DType != "" && opt.DType != "f32":
-		return nil, &AskedError{dir + " holds ONNX graphs, which have their arithmetic inside: --dtype is not for them"}
 	}
 	lib, err := opt.library()
 	if err != nil {
 		return nil, err
 	}
-	return &graphs{dir: dir, ctx: ctx, lib: lib, threads: opt.Threads}, nil
+	return &graphs{dir: dir, ctx: ctx, lib: lib, threads: opt.Threads, want: opt.DType}, nil
+}
+
+// configOf is the configuration of a U-Net whose folder has none, as the first exports of Stable Diffusion did: from the
+// names and shapes of its inputs.
+func configOf(path string) (diffusers.Config, error) {
+	f, err := ort.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	c := &diffusers.UNet2DConditionConfig{InChannels: 4, OutChannels: 4, SampleSize: diffusers.Size{H: 64, W: 64}}
+	p, ok := f.Input("sample")
+	if _, text := f.Input("encoder_hidden_states"); !ok || !text || len(p.Dims) != 4 {
+		return nil, refuse.Errorf(path, "there is no config.json beside it, and it is no U-Net of Stable Diffusion: it has %s", f.Ports())
+	}
+	for i, dst := range []*int{&c.InChannels, &c.SampleSize.H, &c.SampleSize.W} {
+		if d := p.Dims[i+1]; d > 0 {
+			*dst = d
+		}
+	}
+	if _, ok := f.Input("text_embeds"); ok {
+		c.AdditionEmbedType = "text_time"
+	}
+	if p, ok := f.Input("timestep_cond"); ok && len(p.Dims) == 2 {
+		c.TimeCondProjDim = p.Dims[1]
+	}
+	return c, nil
 }
 
 // hash is that of all graphs that were opened.
@@ -147,6 +173,15 @@ func (g *graphs) network(component string, cfg diffusers.Config) (*graphNet, err
 	var err error
 	if n.s, err = g.open(component, []string{n.transform, "timestep"}, "out_sample", "out_hidden_states"); err != nil {
 		return nil, err
+	}
+	p, _ := n.s.File.Input(n.transform)
+	g.dtype = map[ort.Type]string{ort.Float16: "f16", ort.Float64: "f64"}[p.Type]
+	if g.dtype == "" {
+		g.dtype = "f32"
+	}
+	if g.want != "" && g.want != g.dtype {
+		n.Close()
+		return nil, &AskedError{fmt.Sprintf("%s computes in %s: the arithmetic of an ONNX graph is inside, not %s", g.dir, g.dtype, g.want)}
 	}
 	n.out = "out_sample"
 	if !slices.ContainsFunc(n.s.File.Outputs, func(p ort.Port) bool { return p.Name == n.out }) {

@@ -221,13 +221,63 @@ func TestGraphPipeline(t *testing.T) {
 		o    Options
 		want string
 	}{
-		{Options{DType: "bf16"}, "--dtype is not for them"}, {Options{Pipeline: Pipeline{LoRA: "x"}}, "no LoRA can be merged"},
+		{Options{DType: "bf16"}, "computes in f32: the arithmetic of an ONNX graph is inside, not bf16"}, {Options{Pipeline: Pipeline{LoRA: "x"}}, "no LoRA can be merged"},
 	} {
 		c.o.ORT = opt.ORT
 		var asked *AskedError
 		if _, err := Open(ctx, "testdata/onnx-sd1", c.o); !errors.As(err, &asked) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v, want %q", err, c.want)
 		}
+	}
+}
+
+// The first exports have no configurations beside their graphs, and one name for all of them.
+func TestOldGraphs(t *testing.T) {
+	lib := runtimeLibrary(t)
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("testdata/onnx-sd1")); err != nil {
+		t.Fatal(err)
+	}
+	index, err := os.ReadFile(filepath.Join(dir, "model_index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	index = []byte(strings.NewReplacer("optimum.onnxruntime.modeling_diffusion", "diffusers", "ORTUnet", "OnnxRuntimeModel", "ORTVaeDecoder", "OnnxRuntimeModel",
+		"ORTVaeEncoder", "OnnxRuntimeModel", "ORTTextEncoder", "OnnxRuntimeModel").Replace(string(index)))
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "model_index.json"), index, 0o644), os.Remove(filepath.Join(dir, "unet", "config.json"))); err != nil {
+		t.Fatal(err)
+	}
+	m, err := Open(context.Background(), dir, Options{ORT: func() (*ort.Library, error) { return lib, nil }, Pipeline: Pipeline{Width: 32, Height: 32}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if !slices.Equal(m.Info.Shape, []int{4, 16, 16}) || m.Info.DType != "f32" || !strings.Contains(strings.Join(m.Notes, ";"), "its unet has no config.json") {
+		t.Errorf("%+v %q", m.Info, m.Notes)
+	}
+}
+
+// A graph that takes one time for all images is asked image by image where they have several.
+func TestScalarTime(t *testing.T) {
+	root := os.Getenv("DRIFT_FIXTURES")
+	if root == "" {
+		t.Skip("DRIFT_FIXTURES is not set")
+	}
+	ctx := context.Background()
+	dir := filepath.Join(root, "models", "onnx-unet2dcond-lcm-mask")
+	x, b, want := question(t, filepath.Join(dir, "io.npz"))
+	net := graphOf(t, dir)
+	out := make([]float64, len(want))
+	b.T = []float64{b.T[0], 3}
+	if err := net.Forward(ctx, out, x, b); err != nil {
+		t.Fatal(err)
+	}
+	half := len(want) / 2
+	if e := relative(out[:half], want[:half]); !(e < 5e-6) {
+		t.Errorf("the first image is %g from its own time's", e)
+	}
+	if e := relative(out[half:], want[half:]); e < 1e-3 {
+		t.Errorf("the second image does not see its time: %g", e)
 	}
 }
 

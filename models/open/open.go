@@ -294,10 +294,15 @@ func folder(ctx context.Context, name string, opt Options) (m *Model, err error)
 		return nil, needs(err)
 	}
 	cfg, _, err := r.Config("")
+	notes := r.Notes()
+	if bare := filepath.Join(r.Dir, "unet"); err != nil && hasGraphs(r.Dir) && exists(bare) && !exists(filepath.Join(bare, "config.json")) {
+		notes = append(notes, "its unet has no config.json: taken as that of a Stable Diffusion, from the names of its inputs")
+		cfg, err = configOf(filepath.Join(bare, graphName))
+	}
 	if err != nil {
 		return nil, err
 	}
-	p := parts{name: name, repo: r, config: cfg, notes: r.Notes()}
+	p := parts{name: name, repo: r, config: cfg, notes: notes}
 	if hasGraphs(r.Dir) {
 		if p.graphs, err = newGraphs(ctx, r.Dir, opt); err != nil {
 			return nil, err
@@ -528,7 +533,9 @@ func (p *parts) open(opt Options) (*Model, error) {
 	case "bf16":
 		dtype = kernels.BF16
 	default:
-		return nil, fmt.Errorf("models: a network computes in f32 or bf16, not %s", opt.DType)
+		if p.graphs == nil { // whose arithmetic is compared below
+			return nil, fmt.Errorf("models: a network computes in f32 or bf16, not %s", opt.DType)
+		}
 	}
 	pool, err := newPool(opt)
 	if err != nil {
@@ -610,7 +617,7 @@ func (p *parts) open(opt Options) (*Model, error) {
 		about.Classes-- // the last label is "no class"
 	}
 	if p.graphs != nil {
-		about.Hash, about.DType, about.Tier, about.Runtime = p.graphs.hash(), "f32", "", "onnxruntime "+p.graphs.lib.Version()
+		about.Hash, about.DType, about.Tier, about.Runtime = p.graphs.hash(), p.graphs.dtype, "", "onnxruntime "+p.graphs.lib.Version()
 	}
 	u := &native.Denoiser{Net: net, Proc: proc, Kind: kind, TimeScale: scale, NullClass: null, About: about, Conditional: classes > 0, State: state}
 	m := &Model{

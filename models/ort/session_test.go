@@ -19,6 +19,9 @@ import (
 // library loads ONNX Runtime from DRIFT_ORT_LIB or the system, or skips the test.
 func library(t testing.TB) *Library {
 	t.Helper()
+	if !supported {
+		t.Skip("no ONNX Runtime in this build: skipped")
+	}
 	l, err := Load(Places{Named: os.Getenv("DRIFT_ORT_LIB")})
 	var missing *MissingError
 	if errors.As(err, &missing) && os.Getenv("DRIFT_ORT_LIB") == "" {
