@@ -141,26 +141,32 @@ func (r *benchRemote) Submit(wants []bench.Want) error {
 // Take implements bench.Remote.
 func (r *benchRemote) Take(_ context.Context, w bench.Want) (bench.Piece, error) {
 	var p bench.Piece
-	_, err := r.crew.result(r.spec(w), func(res *shard.Result) error {
-		rows, err := res.Numbers("rows", -1)
-		if err != nil {
-			return err
-		}
-		pix, err := res.Raw("pix", -1)
-		if err != nil {
-			return err
-		}
-		cost, err := res.Floats("cost", 3)
-		if err != nil {
-			return err
-		}
-		if min(cost[0], cost[1], cost[2]) < 0 {
-			return errors.New("negative costs")
-		}
-		p = bench.Piece{N: w.N, Rows: rows, Pix: pix, Evals: cost[0], Seconds: cost[1], Model: cost[2]}
-		return w.Check(p, r.w.c.Int("samples"), r.w.matrix.Count)
+	_, err := r.crew.result(r.spec(w), func(res *shard.Result) (err error) {
+		p, err = r.w.piece(res, w)
+		return err
 	})
 	return p, err
+}
+
+// piece reads a result and holds it to the block that was asked for.
+func (w *benchWork) piece(res *shard.Result, want bench.Want) (bench.Piece, error) {
+	rows, err := res.Numbers("rows", -1)
+	if err != nil {
+		return bench.Piece{}, err
+	}
+	pix, err := res.Raw("pix", -1)
+	if err != nil {
+		return bench.Piece{}, err
+	}
+	cost, err := res.Floats("cost", 3)
+	if err != nil {
+		return bench.Piece{}, err
+	}
+	if min(cost[0], cost[1], cost[2]) < 0 {
+		return bench.Piece{}, errors.New("negative costs")
+	}
+	p := bench.Piece{N: want.N, Rows: rows, Pix: pix, Evals: cost[0], Seconds: cost[1], Model: cost[2]}
+	return p, want.Check(p, w.c.Int("samples"), w.matrix.Count)
 }
 
 // Kept implements bench.Remote.

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/big"
 	"net"
 	"os"
@@ -27,6 +28,7 @@ import (
 	"testing"
 	"time"
 
+	"drift/cmd/drift/internal/bench"
 	"drift/cmd/drift/internal/queue"
 	"drift/cmd/drift/internal/shard"
 	"drift/internal/kernels"
@@ -400,6 +402,88 @@ func TestOpenJob(t *testing.T) {
 		defer d.Close()
 		if d.Config() == first {
 			t.Error("two tiers have one configuration: their shards would mix")
+		}
+	}
+}
+
+// TestHostileResults: what the verbs refuse of results that are whole and of the right shard.
+func TestHostileResults(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	if err := os.WriteFile("mix.json", []byte(slowMixture), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{in: strings.NewReader(""), out: io.Discard, err: io.Discard, getenv: func(string) string { return "" }, stop: make(chan struct{})}
+	open := func(line ...string) queue.Doer {
+		d, err := a.openWork(t.Context(), line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(d.Close)
+		return d
+	}
+	arrays := func(r *shard.Result, name string) *shard.Array {
+		for i := range r.Arrays {
+			if r.Arrays[i].Name == name {
+				return &r.Arrays[i]
+			}
+		}
+		t.Fatalf("no array %s", name)
+		return nil
+	}
+	make := func(d queue.Doer, spec any) *shard.Result {
+		r, err := d.Do(t.Context(), shard.New(0, spec), func(float64) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	type change struct {
+		array string
+		do    func(*shard.Array)
+	}
+	cut := func(x *shard.Array) { x.Floats = x.Floats[1:] }
+	nan := func(x *shard.Array) { x.Floats[0] = math.NaN() }
+	hold := func(what string, fresh func() *shard.Result, check func(*shard.Result) error, changes map[string]change) {
+		if err := check(fresh()); err != nil {
+			t.Errorf("%s: an honest result: %v", what, err)
+		}
+		for name, c := range changes {
+			r := fresh()
+			c.do(arrays(r, c.array))
+			if check(r) == nil {
+				t.Errorf("%s: %s is taken", what, name)
+			}
+		}
+	}
+
+	states := open("sample", "--model=mix.json", "--count=4", "--steps=2", "--out=x.npz").(*sampleWork)
+	hold("sample of states", func() *shard.Result { return make(states, sampleShard{shard.Range{N: 4}, 4}) }, states.check(4), map[string]change{
+		"a state too few": {"x", cut}, "no number": {"x", nan}, "a negative count": {"stats", func(x *shard.Array) { x.Floats[0] = -1 }}, "another name": {"x", func(x *shard.Array) { x.Name = "y" }},
+	})
+	pictures := open("sample", "--count=2", "--steps=1", "--out=x.png").(*sampleWork)
+	hold("sample of pictures", func() *shard.Result { return make(pictures, sampleShard{shard.Range{N: 2}, 2}) }, pictures.check(2), map[string]change{
+		"a byte too many": {"pix", func(x *shard.Array) { x.Bytes = append(x.Bytes, 0) }},
+	})
+	for _, bad := range []any{sampleShard{shard.Range{From: 3, N: 2}, 2}, sampleShard{shard.Range{N: 2}, 0}, sampleShard{shard.Range{From: -1, N: 1}, 1}, "x"} {
+		if _, err := states.Do(t.Context(), shard.New(0, bad), func(float64) {}); err == nil {
+			t.Errorf("shard %v of 4 images is made", bad)
+		}
+	}
+
+	cells := open("bench", "--model=mix.json", "--samplers=euler", "--nfe=3", "--count=6", "--metric=energy", "--out=b").(*benchWork)
+	cell := cells.cells[0]
+	wanted := bench.Want{Cell: cell, N: 6, Batch: 6}
+	hold("bench", func() *shard.Result { return make(cells, benchShard{cell.Key, shard.Range{N: 6}, 6, 0}) }, func(r *shard.Result) error {
+		_, err := cells.piece(r, wanted)
+		return err
+	}, map[string]change{
+		"a number too few": {"rows", cut}, "no number": {"rows", nan}, "a feature that is none": {"rows", func(x *shard.Array) { x.Floats[1] = math.Inf(1) }},
+		"negative evaluations": {"rows", func(x *shard.Array) { x.Floats[0] = -3 }}, "pictures of states": {"pix", func(x *shard.Array) { x.Bytes = []byte{1} }}, "a negative cost": {"cost", func(x *shard.Array) { x.Floats[2] = -1 }},
+	})
+	for _, bad := range []benchShard{{"other", shard.Range{N: 6}, 6, 0}, {cell.Key, shard.Range{N: 7}, 6, 0}, {cell.Key, shard.Range{N: 6}, 0, 0}} {
+		if _, err := cells.Do(t.Context(), shard.New(0, bad), func(float64) {}); err == nil {
+			t.Errorf("shard %v of a bench is made", bad)
 		}
 	}
 }
