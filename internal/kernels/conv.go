@@ -624,11 +624,15 @@ func (t *tilePass) run(first, last int) {
 				// In the first pass: res may be dst.
 				g.res = unsafe.Pointer(&t.res[j0])
 			}
+			if bi > 0 {
+				// A sum of its own, added at the end: errors grow with the length
+				// of a block, not of all of K.
+				g.res, g.acc = g.c, 0
+			}
 			if bi == len(t.blocks)-1 && t.bias != nil {
 				g.bias = &t.bias[j0]
 			}
 			t.o.gemmRows(&g, t.m)
-			g.acc = 1
 		}
 		t.finish(j0, inPlace)
 	}

@@ -150,6 +150,9 @@ const (
 	winoWhole = 600
 	// winoWeights is about how many transformed weights are made at a time.
 	winoWeights = 96 << 10
+	// winoSum is the most channels of a sum: sums of more are added up from
+	// sums of about so many, which keeps their errors small.
+	winoSum = 128
 	// winoChannels is how many channels of a row of tiles are transformed at
 	// a time, so that a tile and its result share the first level cache.
 	winoChannels = 128
@@ -166,6 +169,7 @@ type winoPlan struct {
 	whole             bool // all weights are transformed first
 	shared            bool // so is the input, by all
 	cb, blocks        int  // channels of a block, and blocks
+	sum               int  // channels of a sum
 	per, groups       int  // panels of a group of columns, and groups
 	uStep             int  // float32 between the values of transformed weights
 	vStep, mStep      int  // the same of a tile, and of its products
@@ -194,11 +198,12 @@ func winoPlanOf(c *Conv, workers, n, h, wd int, pad Pad, in *Input) winoPlan {
 	if !p.shared {
 		p.bufRows = min(p.rows, p.ty)*m + 2
 	}
+	p.sum = roundUp(ceilDiv(s.Cin, ceilDiv(s.Cin, winoSum)), 8)
 	p.cb, p.per = s.Cin, max(1, 64/nr)
 	if !p.whole {
 		p.per = max(1, 32/nr)
-		p.cb = ceilDiv(s.Cin, ceilDiv(s.Cin, max(winoWeights/(2*(m+2)*p.per*nr), 8)))
-		p.cb = roundUp(p.cb, 8)
+		p.cb = p.sum * max(winoWeights/(2*(m+2)*p.per*nr*p.sum), 1)
+		p.cb = min(p.cb, roundUp(s.Cin, p.sum))
 	}
 	p.blocks = ceilDiv(s.Cin, p.cb)
 	p.groups = ceilDiv(c.panels, p.per)
@@ -228,7 +233,7 @@ func (c *Conv) biasStride() int { return roundUp(c.panels*c.ops.nr, 16) }
 func (p *winoPlan) total(c *Conv, workers int) int {
 	tiles := p.rows * p.tx
 	n := alignSlack + workers*p.perWorker + p.n*c.biasStride() + p.uSize +
-		roundUp(2*tiles, 16) + roundUp(4*ceilDiv(p.cb, c.ops.kc), 16)
+		roundUp(2*tiles, 16)
 	if p.shared {
 		n += p.items * p.vSize
 	}
@@ -247,8 +252,7 @@ type winoJob struct {
 	work  []float32
 	bias  []float32
 	rows  []int64
-	segs  []int64
-	end   [2]int64 // segment of the last block
+	segs  [2]segment // of a sum, and of the last one
 }
 
 const (
@@ -285,13 +289,7 @@ func (j *winoJob) run(p *Pool, c *Conv, dst []float32, in *Input, n, h, wd int, 
 	for i := range j.rows {
 		j.rows[i] = int64(i) * int64(pl.cb) * 4
 	}
-	parts := ceilDiv(pl.cb, c.ops.kc)
-	step := ceilDiv(pl.cb, parts)
-	j.segs = int64s(cv.take(4*parts), 2*parts)
-	for i := range parts {
-		j.segs[2*i], j.segs[2*i+1] = int64(i*step*4), int64(min(step, pl.cb-i*step))
-	}
-	j.end = [2]int64{0, int64(c.spec.Cin - (pl.blocks-1)*pl.cb)}
+	j.segs = [2]segment{{len: int64(pl.sum)}, {len: int64(c.spec.Cin - (ceilDiv(c.spec.Cin, pl.sum)-1)*pl.sum)}}
 	if pl.whole {
 		j.phase = winoExpand
 		p.run(c.panels, j)
@@ -398,10 +396,7 @@ func (j *winoJob) multiply(work *carver, v, m []float32, group, first, last int)
 	}
 	for part := range al / 2 * pl.blocks {
 		pair, b := part/pl.blocks, part%pl.blocks
-		channels, segs := pl.cb, j.segs
-		if b == pl.blocks-1 && b > 0 {
-			channels, segs = int(j.end[1]), j.end[:]
-		}
+		channels := min(pl.cb, s.Cin-b*pl.cb)
 		if !pl.whole {
 			for pn := range panels {
 				j.weights(&rest, u[pn*step:], group*pl.per+pn, pair, b*pl.cb, channels)
@@ -419,19 +414,19 @@ func (j *winoJob) multiply(work *carver, v, m []float32, group, first, last int)
 					c: unsafe.Pointer(&m[value*pl.mStep+pn*o.nr]), ldc: int64(cols) * 4,
 					a: a, rows: &j.rows[0], nseg: 1,
 				}
-				if b > 0 {
-					g.acc = 1
-				}
 				at := pn*step + k*pl.uStep
 				if pl.whole {
 					at += (group*pl.per*(al/2) + pn*(al/2-1) + pair) * step
 				}
-				for i := 0; i < len(segs); i += 2 {
-					g.b = unsafe.Pointer(&u[at])
-					g.segs = (*segment)(unsafe.Pointer(&segs[i]))
+				for ch := 0; ch < channels; ch += pl.sum {
+					g.a, g.b, g.segs = unsafe.Add(a, ch*4), unsafe.Pointer(&u[at+ch*o.nr]), &j.segs[0]
+					if ch+pl.sum >= channels && b == pl.blocks-1 {
+						g.segs = &j.segs[1]
+					}
+					if b > 0 || ch > 0 {
+						g.res = g.c
+					}
 					o.gemmRows(&g, tiles)
-					g.acc = 1
-					at += int(segs[i+1]) * o.nr
 				}
 			}
 		}

@@ -118,3 +118,41 @@ func TestStored(t *testing.T) {
 		}
 	}
 }
+
+// The UNet of Stable Diffusion 1 at full size, on weights that follow from the
+// tensors' names.
+func TestFullSize(t *testing.T) {
+	if os.Getenv("DRIFT_SLOW") == "" {
+		t.Skip("takes long: set DRIFT_SLOW=1")
+	}
+	dir := enginetest.Dir(t, "models", "formula-sd1-unet")
+	cfg, err := diffusers.ReadConfig(filepath.Join(dir, "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := diffusers.NewFormula(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io := enginetest.Read(t, filepath.Join(dir, "io.npz"))
+	x, c := io["sample"], io["encoder_hidden_states"]
+	b := &engine.Batch{H: x.Shape[2], W: x.Shape[3], T: io["timestep"].Data,
+		Inputs: map[string]engine.Array{"encoder_hidden_states": {Shape: c.Shape, Data: c.F32()}}}
+	for dtype, ask := range map[kernels.DType]float64{kernels.F32: 3e-6, kernels.BF16: 2.1e-2} {
+		out := make([]float64, len(x.Data))
+		n, err := open(cfg, w, engine.Options{DType: dtype})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = n.Forward(context.Background(), out, x.Data, b)
+		n.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := enginetest.RelL2(out, io["out"].Data)
+		t.Logf("%v: %.3g", dtype, e)
+		if !(e <= ask) {
+			t.Errorf("%v: relative error %.3g, asked for %.3g", dtype, e, ask)
+		}
+	}
+}
