@@ -7,6 +7,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"drift/notebooks/internal/cells"
 )
@@ -19,6 +20,7 @@ func main() {
 			fmt.Fprintln(os.Stderr, "check:", err)
 			os.Exit(1)
 		}
+		name = filepath.Base(name)
 		problems := n.Problems()
 		pictures, bytes := n.Pictures()
 		if len(problems) == 0 && pictures == 0 {
