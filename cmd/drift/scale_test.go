@@ -28,6 +28,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nkeys"
+
 	"drift/cmd/drift/internal/bench"
 	"drift/cmd/drift/internal/queue"
 	"drift/cmd/drift/internal/shard"
@@ -364,6 +366,43 @@ func TestFilesTravel(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(far, "kept", "job-*")); len(left) > 0 {
 		t.Errorf("%v are left", left)
 	}
+}
+
+// TestKeys: a worker that holds a key in place of a token.
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	w := newTown(t, 2, 50)
+	write := func(name string, text []byte) {
+		if err := os.WriteFile(filepath.Join(w.dir, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var public [2]string
+	for i := range public {
+		k, err := nkeys.CreateUser()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed, err := k.Seed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(fmt.Sprintf("seed%d", i), seed)
+		if public[i], err = k.PublicKey(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("keys", []byte("# workers\n"+public[0]+" # the first\n\n"))
+	argv := append([]string{"drift", "serve", "--listen", "127.0.0.1:0", "--keys-file", "keys"}, w.line...)
+	serve := launch(t, w.dir, append(argv, "--out", "many.npz", "--json")...)
+	url := "nats://" + serve.await(1, of("listen")).Address
+	if p := launch(t, w.dir, "drift", "worker", "--url", url, "--key-file", "seed1", "--patience", "1s"); p.wait() != 1 {
+		t.Errorf("a key that the server does not know: %s", p.err.String())
+	}
+	p := launch(t, w.dir, "drift", "worker", "--url", url, "--key-file", "seed0")
+	serve.done()
+	p.done()
+	w.check(t)
 }
 
 // TestOpenJob: what would give other bits, or is no work of a worker, is refused before anything is opened.
