@@ -405,6 +405,29 @@ func TestKeys(t *testing.T) {
 	w.check(t)
 }
 
+// TestWorkersInProcess: networks side by side in one process share nothing (for the race detector).
+func TestWorkersInProcess(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, line := range []string{
+		"sample --count 6 --steps 2 --out one.npz", "sample --count 6 --steps 2 --out many.npz --workers 2 --shard 2",
+		"sample --count 6 --steps 1 --out set", "metrics stats set --out one.stats.npz", "metrics stats set --out many.stats.npz --workers 2 --shard 2",
+		"bench --samplers euler,heun --nfe 4 --count 4 --metric fid --out bench --workers 2 --shard 2",
+	} {
+		if code, _, talk := world(nil, strings.Fields(line)...); code != 0 {
+			t.Fatalf("%s: exit code %d: %s", line, code, talk)
+		}
+	}
+	for a, b := range map[string]string{"one.npz": "many.npz", "one.stats.npz": "many.stats.npz"} {
+		x, err := os.ReadFile(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if y, err := os.ReadFile(b); err != nil || !bytes.Equal(x, y) {
+			t.Errorf("%s is not %s (%v)", b, a, err)
+		}
+	}
+}
+
 // TestOpenJob: what would give other bits, or is no work of a worker, is refused before anything is opened.
 func TestOpenJob(t *testing.T) {
 	a := &app{in: strings.NewReader(""), out: io.Discard, err: io.Discard, getenv: func(string) string { return "" }, stop: make(chan struct{})}
