@@ -58,36 +58,48 @@ func TestGoldenPipelines(t *testing.T) {
 	}
 }
 
-// TestGoldenGraphs draws the pictures of pipe-sd1 from the same networks as ONNX graphs.
+// TestGoldenGraphs draws the pictures of pipe-sd1 from the same networks as ONNX graphs, and those of pipe-sd3 where
+// DRIFT_ONNX_EXPORTS names what models/open/testdata/export.py made.
 func TestGoldenGraphs(t *testing.T) {
 	lib := os.Getenv("DRIFT_ORT_LIB")
 	if lib == "" {
 		t.Skip("no ONNX Runtime (DRIFT_ORT_LIB): skipped")
 	}
-	dir := filepath.Join("..", "..", "models", "open", "testdata", "onnx-sd1")
-	all, err := npz.ReadAll(filepath.Join(dir, "expected.npz"), "images_uint8")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for row, args := range []string{"--prompt|A photograph of an astronaut riding a horse|--seed|3", "--prompt|a cat's portrait, oil on canvas|--seed|4"} {
+	sd1, sd3 := filepath.Join("..", "..", "models", "open", "testdata", "onnx-sd1"), filepath.Join(os.Getenv("DRIFT_ONNX_EXPORTS"), "onnx-sd3")
+	for _, c := range []struct {
+		dir      string
+		row, nfe int
+		args     string
+	}{
+		{sd1, 0, 16, "--prompt|A photograph of an astronaut riding a horse|--seed|3|--steps|8|--cfg-scale|5"},
+		{sd1, 1, 16, "--prompt|a cat's portrait, oil on canvas|--seed|4|--steps|8|--cfg-scale|5"},
+		{sd3, 0, 12, "--prompt|A red cube on top of a blue sphere|--negative-prompt|rain|--seed|21|--steps|6|--cfg-scale|3|-W|32|-H|32|--text-tokens|16"},
+	} {
+		if c.dir == sd3 && os.Getenv("DRIFT_ONNX_EXPORTS") == "" {
+			continue
+		}
+		all, err := npz.ReadAll(filepath.Join(c.dir, "expected.npz"), "images_uint8")
+		if err != nil {
+			t.Fatal(err)
+		}
 		out := filepath.Join(t.TempDir(), "out.npz")
-		line := append([]string{"sample", "--model", dir, "--ort-lib", lib, "--out", out, "--quiet", "--json", "--steps", "8", "--cfg-scale", "5"}, strings.Split(args, "|")...)
+		line := append([]string{"sample", "--model", c.dir, "--ort-lib", lib, "--out", out, "--quiet", "--json"}, strings.Split(c.args, "|")...)
 		code, stdout, stderr := world(nil, line...)
-		if code != 0 || !strings.Contains(stdout, `"nfe":16,`) {
+		if code != 0 || !strings.Contains(stdout, fmt.Sprintf(`"nfe":%d,`, c.nfe)) {
 			t.Fatalf("exit code %d: %s %s", code, stdout, stderr)
 		}
 		got := bytesOf(t, out, "images")
-		want := all["images_uint8"].Data.([]byte)[row*len(got):][:len(got)]
+		want := all["images_uint8"].Data.([]byte)[c.row*len(got):][:len(got)]
 		off := 0
 		for i := range got {
 			if d := int(got[i]) - int(want[i]); d < -1 || d > 1 {
-				t.Fatalf("row %d: byte %d is %d, want %d", row, i, got[i], want[i])
+				t.Fatalf("%s, row %d: byte %d is %d, want %d", c.dir, c.row, i, got[i], want[i])
 			} else if d != 0 {
 				off++
 			}
 		}
 		if off > len(got)/1000 {
-			t.Errorf("row %d: %d of %d bytes are off by one", row, off, len(got))
+			t.Errorf("%s, row %d: %d of %d bytes are off by one", c.dir, c.row, off, len(got))
 		}
 	}
 }

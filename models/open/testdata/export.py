@@ -1,7 +1,7 @@
 """Exports tiny pipelines and networks to ONNX in optimum's layout:  python export.py FIXTURES OUT
 
-FIXTURES is the folder of model fixtures (pipe-sd1, unet2dcond-sdxl, sd3, flux, dit, unet2d-modern). OUT/onnx-sd1 is a whole
-pipeline: the one in this folder, with expected.npz of a float64 run of the source. The others are single networks with their
+FIXTURES is the folder of model fixtures (pipe-sd1, pipe-sd3, unet2dcond-sdxl, sd3, flux, dit, unet2d-modern). OUT/onnx-sd1 is a whole
+pipeline: the one in this folder, with expected.npz of a float64 run of the source; OUT/onnx-sd3 another. The others are single networks with their
 io.npz, which the tests read from the folder that DRIFT_ONNX_EXPORTS names. Packages torch, diffusers, transformers, onnx.
 """
 import json
@@ -78,6 +78,40 @@ def sd1():
     np.savez(os.path.join(dst, "expected.npz"), images_uint8=np.load(os.path.join(src, "expected.npz"))["images_uint8"])
 
 
+def sd3():
+    src, dst = os.path.join(fixtures, "pipe-sd3"), os.path.join(out, "onnx-sd3")
+    for part in ["scheduler", "tokenizer", "tokenizer_2"]:
+        shutil.copytree(os.path.join(src, part), os.path.join(dst, part), dirs_exist_ok=True)
+    index = json.load(open(os.path.join(src, "model_index.json")))
+    del index["vae"]
+    for name in ["transformer", "vae_decoder", "text_encoder", "text_encoder_2"]:
+        index[name] = ["optimum.onnxruntime.modeling_diffusion", "ORTModel"]
+    json.dump(index, open(os.path.join(dst, "model_index.json"), "w"), indent=1)
+    net = diffusers.SD3Transformer2DModel.from_pretrained(src, subfolder="transformer")
+    c = net.config
+    names = ["hidden_states", "encoder_hidden_states", "pooled_projections", "timestep"]
+    x = [torch.randn(2, c.in_channels, 16, 16), torch.randn(2, 93, c.joint_attention_dim), torch.randn(2, c.pooled_projection_dim), torch.tensor([3.0, 7.0])]
+    export(Call(net, names), names, x, os.path.join(dst, "transformer/model.onnx"), ["out_hidden_states"], {**{n: {0: "batch"} for n in names}, "encoder_hidden_states": {0: "batch", 1: "tokens"}})
+    vae = diffusers.AutoencoderKL.from_pretrained(src, subfolder="vae")
+    vae.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
+    axes = {0: "batch", 2: "height", 3: "width"}
+    export(Call(vae, ["latent_sample"], lambda v, x: v.decode(x["latent_sample"], return_dict=False)[0]), ["latent_sample"], [torch.randn(1, c.in_channels, 16, 16)],
+           os.path.join(dst, "vae_decoder/model.onnx"), ["sample"], {"latent_sample": axes, "sample": axes})
+    for part in ["text_encoder", "text_encoder_2"]:
+        text = transformers.CLIPTextModelWithProjection.from_pretrained(src, subfolder=part, attn_implementation="eager")
+
+        def call(t, x):
+            o = t(**x, output_hidden_states=True)
+            return (o.text_embeds, o.last_hidden_state, *o.hidden_states)
+
+        layers = text.config.num_hidden_layers + 1
+        export(Call(text, ["input_ids"], call), ["input_ids"], [torch.ones(1, 77, dtype=torch.int64)], os.path.join(dst, part, "model.onnx"),
+               ["text_embeds", "last_hidden_state"] + [f"hidden_states.{i}" for i in range(layers)], {"input_ids": {0: "batch"}})
+    for part, of in {"transformer": "transformer", "vae_decoder": "vae", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"}.items():
+        shutil.copy(os.path.join(src, of, "config.json"), os.path.join(dst, part))
+    np.savez(os.path.join(dst, "expected.npz"), images_uint8=np.load(os.path.join(src, "expected.npz"))["images_uint8"])
+
+
 def network(name, cls, part, rename):
     src, dst = os.path.join(fixtures, name), os.path.join(out, name)
     net = cls.from_pretrained(src)
@@ -102,6 +136,7 @@ def network(name, cls, part, rename):
 
 
 sd1()
+sd3()
 network("unet2d-modern", diffusers.UNet2DModel, "unet", {})
 network("unet2dcond-sdxl", diffusers.UNet2DConditionModel, "unet", {"added_text_embeds": "text_embeds", "added_time_ids": "time_ids"})
 network("sd3", diffusers.SD3Transformer2DModel, "transformer", {})
