@@ -49,13 +49,16 @@ func onnx(ctx context.Context, name string, opt Options) (*Model, error) {
 		return nil, &AskedError{fmt.Sprintf("%s computes in %s: the arithmetic of an ONNX file is in the file, not %s", name, net.DType(), opt.DType)}
 	}
 	s := net.Sidecar
-	m := &Model{Denoiser: models.Metered(d), Info: d.About, Notes: net.Notes, close: net.Close,
+	m := &Model{Denoiser: models.Metered(d.Denoised()), Info: d.About, Notes: net.Notes, close: net.Close,
 		Defaults: Defaults{Sampler: s.Sampler, Schedule: s.Schedule, Steps: orInt(s.Steps, 20), CFGScale: 1}}
 	m.Defaults.Sampler = orText(s.Sampler, "dpmpp-2m")
 	m.Defaults.Schedule = orText(s.Schedule, schedules.DefaultGrid(s.Process))
 	if scale := net.Scale(); scale != nil {
 		d.About.Picture = d.About.Shape
 		m.Codec, m.Info, m.Denoiser = scale, d.About, models.Metered(scaled{d, scale})
+		if v, ok := d.Denoised().(models.VJP); ok {
+			m.Denoiser = models.Metered(scaledVJP{scaled{d, scale}, v})
+		}
 	}
 	return m, nil
 }
@@ -64,6 +67,12 @@ func onnx(ctx context.Context, name string, opt Options) (*Model, error) {
 type scaled struct {
 	*ort.Denoiser
 	scale *ort.Scale
+}
+
+// scaledVJP is scaled with the gradient of the network.
+type scaledVJP struct {
+	scaled
+	models.VJP
 }
 
 // DecodeLate implements models.Decoder.

@@ -162,7 +162,7 @@ func (j *Judge) call(ctx context.Context, x []float64, at []schedules.Node) ([][
 	if s.Features != "" {
 		want = append(want, s.Features)
 	}
-	answer, err := n.call(ctx, rows, fill, want...)
+	answer, err := n.call(ctx, n.Session, s.Inputs, rows, fill, want...)
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,7 @@ type Net struct {
 	state    Port
 	out      Port
 	channels int         // of the output, where it has more than the state
+	grad     *Session    // of the gradient, nil for most
 	table    [][]float64 // embeddings by class
 	code     []int       // shape of one
 	classes  int
@@ -60,7 +61,54 @@ func (l *Library) OpenNet(ctx context.Context, path string, sidecar *Sidecar, o 
 	if n.Session, err = l.Open(ctx, path, o); err != nil {
 		return nil, err
 	}
+	if err := n.openGrad(ctx, o); err != nil {
+		n.Close()
+		return nil, err
+	}
 	return n, nil
+}
+
+// openGrad opens the graph of the gradient, where the sidecar names one.
+func (n *Net) openGrad(ctx context.Context, o Options) error {
+	v := n.Sidecar.VJP
+	if v == nil {
+		return nil
+	}
+	path := filepath.Join(filepath.Dir(n.Sidecar.Path), v.File)
+	f, err := ReadFile(path)
+	if err != nil {
+		return err
+	}
+	for _, p := range f.Inputs {
+		own, ok := n.File.Input(p.Name)
+		if p.Name == v.Cotangent {
+			own, ok = n.state, true
+		}
+		if !ok || own.Type != p.Type || len(own.Dims) != len(p.Dims) {
+			return refuse.Errorf(path, "its input %s is none of %s, nor the cotangent %s", p, n.path, v.Cotangent)
+		}
+	}
+	if _, ok := f.Input(v.Cotangent); !ok {
+		return refuse.Errorf(path, "has no input %s for the cotangent; it has %s", v.Cotangent, f.Ports())
+	}
+	if _, ok := f.Output(v.Output); !ok {
+		return refuse.Errorf(path, "has no output %s; it has %s", v.Output, f.Ports())
+	}
+	sum, err := f.Hash()
+	if err != nil {
+		return err
+	}
+	n.Hash = mix(n.Hash, sum)
+	n.grad, err = n.lib.Open(ctx, path, o)
+	return err
+}
+
+// Close gives back the sessions.
+func (n *Net) Close() {
+	if n.grad != nil {
+		n.grad.Close()
+	}
+	n.Session.Close()
 }
 
 // compare holds the sidecar against the file.
@@ -283,15 +331,18 @@ func (n *Net) DType() string {
 // Runtime names the library, for manifests: results are its, to the last bit.
 func (n *Net) Runtime() string { return "onnxruntime " + n.lib.version }
 
-// eval makes one call for rows of a batch. row fills the values of a per-row input of row k; wide is for the state.
-func (n *Net) call(ctx context.Context, rows int, fill func(i Input, k int) ([]float64, error), want ...string) ([]Tensor, error) {
+// call makes one call of a session for rows of a batch: fill gives the values of an input for row k.
+func (n *Net) call(ctx context.Context, s *Session, inputs []Input, rows int, fill func(i Input, k int) ([]float64, error), want ...string) ([]Tensor, error) {
 	size := rows
 	if n.batch > 0 {
 		size = n.batch
 	}
 	in := map[string]Tensor{}
-	for _, i := range n.Sidecar.Inputs {
-		p, _ := n.File.Input(i.Name) // compare found it
+	for _, i := range inputs {
+		p, ok := s.File.Input(i.Name)
+		if !ok { // a gradient may not depend on it
+			continue
+		}
 		var values []float64
 		if len(p.Dims) == 0 && p.Ranks {
 			v, err := fill(i, 0)
@@ -319,7 +370,7 @@ func (n *Net) call(ctx context.Context, rows int, fill func(i Input, k int) ([]f
 			return nil, fmt.Errorf("ort: %s: input %s: %w", n.path, i.Name, err)
 		}
 	}
-	return n.Run(ctx, in, want...)
+	return s.Run(ctx, in, want...)
 }
 
 // shape is the shape of a tensor for a port.
@@ -331,7 +382,7 @@ func (n *Net) shape(i Input, p Port, rows, values int) ([]int, error) {
 	switch {
 	case i.Is == "embedding" && (!p.Ranks || len(p.Dims) == len(n.code)+1):
 		row = n.code
-	case (i.Is == "state" || i.Is == "picture") && (!p.Ranks || len(p.Dims) == len(n.Shape)+1):
+	case (i.Is == "state" || i.Is == "picture" || i.Is == "cotangent") && (!p.Ranks || len(p.Dims) == len(n.Shape)+1):
 		row = n.Shape
 	case p.Ranks && fixed(p) >= 0:
 		row = p.Dims[1:]
@@ -464,15 +515,11 @@ func (n *Net) together(at []schedules.Node) int {
 	return k
 }
 
-// some answers rows at, at+1, ... of a query.
-func (d *Denoiser) some(ctx context.Context, q *models.Query, at, rows int, x, out, extra []float64) error {
+// fill gives the inputs of rows at, at+1, ... of a query, whose states are x.
+func (d *Denoiser) fill(q *models.Query, at int, x []float64, edm schedules.Precondition) func(i Input, k int) ([]float64, error) {
 	n, s := d.Net, d.Net.Sidecar
 	w := elements(n.Shape)
-	var edm schedules.Precondition
-	if s.SigmaData > 0 {
-		edm = schedules.PreconditionEDM(s.SigmaData)
-	}
-	fill := func(i Input, k int) ([]float64, error) {
+	return func(i Input, k int) ([]float64, error) {
 		node := q.At[at+k]
 		switch i.Is {
 		case "state":
@@ -494,7 +541,23 @@ func (d *Denoiser) some(ctx context.Context, q *models.Query, at, rows int, x, o
 		v, err := i.timeOf(s.Process, node)
 		return []float64{v}, err
 	}
-	answer, err := n.call(ctx, rows, fill, s.Output)
+}
+
+// edm is the preconditioning of an inner network, nil of others.
+func (d *Denoiser) edm() schedules.Precondition {
+	if s := d.Net.Sidecar; s.SigmaData > 0 {
+		return schedules.PreconditionEDM(s.SigmaData)
+	}
+	return nil
+}
+
+// some answers rows at, at+1, ... of a query.
+func (d *Denoiser) some(ctx context.Context, q *models.Query, at, rows int, x, out, extra []float64) error {
+	n, s := d.Net, d.Net.Sidecar
+	w := elements(n.Shape)
+	edm := d.edm()
+	fill := d.fill(q, at, x, edm)
+	answer, err := n.call(ctx, n.Session, s.Inputs, rows, fill, s.Output)
 	if err != nil {
 		return err
 	}
@@ -517,6 +580,59 @@ func (d *Denoiser) some(ctx context.Context, q *models.Query, at, rows int, x, o
 				out[k*w+j] = c.Skip*x[k*w+j]/node.Alpha + c.Out*f
 			}
 		}
+	}
+	return nil
+}
+
+// WithVJP is a Denoiser whose sidecar names a graph of its gradient (models.VJP).
+type WithVJP struct{ *Denoiser }
+
+// Denoised is d with the gradient that its sidecar names, if it does.
+func (d *Denoiser) Denoised() models.Denoiser {
+	if d.Net.grad == nil {
+		return d
+	}
+	return WithVJP{d}
+}
+
+// VJP implements models.VJP.
+func (d WithVJP) VJP(ctx context.Context, q *models.Query, p *models.Pred, cotangent, grad *tensor.Dense) error {
+	if err := d.Predict(ctx, q, p); err != nil {
+		return err
+	}
+	n, s := d.Net, d.Net.Sidecar
+	w := elements(n.Shape)
+	x, cot, out := models.Data(q.X), models.Data(cotangent), models.Data(grad)
+	edm := d.edm()
+	inputs := append(slices.Clone(s.Inputs), Input{Name: s.VJP.Cotangent, Is: "cotangent"})
+	for at := 0; at < len(q.At); {
+		rows := n.together(q.At[at:])
+		fill := d.fill(q, at, x[at*w:], edm)
+		answer, err := n.call(ctx, n.grad, inputs, rows, func(i Input, k int) ([]float64, error) {
+			if i.Is == "cotangent" {
+				return cot[(at+k)*w : (at+k+1)*w], nil
+			}
+			return fill(i, k)
+		}, s.VJP.Output)
+		if err != nil {
+			return err
+		}
+		v := answer[0].Float64()
+		if len(v) != max(rows, n.batch)*w {
+			return fmt.Errorf("ort: %s: its output has the shape %v, %d rows of %v are wanted", n.grad.path, answer[0].Shape, max(rows, n.batch), n.Shape)
+		}
+		copy(out[at*w:(at+rows)*w], v)
+		for k := range rows {
+			if edm == nil {
+				break
+			}
+			node := q.At[at+k] // out = Skip x/alpha + Out F(In x/alpha)
+			c := edm(node.Ratio())
+			for j := (at + k) * w; j < (at+k+1)*w; j++ {
+				out[j] = (c.Skip*cot[j] + c.Out*c.In*out[j]) / node.Alpha
+			}
+		}
+		at += rows
 	}
 	return nil
 }

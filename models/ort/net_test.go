@@ -423,3 +423,66 @@ func TestConcurrent(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// The gradient by a second graph is the closed form, with and without EDM's preconditioning; hash and refusals.
+func TestVJP(t *testing.T) {
+	ctx := context.Background()
+	l := library(t)
+	plain, graded := denoiser(t, "gauss64"), denoiser(t, "graded")
+	if _, ok := plain.Denoised().(models.VJP); ok || plain.Net.Hash == graded.Net.Hash {
+		t.Error("a gradient without a graph, or no trace of it in the hash")
+	}
+	for _, sigmaData := range []float64{0, 0.7} {
+		d := graded
+		if sigmaData > 0 {
+			s := *graded.Net.Sidecar
+			s.SigmaData = sigmaData
+			n, err := l.OpenNet(ctx, "testdata/graded.onnx", &s, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer n.Close()
+			if d, err = n.Denoiser(""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		q := query(schedules.EDM{}, []int{1, 4, 4}, []float64{0.2, 4}, []int{1, 2})
+		v, ok := models.As[models.VJP](models.Metered(d.Denoised()))
+		if !ok {
+			t.Fatal("no gradient")
+		}
+		var p, want models.Pred
+		cot, grad := models.Wrap(normals(32, 9), 2, 1, 4, 4), models.New(2, 1, 4, 4)
+		if err := v.VJP(ctx, q, &p, cot, grad); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Predict(ctx, q, &want); err != nil || !slices.Equal(models.Data(p.Out), models.Data(want.Out)) {
+			t.Error("another answer than Predict's", err)
+		}
+		for i, c := range models.Data(cot) {
+			s := q.At[i/16].Sigma
+			slope := 0.25 / (0.25 + s*s)
+			if r := math.Hypot(s, sigmaData); sigmaData > 0 {
+				slope = sigmaData*sigmaData/(r*r) + s*sigmaData/r/r*slope
+			}
+			if got := models.Data(grad)[i]; math.Abs(got-c*slope) > 1e-13 {
+				t.Fatalf("sigma_data %g: %g, want %g", sigmaData, got, c*slope)
+			}
+		}
+	}
+	for _, c := range []struct{ vjp, want string }{
+		{`{"file": "gauss64.vjp.onnx", "cotangent": "c", "output": "grad"}`, "its input cotangent float64 [batch, 1, 4, 4] is none of"},
+		{`{"file": "gauss64.vjp.onnx", "cotangent": "cotangent", "output": "g"}`, "has no output g"},
+		{`{"file": "away.onnx", "cotangent": "cotangent", "output": "grad"}`, "no such file"},
+		{`{"file": "../x.onnx", "cotangent": "cotangent", "output": "grad"}`, "vjp: want file"},
+		{`{"file": "x.onnx", "output": "grad"}`, "vjp: want file"},
+	} {
+		s, err := ParseSidecar("testdata/x.drift.json", []byte(strings.Replace(gaussText, `"prediction"`, `"vjp": `+c.vjp+`, "prediction"`, 1)))
+		if err == nil {
+			_, err = l.OpenNet(ctx, "testdata/gauss64.onnx", s, Options{})
+		}
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.vjp, err, c.want)
+		}
+	}
+}

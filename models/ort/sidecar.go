@@ -54,6 +54,10 @@ import (
 // probabilities; a scorer ("type": "scorer") has one number per picture as output, a network of features ("type":
 // "features") a vector. With a process and inputs of a time a classifier knows noise.
 //
+// A denoiser may have its gradient in a second graph, exported for it: "vjp": {"file": "NAME.vjp.onnx", "cotangent":
+// "cotangent", "output": "grad"} names a file beside the sidecar that takes the same inputs and a cotangent of the
+// output's prediction, and gives the gradient of sum(output * cotangent) by the state.
+//
 // sha256, if given, is the hash of the network the sidecar belongs to (File.Hash).
 type Sidecar struct {
 	Path       string
@@ -72,8 +76,12 @@ type Sidecar struct {
 	Sampler    string
 	Schedule   string
 	Steps      int
+	VJP        *VJP
 	SHA256     string
 }
+
+// VJP is the graph of a denoiser's gradient.
+type VJP struct{ File, Cotangent, Output string }
 
 // Input says what an input of a graph is.
 type Input struct {
@@ -199,6 +207,17 @@ func (s *Sidecar) denoiser(r *fields) {
 			r.fail("prediction: unknown %q%s", p, spec.Suggest(p, []string{"eps", "x0", "v", "velocity", "score", "edm"}))
 		}
 		s.Prediction = k
+	}
+	if o, ok := r.object("vjp"); ok {
+		f := &fields{path: r.path, o: o, where: "vjp: "}
+		s.VJP = &VJP{f.text("file"), f.text("cotangent"), f.text("output")}
+		if !filepath.IsLocal(s.VJP.File) || s.VJP.Cotangent == "" || s.VJP.Output == "" {
+			f.fail("want file (an .onnx file beside the sidecar), cotangent and output (names of its input and output)")
+		}
+		f.end()
+		if f.err != nil && r.err == nil {
+			r.err = f.err
+		}
 	}
 	s.Sampler, s.Schedule, s.Steps = r.text("sampler"), r.text("schedule"), r.whole("steps", 0)
 	if r.err == nil && (s.Steps < 0 || s.Steps > 1<<20) {

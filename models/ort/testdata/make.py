@@ -6,6 +6,7 @@ half         the same, state and answer in float16, sigma in float32, label in i
 eps          the noise of N(0.5, 0.25) on 1000 discrete timesteps, told one whole number for the whole batch
 scalar       gauss with mean = level, a number per row
 two          gauss without labels for batches of 2 only
+gauss64.vjp  the gradient of gauss64 (graded.onnx is gauss64 again, with a sidecar that names it)
 external     gauss64 with the means in external.bin
 classifier   logits and features of a 4 x 4 picture
 noisy        log p(k | x, sigma) of the classes of gauss64 without the null class
@@ -13,6 +14,8 @@ score        the mean of a picture
 slow         multiplies matrices `times` times
 vector       E[x0|x] of N(0, 1) in two dimensions, told ln(sigma)/4 and a matrix of codes
 """
+import os
+
 import numpy as np
 import onnx
 from onnx import TensorProto as T
@@ -30,6 +33,8 @@ def save(name, nodes, inputs, outputs, weights, opset=17, external=None):
     h.set_model_props(m, {"made": "by make.py"})
     onnx.checker.check_model(m)
     if external:
+        if os.path.exists(external):  # onnx would append
+            os.remove(external)
         for t in m.graph.initializer:
             if t.name == "means":
                 onnx.external_data_helper.set_external_data(t, location=external)
@@ -66,6 +71,12 @@ save("half", [
     {"means": MEANS.astype(np.float32), "var": np.array(VAR, np.float32), "to4": np.array([-1, 1, 1, 1])})
 
 bars = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+save("gauss64.vjp", [  # the gradient of gauss64 by noisy, which does not depend on it or the label
+    h.make_node("Reshape", ["sigma", "to4"], ["sigma4"]), h.make_node("Mul", ["sigma4", "sigma4"], ["s2"]), h.make_node("Add", ["s2", "var"], ["bottom"]),
+    h.make_node("Mul", ["cotangent", "var"], ["top"]), h.make_node("Div", ["top", "bottom"], ["grad"]),
+], [("sigma", T.DOUBLE, ["batch"]), ("cotangent", T.DOUBLE, ["batch", 1, 4, 4])], [("grad", T.DOUBLE, ["batch", 1, 4, 4])],
+    {"var": np.array(VAR), "to4": np.array([-1, 1, 1, 1])})
+
 save("eps", [
     h.make_node("Gather", ["alphas", "timestep"], ["alpha"]), h.make_node("Gather", ["sigmas", "timestep"], ["sig"]),
     h.make_node("Mul", ["alpha", "mean"], ["am"]), h.make_node("Sub", ["sample", "am"], ["d"]), h.make_node("Mul", ["d", "sig"], ["top"]),
