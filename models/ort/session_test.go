@@ -291,6 +291,22 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// Graphs that are none are refused when they are opened, one that wants more memory than there is when it runs.
+func TestHostileGraphs(t *testing.T) {
+	l := library(t)
+	for name, want := range map[string]string{"cycle": "not acyclic", "unknown": "No Op registered for NoSuchOp", "negative": "non-negative", "dangling": "nowhere"} {
+		_, err := l.Open(context.Background(), filepath.Join("testdata", "hostile", name+".onnx"), Options{})
+		var refused *refuse.Error
+		if !errors.As(err, &refused) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v, want %q", name, err, want)
+		}
+	}
+	s := session(t, filepath.Join("hostile", "enormous"))
+	if _, err := s.Run(context.Background(), map[string]Tensor{"x": tensorOf(t, Float32, []int{1}, 1)}, "y"); err == nil || !strings.Contains(err.Error(), "overflow") {
+		t.Error(err)
+	}
+}
+
 // What is not the library says so, with the way to get it.
 func TestLoadRefuses(t *testing.T) {
 	dir := t.TempDir()

@@ -129,4 +129,20 @@ save("vector", [
     *[n for n in shrink("mean2", "x", "sigma2")],
 ], [("x", T.DOUBLE, ["batch", 2]), ("noise", T.DOUBLE, ["batch"]), ("codes", T.DOUBLE, ["batch", "tokens", 3])], [("denoised", T.DOUBLE, ["batch", 2])],
     {"var": np.array(VAR), "four": np.array(4.0), "one": np.array([1])})
+
+
+def hostile(name, nodes, inputs=("x",), weights={}):
+    """Sound protocol buffers of graphs that are none."""
+    value = lambda n: h.make_tensor_value_info(n, T.FLOAT, ["b"])
+    g = h.make_graph(nodes, name, [value(n) for n in inputs], [value("y")], [nh.from_array(np.asarray(v), k) for k, v in weights.items()])
+    onnx.save(h.make_model(g, opset_imports=[h.make_opsetid("", 17)], ir_version=8), "hostile/" + name + ".onnx")
+
+
+os.makedirs("hostile", exist_ok=True)
+hostile("cycle", [h.make_node("Add", ["x", "y"], ["a"]), h.make_node("Add", ["a", "x"], ["y"])])
+hostile("unknown", [h.make_node("NoSuchOp", ["x"], ["y"])])
+hostile("negative", [h.make_node("ConstantOfShape", ["s"], ["c"]), h.make_node("Add", ["x", "c"], ["y"])], weights={"s": np.array([-5])})
+hostile("dangling", [h.make_node("Add", ["x", "nowhere"], ["y"])])
+hostile("enormous", [h.make_node("ConstantOfShape", ["s"], ["c"]), h.make_node("ReduceMean", ["c"], ["m"], keepdims=0), h.make_node("Add", ["x", "m"], ["y"])],
+        weights={"s": np.array([2**40, 2**40])})
 np.savez("codes.npz", codes=np.array([np.full((2, 3), -0.5), np.full((2, 3), 0.25), np.full((2, 3), 0.0)]))
