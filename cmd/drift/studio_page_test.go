@@ -24,6 +24,21 @@ func TestStudioPage(t *testing.T) {
 	if c := b.text(`document.cookie`); c != "" {
 		t.Errorf("the page's script can read the cookie: %s", c)
 	}
+	// look holds a view to the window at both widths, and stores what it shows in the folder that DRIFT_SHOTS names.
+	look := func(name string) {
+		t.Helper()
+		for _, w := range []int{390, 1280} {
+			b.size(w, 900)
+			b.until(`innerWidth === ` + strconv.Itoa(w))
+			if over := b.text(`String(document.documentElement.scrollWidth - innerWidth)`); over != "0" && !strings.HasPrefix(over, "-") {
+				t.Errorf("%s is %s pixels wider than a window of %d", name, over, w)
+			}
+			if dir := os.Getenv("DRIFT_SHOTS"); dir != "" {
+				time.Sleep(300 * time.Millisecond)
+				b.shot(filepath.Join(dir, name+"-"+strconv.Itoa(w)+".png"))
+			}
+		}
+	}
 	// A long run, started by keys.
 	b.do(`(() => {
 	 window.copied = [];
@@ -42,6 +57,7 @@ func TestStudioPage(t *testing.T) {
 			t.Errorf("%s is %q while it runs", stat, v)
 		}
 	}
+	look("create")
 	// Two samplers on the same noise wait behind it; the second is moved up, and a third is removed.
 	b.do(`(() => {
 	 document.querySelector("#steps").value = 6;
@@ -65,7 +81,7 @@ func TestStudioPage(t *testing.T) {
 	if text := b.text(`document.querySelector("#ended li:last-child").textContent`); !strings.Contains(text, "cancelled: 0 of 4 pictures are kept") {
 		t.Error(text)
 	}
-	s := p2state(b, t)
+	s := stateOf(b, t)
 	if len(s.Jobs) != 3 || s.Jobs[1].Title != "fashion-flow euler" {
 		t.Errorf("%+v", s)
 	}
@@ -77,6 +93,7 @@ func TestStudioPage(t *testing.T) {
 	if v := b.text(`document.querySelector("#steps").value + " " + document.querySelectorAll(".sampler").length`); v != "6 2" {
 		t.Errorf("the form has %s after the reload", v)
 	}
+	look("gallery")
 	// One run, one of its pictures, by keys; the copied lines make the same pixels.
 	run := s.Jobs[1].Run
 	b.do(`window.copied = []; navigator.clipboard.writeText = async t => { window.copied.push(t); }; location.hash = "run/` + run + `"`)
@@ -91,6 +108,7 @@ func TestStudioPage(t *testing.T) {
 	if facts := b.text(`document.querySelector("#facts").innerText`); !strings.Contains(facts, "euler") || !strings.Contains(facts, "bag") || !strings.Contains(facts, "cfg:w=2") {
 		t.Errorf("the picture says %q", facts)
 	}
+	look("picture")
 	b.do(`document.querySelector("#copy-picture").click()`)
 	b.key("Escape", "Escape", 27)
 	b.until(`!document.querySelector("#picture").open && window.copied.length === 2`)
@@ -105,11 +123,16 @@ func TestStudioPage(t *testing.T) {
 	b.until(`document.querySelectorAll(".cmp tbody tr").length === 2 && document.querySelectorAll(".cmp img").length === 4`)
 	b.do(`document.querySelector("#difference").click()`)
 	b.until(`document.querySelectorAll(".cmp canvas").length === 2 && [...document.querySelectorAll(".cmp td:last-child span")].every(s => /^RMS \d/.test(s.textContent))`)
+	look("compare")
 	// Steering: effective sample sizes while it runs and afterwards.
 	b.do(`location.hash = "create"; fillForm({verb: "steer", model: "fashion-flow", samplers: [""], steps: 6, guidance: 2, class: "dress", seed: 0, count: 1, particles: 4, reward: "mean(x0)", lambda: "20"}); document.querySelector("#form").requestSubmit()`)
 	b.until(`state.jobs.at(-1).request.verb === "steer" && state.jobs.at(-1).status === "done"`)
 	b.do(`location.hash = "plots"`)
 	b.until(`document.querySelectorAll("#steer-plot circle").length === 6`)
+	look("plots")
+	b.do(`location.hash = "run/" + state.jobs.at(-1).run`)
+	b.until(`document.querySelectorAll("#run svg").length === 2`)
+	look("run")
 	// Everything can be reached by the tab key, and has a name.
 	b.do(`location.hash = "create"`)
 	b.until(`!document.querySelector("#view-create").hidden`)
@@ -146,37 +169,12 @@ func TestStudioPage(t *testing.T) {
 	}
 }
 
-// p2state is the state as the page has it.
-func p2state(b *browser, t *testing.T) studio.State {
+// stateOf is the state as the page has it.
+func stateOf(b *browser, t *testing.T) studio.State {
 	t.Helper()
 	var s studio.State
 	if err := b.eval(`state`, &s); err != nil {
 		t.Fatal(err)
 	}
 	return s
-}
-
-// TestStudioShots draws screenshots of the page into the folder that DRIFT_SHOTS names, to be looked at: DRIFT_VIEWS
-// lists the views of the studio at the address DRIFT_STUDIO.
-func TestStudioShots(t *testing.T) {
-	dir := os.Getenv("DRIFT_SHOTS")
-	if dir == "" {
-		t.Skip("DRIFT_SHOTS names no folder for screenshots")
-	}
-	b := openBrowser(t)
-	for name, size := range map[string][2]int{"wide": {1280, 900}, "narrow": {390, 844}} {
-		b.size(size[0], size[1])
-		for _, v := range strings.Fields(os.Getenv("DRIFT_VIEWS")) {
-			b.visit("about:blank")
-			view, js, _ := strings.Cut(v, "!") // create!script
-			b.visit(os.Getenv("DRIFT_STUDIO") + "#" + view)
-			b.until(`document.querySelector("#link.on")`)
-			if js != "" {
-				b.do(js)
-			}
-			time.Sleep(1500 * time.Millisecond)
-			view, _, _ = strings.Cut(view, "/")
-			b.shot(filepath.Join(dir, name+"-"+view+".png"))
-		}
-	}
 }

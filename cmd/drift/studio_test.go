@@ -227,6 +227,25 @@ func TestStudioCommands(t *testing.T) {
 			}
 		}
 	}
+	// A bench: its scores, and the line that makes the same report.
+	q := studio.Request{Verb: "bench", Model: "fashion-flow", Samplers: []string{"euler", "heun"}, NFE: []int{2, 4}, Scale: 1, Count: 16, Seed: 5}
+	if code := p.ask("POST", "/api/jobs", q, nil); code != 201 {
+		t.Fatalf("%d for %+v", code, q)
+	}
+	p.until(done)
+	var bench studio.Run
+	p.ask("GET", "/api/runs/0005-bench-fashion-flow", nil, &bench)
+	if len(bench.Scores) != 8 || bench.Scores[0].Metric != "fid" || bench.Scores[0].NFE != 2 || bench.Scores[0].N != 16 || !(bench.Scores[0].Value > 1) {
+		t.Errorf("%+v", bench)
+	}
+	there, err := os.ReadFile(filepath.Join(p.dir, bench.Name, "results.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := os.ReadFile(filepath.Join(runLine(t, bench.Command), "results.json"))
+	if err != nil || !bytes.Equal(here, there) {
+		t.Errorf("%s makes another report (%v)", bench.Command, err)
+	}
 	if code := p.end(); code != 0 {
 		t.Errorf("exit code %d: %s", code, p.talk)
 	}

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"drift/cmd/drift/internal/bench"
 	"drift/cmd/drift/internal/manifest"
@@ -46,7 +47,17 @@ type gallery struct {
 
 	mu    sync.Mutex
 	cache map[string]cached // by run
+
+	// The list, for a moment: many pages ask for it at once. version counts what jobs change.
+	version func() int
+	listing sync.Mutex
+	listed  []Run
+	at      time.Time
+	of      int
 }
+
+// fresh is how long a list is handed out again, if no job has changed anything.
+const fresh = 250 * time.Millisecond
 
 type cached struct {
 	stamp string
@@ -159,6 +170,12 @@ func (g *gallery) list(name string) []fs.DirEntry {
 
 // runs lists the gallery, the newest first.
 func (g *gallery) runs() []Run {
+	g.listing.Lock()
+	defer g.listing.Unlock()
+	v := g.version()
+	if g.listed != nil && g.of == v && time.Since(g.at) < fresh {
+		return g.listed
+	}
 	out := []Run{}
 	list := g.list(".")
 	slices.Reverse(list)
@@ -171,7 +188,7 @@ func (g *gallery) runs() []Run {
 		}
 		if r, err := g.run(e.Name(), false); err == nil {
 			r.Pictures = r.Pictures[:min(len(r.Pictures), 12)]
-			r.Checks, r.Scores = nil, nil
+			r.Checks, r.Scores, r.Command = nil, nil, ""
 			out = append(out, r)
 		}
 	}
@@ -184,6 +201,7 @@ func (g *gallery) runs() []Run {
 		}
 		return 0
 	})
+	g.listed, g.at, g.of = out, time.Now(), v
 	return out
 }
 

@@ -48,11 +48,11 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(30 * time.Second)) // not every ResponseWriter of a test has one
 
 	if !g.ours(r.Host) {
-		refuse(w, http.StatusMisdirectedRequest, "this address is not one of the studio's: open it by the one that it printed", "name more with --host")
+		deny(w, http.StatusMisdirectedRequest, "this address is not one of the studio's: open it by the one that it printed", "name more with --host")
 		return
 	}
 	if !sameSite(r) {
-		refuse(w, http.StatusForbidden, "a request made by another site's page", "")
+		deny(w, http.StatusForbidden, "a request made by another site's page", "")
 		return
 	}
 	if g.token != "" {
@@ -62,7 +62,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		if !query && !g.known(r) {
 			h.Set("WWW-Authenticate", `Bearer realm="drift studio"`)
-			refuse(w, http.StatusUnauthorized, "the token is missing or wrong", "open the address that drift studio printed, with its ?token=")
+			deny(w, http.StatusUnauthorized, "the token is missing or wrong", "open the address that drift studio printed, with its ?token=")
 			return
 		}
 	}
@@ -72,7 +72,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			defer func() { <-g.slots }()
 		default:
 			h.Set("Retry-After", "1")
-			refuse(w, http.StatusServiceUnavailable, "too many requests at a time", "try again")
+			deny(w, http.StatusServiceUnavailable, "too many requests at a time", "try again")
 			return
 		}
 	}
@@ -142,8 +142,8 @@ func equal(a, b string) bool {
 	return subtle.ConstantTimeCompare(x[:], y[:]) == 1
 }
 
-// refuse answers with an error.
-func refuse(w http.ResponseWriter, code int, text, hint string) {
+// deny answers with an error.
+func deny(w http.ResponseWriter, code int, text, hint string) {
 	answer(w, code, map[string]string{"error": text, "hint": hint})
 }
 

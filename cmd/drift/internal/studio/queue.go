@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"drift/cmd/drift/internal/output"
+	"drift/internal/refuse"
 )
 
 // A Runner runs a line of drift's command line, hands on every line of its standard output, and returns the exit code
@@ -120,7 +121,7 @@ func (q *queue) load(names []string) error {
 	}
 	var list []saved
 	if err := strict(bytes.NewReader(b), &list); err != nil {
-		return fmt.Errorf("%s: %w", filepath.Join(q.dir, queueName), err)
+		return refuse.Errorf(filepath.Join(q.dir, queueName), "not the queue of a studio: %v", err)
 	}
 	for i, s := range list {
 		lines, err := q.lines(s.Request)
@@ -328,6 +329,13 @@ func (q *queue) state() State {
 		s.Jobs = append(s.Jobs, c)
 	}
 	return s
+}
+
+// changes counts the changes of the gallery by jobs.
+func (q *queue) changes() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.gallery
 }
 
 // preview returns the newest preview of a job.

@@ -72,6 +72,7 @@ func New(c Config) (*Studio, error) {
 		dir: c.Dir, out: func(run string) string { return filepath.Join(c.Dir, run) }, quote: c.Quote, runner: c.Run, lines: s.lines,
 		wake: make(chan struct{}, 1), watch: map[chan struct{}]bool{},
 	}
+	s.gallery.version = s.queue.changes
 	var names []string
 	for _, e := range s.gallery.list(".") {
 		names = append(names, e.Name())
@@ -221,19 +222,13 @@ func (s *Studio) routes() http.Handler {
 			_, _ = w.Write(b)
 			return
 		}
-		refuse(w, http.StatusNotFound, "no preview", "")
+		deny(w, http.StatusNotFound, "no preview", "")
 	})
-	mux.HandleFunc("GET /api/runs", func(w http.ResponseWriter, _ *http.Request) {
-		runs := s.gallery.runs()
-		for i := range runs {
-			runs[i].Command = ""
-		}
-		answer(w, http.StatusOK, runs)
-	})
+	mux.HandleFunc("GET /api/runs", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, s.gallery.runs()) })
 	mux.HandleFunc("GET /api/runs/{run}", func(w http.ResponseWriter, r *http.Request) {
 		run, err := s.gallery.run(r.PathValue("run"), true)
 		if err != nil {
-			refuse(w, http.StatusNotFound, "there is no such run in the gallery", "")
+			deny(w, http.StatusNotFound, "there is no such run in the gallery", "")
 			return
 		}
 		run.Command = s.shell(run.Command, "again")
@@ -243,7 +238,7 @@ func (s *Studio) routes() http.Handler {
 	mux.HandleFunc("GET /files/{run}", s.file)
 	mux.HandleFunc("GET /files/{run}/{path...}", s.file)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, http.StatusNotFound, "nothing is here", "")
+		deny(w, http.StatusNotFound, "nothing is here", "")
 	})
 	return mux
 }
@@ -282,11 +277,11 @@ func (s *Studio) post(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.As(err, &f):
 		w.Header().Set("Retry-After", "10")
-		refuse(w, http.StatusTooManyRequests, err.Error(), "remove some, or wait")
+		deny(w, http.StatusTooManyRequests, err.Error(), "remove some, or wait")
 	case isBad(err):
-		refuse(w, http.StatusBadRequest, err.Error(), "")
+		deny(w, http.StatusBadRequest, err.Error(), "")
 	case err != nil:
-		refuse(w, http.StatusInternalServerError, "the queue cannot be stored: "+plain(err), "")
+		deny(w, http.StatusInternalServerError, "the queue cannot be stored: "+plain(err), "")
 	default:
 		answer(w, http.StatusCreated, map[string]any{"jobs": jobs})
 	}
@@ -309,7 +304,7 @@ func (s *Studio) command(w http.ResponseWriter, r *http.Request) {
 	}
 	lines, err := s.lines(q)
 	if err != nil {
-		refuse(w, http.StatusBadRequest, err.Error(), "")
+		deny(w, http.StatusBadRequest, err.Error(), "")
 		return
 	}
 	out := []string{}
@@ -328,9 +323,9 @@ func (s *Studio) command(w http.ResponseWriter, r *http.Request) {
 func (s *Studio) ok(w http.ResponseWriter, err error) {
 	switch {
 	case errors.Is(err, errNoJob):
-		refuse(w, http.StatusNotFound, err.Error(), "")
+		deny(w, http.StatusNotFound, err.Error(), "")
 	case err != nil:
-		refuse(w, http.StatusInternalServerError, "the queue cannot be stored: "+plain(err), "")
+		deny(w, http.StatusInternalServerError, "the queue cannot be stored: "+plain(err), "")
 	default:
 		answer(w, http.StatusOK, s.queue.state())
 	}
@@ -340,7 +335,7 @@ func (s *Studio) ok(w http.ResponseWriter, err error) {
 func number64(w http.ResponseWriter, r *http.Request) (int, bool) {
 	id, err := strconv.ParseInt(r.PathValue("id"), 10, 32)
 	if err != nil {
-		refuse(w, http.StatusNotFound, errNoJob.Error(), "")
+		deny(w, http.StatusNotFound, errNoJob.Error(), "")
 		return 0, false
 	}
 	return int(id), true
@@ -350,16 +345,16 @@ func number64(w http.ResponseWriter, r *http.Request) (int, bool) {
 // no form of another site can say.
 func body(w http.ResponseWriter, r *http.Request, v any) bool {
 	if kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); strings.TrimSpace(strings.ToLower(kind)) != "application/json" {
-		refuse(w, http.StatusUnsupportedMediaType, "want Content-Type: application/json", "")
+		deny(w, http.StatusUnsupportedMediaType, "want Content-Type: application/json", "")
 		return false
 	}
 	err := strict(r.Body, v)
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
-		refuse(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("more than %d bytes", large.Limit), "")
+		deny(w, http.StatusRequestEntityTooLarge, fmt.Sprintf("more than %d bytes", large.Limit), "")
 	case err != nil:
-		refuse(w, http.StatusBadRequest, "the request does not read: "+strings.TrimPrefix(err.Error(), "json: "), "")
+		deny(w, http.StatusBadRequest, "the request does not read: "+strings.TrimPrefix(err.Error(), "json: "), "")
 	}
 	return err == nil
 }
@@ -385,22 +380,22 @@ func (s *Studio) file(w http.ResponseWriter, r *http.Request) {
 	run, sub := r.PathValue("run"), r.PathValue("path")
 	name, ok := within(run, sub)
 	if !ok {
-		refuse(w, http.StatusNotFound, "there is no such picture in the gallery", "")
+		deny(w, http.StatusNotFound, "there is no such picture in the gallery", "")
 		return
 	}
 	f, info, err := s.gallery.open(name)
 	if err != nil {
-		refuse(w, http.StatusNotFound, "there is no such picture in the gallery", "")
+		deny(w, http.StatusNotFound, "there is no such picture in the gallery", "")
 		return
 	}
 	defer f.Close()
 	head := make([]byte, 8)
 	if _, err := io.ReadFull(f, head); err != nil || string(head) != "\x89PNG\r\n\x1a\n" {
-		refuse(w, http.StatusNotFound, "there is no such picture in the gallery", "")
+		deny(w, http.StatusNotFound, "there is no such picture in the gallery", "")
 		return
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		refuse(w, http.StatusInternalServerError, "the picture cannot be read", "")
+		deny(w, http.StatusInternalServerError, "the picture cannot be read", "")
 		return
 	}
 	h := w.Header()
@@ -425,12 +420,12 @@ func within(run, sub string) (string, bool) {
 func (s *Studio) about(w http.ResponseWriter, r *http.Request) {
 	name, ok := within(r.PathValue("run"), r.URL.Query().Get("file"))
 	if !ok {
-		refuse(w, http.StatusNotFound, "there is no such picture in the gallery", "")
+		deny(w, http.StatusNotFound, "there is no such picture in the gallery", "")
 		return
 	}
 	texts, err := s.gallery.texts(name)
 	if err != nil {
-		refuse(w, http.StatusNotFound, "the picture says nothing about how it was made", "")
+		deny(w, http.StatusNotFound, "the picture says nothing about how it was made", "")
 		return
 	}
 	out := struct {
@@ -473,7 +468,7 @@ func (s *Studio) events(w http.ResponseWriter, r *http.Request) {
 	c := s.queue.subscribe()
 	if c == nil {
 		w.Header().Set("Retry-After", "10")
-		refuse(w, http.StatusServiceUnavailable, "too many pages follow the studio", "close some; this one asks now and then")
+		deny(w, http.StatusServiceUnavailable, "too many pages follow the studio", "close some; this one asks now and then")
 		return
 	}
 	defer s.queue.unsubscribe(c)

@@ -5,6 +5,18 @@ const $ = id => document.getElementById(id);
 const views = ["create", "gallery", "run", "compare", "plots"];
 let catalog = null, state = { jobs: [], gallery: -1 }, runs = [];
 
+// The theme is set before the page is drawn: the one that was chosen, or the system's.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+let theme = null;
+try { theme = localStorage.getItem("drift-theme"); } catch { /* private windows */ }
+function showTheme() {
+  const t = theme || (dark.matches ? "dark" : "light");
+  document.documentElement.dataset.theme = t;
+  if ($("theme")) $("theme").textContent = t === "dark" ? "☀" : "☾";
+}
+dark.addEventListener("change", showTheme);
+showTheme();
+
 // el makes an element: el("a", {href, class, onclick}, children...)
 function el(tag, attrs, ...children) {
   const e = document.createElement(tag);
@@ -399,6 +411,10 @@ function showQueue() {
 let galleryTimer = 0, galleryAt = 0;
 function take(s) {
   const fresh = s.gallery !== state.gallery;
+  for (const j of s.jobs) { // what ended since
+    const was = state.jobs.find(k => k.id === j.id);
+    if (was && was.status === "running" && j.status !== "running") toast(j.title + ": " + j.status + (j.status === "failed" && j.message ? ", " + j.message : ""));
+  }
   state = s;
   showNow();
   showQueue();
@@ -666,8 +682,17 @@ function ticks(lo, hi, n) {
   return out;
 }
 
+// A chart is drawn anew where its box gets another width, so that its text keeps its size.
+const resized = new ResizeObserver(list => {
+  for (const { target } of list) if (target.isConnected && target.clientWidth > 0 && Math.abs(target.clientWidth - target.drawn) > 30) target.redraw();
+});
+
 // chart draws lines of points {x, y, e, text}. xs and ys name the axes; log makes the axes logarithmic where it names them.
-function chart(box, series, { xs, ys, zero = false, top, log = "" }) {
+function chart(box, series, options) {
+  const { xs, ys, zero = false, top, log = "" } = options;
+  box.redraw = () => chart(box, series, options);
+  box.drawn = box.clientWidth;
+  resized.observe(box);
   series = series.map(s => ({ ...s, points: s.points.filter(p => Number.isFinite(p.x) && Number.isFinite(p.y)) })).filter(s => s.points.length);
   if (!series.length) { box.replaceChildren(el("p", { class: "empty" }, "No points to draw.")); return; }
   const all = series.flatMap(s => s.points), W = Math.max(300, Math.min(720, box.clientWidth || 640)), H = W < 480 ? 260 : 320, L = 54, R = 14, T = 14, B = 44;
@@ -745,6 +770,7 @@ async function showPlots() {
   $("bench-run").hidden = $("bench-metric").hidden = benches.length === 0;
   if (benches.some(r => r.name === plotRun)) $("bench-run").value = plotRun;
   else if (benches.some(r => r.name === was)) $("bench-run").value = was;
+  if (!benches.length) $("bench-actions").replaceChildren();
   if (!benches.length) $("bench-plot").replaceChildren(el("p", { class: "empty" }, "No bench yet. ", el("a", { href: "#create", onclick: () => { document.querySelector("input[name=verb][value=bench]").click(); } }, "Run a small one"), ", or put the folder of a drift bench into " + catalog.folder + "."));
   else await drawBench();
   if (steers.some(r => r.name === plotRun)) steerPicked.add(plotRun);
@@ -763,8 +789,7 @@ async function drawBench() {
     $("bench-metric").replaceChildren(...metrics.map(m => option(m, m)));
     if (metrics.includes(was)) $("bench-metric").value = was;
     drawScores($("bench-plot"), { scores: r.scores || [] }, $("bench-metric").value);
-    const actions = el("div", { class: "actions" }, el("button", { type: "button", class: "quiet small", disabled: !r.command, onclick: () => copy(r.command) }, "Copy as command"), el("a", { class: "button small", href: "#run/" + encodeURIComponent(r.name) }, "The run"));
-    $("bench-plot").append(actions);
+    $("bench-actions").replaceChildren(el("button", { type: "button", class: "quiet small", disabled: !r.command, onclick: () => copy(r.command) }, "Copy as command"), el("a", { class: "button small", href: "#run/" + encodeURIComponent(r.name) }, "The run"));
   } catch (e) { $("bench-plot").replaceChildren(el("p", { class: "empty" }, e.message)); }
 }
 async function drawSteers() {
@@ -795,27 +820,14 @@ function show() {
   document.title = v === "create" ? "drift studio" : (v === "run" ? rest[0] : v) + " · drift studio";
 }
 
-function setupTheme() {
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  let chosen = null;
-  try { chosen = localStorage.getItem("drift-theme"); } catch { /* none */ }
-  const apply = () => {
-    const t = chosen || (dark.matches ? "dark" : "light");
-    document.documentElement.dataset.theme = t;
-    $("theme").textContent = t === "dark" ? "☀" : "☾";
-  };
-  dark.addEventListener("change", apply);
-  $("theme").addEventListener("click", () => {
-    chosen = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-    try { localStorage.setItem("drift-theme", chosen); } catch { /* for this visit */ }
-    apply();
-  });
-  apply();
-}
-
 addEventListener("DOMContentLoaded", async () => {
   if (location.search) history.replaceState(null, "", location.pathname + location.hash); // the token is in the cookie now
-  setupTheme();
+  showTheme();
+  $("theme").addEventListener("click", () => {
+    theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+    try { localStorage.setItem("drift-theme", theme); } catch { /* for this visit */ }
+    showTheme();
+  });
   setupPicture();
   $("filter").addEventListener("input", showGallery);
   $("compare-selected").addEventListener("click", () => { location.hash = "compare/" + [...picked].map(encodeURIComponent).join("/"); });
