@@ -323,13 +323,17 @@ func (a *app) studioCatalog(ctx context.Context, folders []string) (studio.Catal
 		if err != nil {
 			return c, err
 		}
+		sampler, _, err := samplers.Resolve(d.Sampler)
+		if err != nil {
+			return c, err
+		}
 		steps := d.Steps
 		if steps == 0 {
 			steps = 20
 		}
 		c.Models = append(c.Models, studio.Model{
 			Name: name, Summary: summary, Hash: i.Hash, Shape: i.Image(), Classes: i.Classes, Labels: i.Labels, Text: i.Text, AnySize: i.Picture != nil,
-			Sampler: d.Sampler, Schedule: d.Schedule, Steps: steps, Scale: max(d.CFGScale, 1), Guiders: d.Guiders, Rounding: string(rounding),
+			Sampler: sampler, Schedule: d.Schedule, Steps: steps, Scale: max(d.CFGScale, 1), Guiders: d.Guiders, Own: d.OwnGuiders, Rounding: string(rounding),
 			DType: i.DType, Tier: i.Tier, Bench: embedded(name),
 		})
 	}

@@ -184,7 +184,7 @@ func TestStudioCommands(t *testing.T) {
 	p := openStudio(t, filepath.Join(t.TempDir(), "it's a gallery"))
 	for _, q := range []studio.Request{
 		{Verb: "sample", Model: "fashion-flow", Samplers: []string{"", "euler-ancestral:eta=0.5"}, Steps: 2, Scale: 2, Seed: 3, Count: 3},
-		{Verb: "sample", Model: "fashion", Samplers: []string{"dpmpp-2m"}, Schedule: "karras:rho=5", Steps: 2, Scale: 1.5, Guider: "apg", Class: "ankle-boot", Seeds: "7,2-3"},
+		{Verb: "sample", Model: "fashion", Samplers: []string{"", "dpmpp-2m"}, Schedule: "karras:rho=5", Steps: 2, Scale: 1.5, Guider: "apg", Class: "ankle-boot", Seeds: "7,2-3"},
 		{Verb: "steer", Model: "fashion-flow", Samplers: []string{""}, Steps: 3, Scale: 2, Class: "dress", Seed: 1, Count: 2, Particles: 3, Reward: "mean(x0) - 0.2*abs(std(x0) - 0.5)", Lambda: "20"},
 	} {
 		if code := p.ask("POST", "/api/jobs", q, nil); code != 201 {
@@ -234,7 +234,7 @@ func TestStudioCommands(t *testing.T) {
 	}
 	p.until(done)
 	var bench studio.Run
-	p.ask("GET", "/api/runs/0005-bench-fashion-flow", nil, &bench)
+	p.ask("GET", "/api/runs/0006-bench-fashion-flow", nil, &bench)
 	if len(bench.Scores) != 8 || bench.Scores[0].Metric != "fid" || bench.Scores[0].NFE != 2 || bench.Scores[0].N != 16 || !(bench.Scores[0].Value > 1) {
 		t.Errorf("%+v", bench)
 	}
@@ -284,7 +284,8 @@ func TestStudioAgain(t *testing.T) {
 		{"sample --steps 1 --count 1", "--cfg-scale 2"},
 		{"sample --model fashion --steps 3 --count 2 --sampler dpm-fast", "--sampler dpm-fast:nfe=3 --schedule"},
 		{"sample --model fashion --steps 1 --seed 9 --guider none --guider cfg:w=3,rescale=0.7", "--guider cfg:w=3,rescale=0.7"},
-		{"sample --model fashion --steps 1 --seed 9 --cfg-scale 3", "--cfg-scale 3"},
+		{"sample --model fashion --steps 1 --seed 9 --cfg-scale 3", "sample --model fashion --schedule model --steps 1 --cfg-scale 3"},
+		{"sample --model fashion --sampler ddim --steps 1 --seed 9", "sample --model fashion --sampler ddim --schedule model --steps 1 --seeds 9"},
 		{"sample --model fashion --steps 1 --seed 9 --class none", "--class none"},
 		{"sample --model fashion-flow --steps 1 --seeds 5,1-2 --classes 9,none,1", "--classes 9,none,1"},
 		{"sample --model fashion --steps 2 --seed 1 --sigma-max 20 --t-end 5 --final min --schedule karras", "--t-end 5 --sigma-max 20 --final min"},

@@ -112,7 +112,17 @@ func (c *Catalog) Again(r manifest.Run) ([]string, error) {
 			add("churn", number(s.Churn))
 		}
 	}
-	add("sampler", r.Sampler)
+	var chain []string // of guiders, that the model brings by itself
+	if known != nil {
+		chain = known.Guiders
+		if known.Own != nil && r.Verb == "sample" && r.Sampler == known.Sampler && endsIn(r.Guiders, known.Own) {
+			chain = known.Own // what it brings where no sampler is named
+		} else {
+			add("sampler", r.Sampler)
+		}
+	} else {
+		add("sampler", r.Sampler)
+	}
 	add("schedule", r.Schedule)
 	own := slices.ContainsFunc(c.Samplers, func(n Name) bool { return n.OwnGrid && n.Name == strings.Split(r.Sampler, ":")[0] })
 	if !own {
@@ -140,7 +150,7 @@ func (c *Catalog) Again(r manifest.Run) ([]string, error) {
 	if r.Last != 0 {
 		add("end-step", strconv.Itoa(r.Last))
 	}
-	guiders, err := c.guiders(r, known)
+	guiders, err := guiders(r.Guiders, chain, known != nil)
 	if err != nil {
 		return no(err.Error())
 	}
@@ -198,8 +208,7 @@ func onlyNetworks(files map[string]string) bool {
 }
 
 // guiders writes the flags of a chain of guiders. What the model's own scheduler asks for comes last in it, and by itself.
-func (c *Catalog) guiders(r manifest.Run, known *Model) ([]string, error) {
-	specs := r.Guiders
+func guiders(specs, own []string, known bool) ([]string, error) {
 	for _, g := range specs {
 		sp, err := spec.Parse(g)
 		if err != nil {
@@ -212,8 +221,8 @@ func (c *Catalog) guiders(r manifest.Run, known *Model) ([]string, error) {
 		}
 	}
 	var args []string
-	if n := len(specs); known != nil && n >= len(known.Guiders) && slices.Equal(specs[n-len(known.Guiders):], known.Guiders) {
-		specs = specs[:n-len(known.Guiders)]
+	if known && endsIn(specs, own) {
+		specs = specs[:len(specs)-len(own)]
 		if len(specs) == 0 {
 			return nil, nil // a model that is named is not guided unless a flag says so
 		}
@@ -229,6 +238,10 @@ func (c *Catalog) guiders(r manifest.Run, known *Model) ([]string, error) {
 		args = append(args, "--guider", g)
 	}
 	return args, nil
+}
+
+func endsIn(list, end []string) bool {
+	return len(list) >= len(end) && slices.Equal(list[len(list)-len(end):], end)
 }
 
 // benchAgain writes the line of a bench.

@@ -52,8 +52,9 @@ type Model struct {
 	Sampler  string   `json:"sampler"`
 	Schedule string   `json:"schedule"`
 	Steps    int      `json:"steps"`
-	Scale    float64  `json:"guidance"` // good scale, 1 = off
-	Guiders  []string `json:"guiders,omitempty"`
+	Scale    float64  `json:"guidance"`              // good scale, 1 = off
+	Guiders  []string `json:"guiders,omitempty"`     // its own, put after those of a request
+	Own      []string `json:"own_guiders,omitempty"` // the same where no sampler is named; nil: no difference
 	Rounding string   `json:"rounding,omitempty"`
 	DType    string   `json:"dtype,omitempty"`
 	Tier     string   `json:"tier,omitempty"`
@@ -195,12 +196,14 @@ func (c *Catalog) Lines(q Request) ([]Line, error) {
 			args = append(args, more...)
 		}
 		name := s
-		if s == "" && q.Verb == "steer" {
+		switch {
+		case s != "":
+			args = append(args, "--sampler", s)
+		case q.Verb == "steer": // both are not named: a model may have a form of its own for its own sampler
 			name = "ddim:eta=1"
-		} else if s == "" {
+		default:
 			name = m.Sampler
 		}
-		args = append(args, "--sampler", name)
 		if q.Schedule != "" {
 			args = append(args, "--schedule", q.Schedule)
 		}
