@@ -190,6 +190,7 @@ MODELS = {
     "lcm": (lambda: sd1(time_cond_proj_dim=12), "LatentConsistencyModelPipeline", ("LCMScheduler", dict(SD)), NOTHING),
     "tcd": (sd1, "StableDiffusionPipeline", ("TCDScheduler", dict(SD)), NOTHING),
     "sdxl": (sdxl, "StableDiffusionXLPipeline", ("EulerDiscreteScheduler", dict(SD, timestep_spacing="leading")), dict(force_zeros_for_empty_prompt=True)),
+    "sdxl-paint": (lambda: sdxl(in_channels=9), "StableDiffusionXLInpaintPipeline", ("EulerDiscreteScheduler", dict(SD, timestep_spacing="leading")), dict(force_zeros_for_empty_prompt=True)),
     "turbo": (sdxl, "StableDiffusionXLPipeline", ("EulerAncestralDiscreteScheduler", dict(SD, timestep_spacing="trailing")), dict(force_zeros_for_empty_prompt=True)),
     "sd3": (sd3, "StableDiffusion3Pipeline", ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0)), {}),
     "flux": (flux, "FluxPipeline", ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096)), {}),
@@ -241,6 +242,8 @@ CASES = [
      f"--init-image FILE:{IMAGE} --strength 0.5 --steps 6 --cfg-scale 4 --noise torch"),
     ("sdxl-mask", "sdxl", "StableDiffusionXLInpaintPipeline", dict(prompt=PROMPT, image="FILE:" + IMAGE, mask_image="FILE:" + MASK, height=32, width=32, strength=0.9, num_inference_steps=6, guidance_scale=4.0),
      f"--init-image FILE:{IMAGE} --mask FILE:{MASK} --strength 0.9 --steps 6 --cfg-scale 4 --noise torch"),
+    ("sdxl-paint", "sdxl-paint", None, dict(prompt=PROMPT, image="FILE:" + TALL, mask_image="FILE:" + TALLMASK, height=48, width=32, strength=0.99, num_inference_steps=5, guidance_scale=4.0),
+     f"--init-image FILE:{TALL} --mask FILE:{TALLMASK} -W 32 -H 48 --strength 0.99 --steps 5 --cfg-scale 4 --noise torch"),
     ("turbo", "turbo", None, dict(prompt=PROMPT, num_inference_steps=2, guidance_scale=0.0), "--steps 2 --cfg-scale 1 --noise torch"),
     ("sd3", "sd3", None, dict(prompt=PROMPT, negative_prompt="", num_inference_steps=5, guidance_scale=4.0, height=32, width=32, max_sequence_length=24), "--steps 5 --cfg-scale 4 -W 32 -H 32 --text-tokens 24"),
     ("sd3-image", "sd3", "StableDiffusion3Img2ImgPipeline", dict(prompt=PROMPT, image="FILE:" + IMAGE, strength=0.75, num_inference_steps=6, guidance_scale=4.0, height=32, width=32, max_sequence_length=24),
@@ -250,6 +253,8 @@ CASES = [
     ("flux", "flux", None, dict(prompt=PROMPT, num_inference_steps=5, guidance_scale=3.5, height=32, width=48, max_sequence_length=24), "--steps 5 -W 48 -H 32 --text-tokens 24"),
     ("flux-image", "flux", "FluxImg2ImgPipeline", dict(prompt=PROMPT, image="FILE:" + IMAGE, strength=0.7, num_inference_steps=5, guidance_scale=2.5, height=32, width=32, max_sequence_length=24),
      f"--init-image FILE:{IMAGE} --strength 0.7 --steps 5 --guidance 2.5 -W 32 -H 32 --text-tokens 24 --noise torch"),
+    ("flux-mask", "flux", "FluxInpaintPipeline", dict(prompt=PROMPT, image="FILE:" + IMAGE, mask_image="FILE:" + MASK, strength=0.8, num_inference_steps=5, guidance_scale=3.5, height=32, width=32, max_sequence_length=24),
+     f"--init-image FILE:{IMAGE} --mask FILE:{MASK} --strength 0.8 --steps 5 -W 32 -H 32 --text-tokens 24 --noise torch"),
     ("schnell", "schnell", None, dict(prompt=PROMPT, num_inference_steps=4, guidance_scale=0.0, height=32, width=32, max_sequence_length=16), "-W 32 -H 32 --text-tokens 16"),
     ("pixart", "pixart", None, dict(prompt=PROMPT, negative_prompt="", num_inference_steps=5, guidance_scale=4.5, height=32, width=32, use_resolution_binning=False, max_sequence_length=24),
      "--steps 5 --cfg-scale 4.5 --text-tokens 24"),
@@ -441,7 +446,7 @@ def main():
                 del arrays["images"]  # that pipeline leaves shift_factor out when it decodes
             if base != "ldm":
                 z = pipe(**call, generator=generator(), output_type="latent").images
-                if own == "FluxPipeline":
+                if own == "FluxPipeline" and z.ndim == 3:
                     z = pipe._unpack_latents(z, call["height"], call["width"], pipe.vae_scale_factor)
                 arrays["latents"] = z.float().numpy() if z.dtype == torch.float32 else np.asarray(z.numpy(), np.float32)
         assert np.isfinite(images).all()
