@@ -315,14 +315,15 @@ func (g Clip) Guide(d models.Denoiser) models.Denoiser {
 type Threshold struct {
 	Quantile float64 // 0 = 0.995
 	Max      float64 // 0 = no limit
+	Keep     bool    // the noise put back stays the model's own (see Clip)
 	Span     Span
 }
 
 func init() {
 	register(Info{Name: "threshold", NFE: "1", Summary: "dynamic thresholding: clip the predicted data at a quantile of the row and scale it back", Source: "arXiv 2205.11487, section 2.3",
-		Options: []Option{{"quantile", "0.995", "share of the row that is not clipped"}, {"max", "inf", "largest value to clip at; 1 = plain clipping"}},
+		Options: []Option{{"quantile", "0.995", "share of the row that is not clipped"}, {"max", "inf", "largest value to clip at; 1 = plain clipping"}, {"rederive", "true", "false puts the model's own noise back (first-order solvers only)"}},
 		New: func(o *spec.Options) (Guider, error) {
-			t := Threshold{Quantile: o.FloatIn("quantile", 0.995, 1e-9, 1), Span: span(o)}
+			t := Threshold{Quantile: o.FloatIn("quantile", 0.995, 1e-9, 1), Keep: !o.Bool("rederive", true), Span: span(o)}
 			if o.Text("max", "inf") != "inf" {
 				t.Max = o.FloatIn("max", 1, 1, math.MaxFloat64)
 			}
@@ -340,7 +341,7 @@ func (g Threshold) Guide(d models.Denoiser) models.Denoiser {
 		most = math.Inf(1)
 	}
 	var sorted []float64
-	return &onData{link: link{d, "threshold"}, span: g.Span, f: func(x0 []float64) {
+	return &onData{link: link{d, "threshold"}, span: g.Span, keep: g.Keep, f: func(x0 []float64) {
 		sorted = sorted[:0]
 		for _, v := range x0 {
 			sorted = append(sorted, math.Abs(v))

@@ -6,6 +6,7 @@ import (
 	"image"
 	"image/color"
 	"image/png"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -24,9 +25,14 @@ import (
 // pipes is the folder of small pipelines, made by its make.py.
 const pipes = "testdata/pipelines"
 
-// pipe writes the folder of a small pipeline, with weights that follow from the tensors' names, and gives its path. other
-// is a scheduler class in place of its own.
-func pipe(t testing.TB, name, other string) string {
+// pipe writes the folder of a small pipeline, with weights that follow from the tensors' names, and gives its path.
+func pipe(t testing.TB, name string) string {
+	t.Helper()
+	return pipeWith(t, name, "", nil)
+}
+
+// pipeWith is pipe with another scheduler class in place of the folder's own.
+func pipeWith(t testing.TB, name, other string, config map[string]any) string {
 	t.Helper()
 	dir, from := filepath.Join(t.TempDir(), name), filepath.Join(pipes, "models", name)
 	copyTree(t, dir, from)
@@ -55,8 +61,13 @@ func pipe(t testing.TB, name, other string) string {
 		writeFormula(t, filepath.Join(filepath.Dir(path), stem+".safetensors"), cfg)
 	}
 	if other != "" {
-		text := `{"_class_name": "` + other + `", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}`
-		if err := os.WriteFile(filepath.Join(dir, "scheduler", "scheduler_config.json"), []byte(text), 0o644); err != nil {
+		settings := map[string]any{"_class_name": other}
+		maps.Copy(settings, config)
+		text, err := json.Marshal(settings)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "scheduler", "scheduler_config.json"), text, 0o644)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 		index := filepath.Join(dir, "model_index.json")
@@ -125,14 +136,17 @@ func readJSON(t testing.TB, path string, into any) {
 // TestPipelines draws what diffusers drew with the same folders: latents within 5e-6 (1e-5 where they were asked for that
 // before), bytes with at most one of a thousand off by one.
 func TestPipelines(t *testing.T) {
-	var cases []struct{ Name, Model, Scheduler, Prompt, Flags string }
+	var cases []struct {
+		Name, Model, Scheduler, Prompt, Flags string
+		Config                                map[string]any
+	}
 	readJSON(t, filepath.Join(pipes, "cases.json"), &cases)
 	if len(cases) < 25 {
 		t.Fatalf("%d cases", len(cases))
 	}
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
-			dir := pipe(t, c.Model, c.Scheduler)
+			dir := pipeWith(t, c.Model, c.Scheduler, c.Config)
 			out := filepath.Join(t.TempDir(), "out.npz")
 			args := []string{"sample", "--model", dir, "--out", out, "--quiet", "--float", "--seed", "5"}
 			if c.Prompt != "" {
@@ -199,7 +213,7 @@ func compare(t *testing.T, got, want string) {
 // gives the input back, and between them the kept part is the input's, whatever the sampler, on pixels and on latents.
 func TestMask(t *testing.T) {
 	dir := t.TempDir()
-	sd := pipe(t, "sd1", "")
+	sd := pipe(t, "sd1")
 	file := func(name string) string { return filepath.Join(dir, name) }
 	save := func(name string, w, h int, at func(x, y int) color.Color) {
 		m := image.NewNRGBA(image.Rect(0, 0, w, h))
@@ -292,7 +306,7 @@ func TestMask(t *testing.T) {
 	if b, err := os.ReadFile(file("b.png")); code != 0 || err != nil || !slices.Equal(a, b) {
 		t.Errorf("a masked picture drawn again from its text is another one: %s", stderr)
 	}
-	paint := pipe(t, "sd1-paint", "")
+	paint := pipe(t, "sd1-paint")
 	for _, c := range []struct{ args, want string }{
 		{"--model|fashion|--mask|" + file("all.png"), "--mask needs --init-image"},
 		{"--model|" + paint + "|--prompt|x", "it needs --init-image and --mask"},
@@ -357,7 +371,7 @@ func TestRNG(t *testing.T) {
 // TestPreview: previews of latents are pictures of the final one's colours; with the model's own autoencoder they are the
 // final picture at the end.
 func TestPreview(t *testing.T) {
-	dir, sd := t.TempDir(), pipe(t, "sd1", "")
+	dir, sd := t.TempDir(), pipe(t, "sd1")
 	out, name := filepath.Join(dir, "a.png"), filepath.Join(dir, "p.png")
 	run := func(want int, args ...string) string {
 		t.Helper()
@@ -411,7 +425,7 @@ func TestPreview(t *testing.T) {
 	if msg := run(2, "--preview", "sepia"); !strings.Contains(msg, "ends in .png") {
 		t.Error(msg)
 	}
-	if msg := run(2, "--preview", name, "--preview-vae", filepath.Join(pipe(t, "sd3", ""), "vae")); !strings.Contains(msg, "of 16 channels, the model of 4") {
+	if msg := run(2, "--preview", name, "--preview-vae", filepath.Join(pipe(t, "sd3"), "vae")); !strings.Contains(msg, "of 16 channels, the model of 4") {
 		t.Error(msg)
 	}
 	if code, _, stderr := world(nil, "sample", "--model", "fashion", "--steps", "2", "--count", "1", "--quiet", "--preview", "ascii", "--preview-vae", sd, "--out", out); code != 2 || !strings.Contains(stderr, "without an autoencoder") {
@@ -422,7 +436,7 @@ func TestPreview(t *testing.T) {
 // TestPictureEnergy: an energy of pictures is lowered through the decoder, by the predicted data and through the network,
 // and rewards see pictures too.
 func TestPictureEnergy(t *testing.T) {
-	dir, sd := t.TempDir(), pipe(t, "sd1", "")
+	dir, sd := t.TempDir(), pipe(t, "sd1")
 	out := filepath.Join(dir, "o.npz")
 	light := func(args ...string) float64 {
 		t.Helper()
@@ -486,7 +500,7 @@ func TestPrompts(t *testing.T) {
 	dir := t.TempDir()
 	folders := map[string]string{}
 	for _, name := range []string{"sd1", "sd3", "pixart"} {
-		folders[name] = pipe(t, name, "")
+		folders[name] = pipe(t, name)
 	}
 	out := filepath.Join(dir, "o.npz")
 	for _, c := range []struct {
@@ -545,7 +559,7 @@ func TestPipelinesDoc(t *testing.T) {
 	all := blocks(t, "../../docs/pipelines.md")
 	dir := t.TempDir()
 	for from, to := range map[string]string{"sd1": "sd1", "sd1-paint": "sd1-inpaint", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux", "pixart": "pixart", "lcm": "lcm", "turbo": "turbo"} {
-		if err := os.Rename(pipe(t, from, ""), filepath.Join(dir, to)); err != nil {
+		if err := os.Rename(pipe(t, from), filepath.Join(dir, to)); err != nil {
 			t.Fatal(err)
 		}
 	}

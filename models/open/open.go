@@ -344,7 +344,7 @@ func folder(ctx context.Context, name string, opt Options) (m *Model, err error)
 	if len(p.sched.Renamed) > 0 {
 		p.notes = append(p.notes, "read as: "+strings.Join(p.sched.Renamed, ", "))
 	}
-	p.notes = append(p.notes, p.sched.Warnings...)
+	p.notes = append(append(p.notes, p.sched.Warnings...), unheeded(p.sched)...)
 	if text, err := os.ReadFile(filepath.Join(r.Dir, "labels.json")); err == nil {
 		if err := json.Unmarshal(text, &p.labels); err != nil {
 			return nil, refuse.Errorf(filepath.Join(r.Dir, "labels.json"), "%v", err)
@@ -735,13 +735,32 @@ func (p *parts) defaults(grid schedules.DiffusersConfig, mu float64) Defaults {
 		"KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler":
 		d.SigmaStart = grid.TimestepSpacing != "leading"
 	}
-	if c.ClipSample {
+	switch {
+	case c.Thresholding:
+		d.Guiders = []string{fmt.Sprintf("threshold:quantile=%g,max=%g", c.DynamicThresholdingRatio, max(c.SampleMaxValue, 1))}
+	case c.ClipSample:
 		d.Guiders = []string{fmt.Sprintf("clip:range=%g", c.ClipSampleRange)}
+	}
+	if d.Guiders != nil {
 		if c.ClassName == "DDIMScheduler" { // the noise stays that of the network
 			d.OwnGuiders = []string{d.Guiders[0] + ",rederive=false"}
 		}
 	}
 	return d
+}
+
+// unheeded tells what a scheduler's settings ask of its solver that the one here does not do.
+func unheeded(c *diffusers.SchedulerConfig) (notes []string) {
+	if c.AlgorithmType == "noise_prediction" {
+		notes = append(notes, "algorithm_type noise_prediction: sa runs in the form of data here")
+	}
+	if len(c.DisableCorrector) > 0 {
+		notes = append(notes, fmt.Sprintf("disable_corrector %v: unipc corrects every step here (corrector=false: none)", c.DisableCorrector))
+	}
+	if c.ClassName == "DPMSolverSinglestepScheduler" && c.FinalSigmasType == "sigma_min" && !c.LowerOrderFinal {
+		notes = append(notes, "lower_order_final false: the last steps are of lower order here")
+	}
+	return notes
 }
 
 // samplerOf is the solver that a scheduler class means.
@@ -752,7 +771,27 @@ func samplerOf(c *diffusers.SchedulerConfig) string {
 	case "PNDMScheduler":
 		return fmt.Sprintf("pndm:skip-prk=%v", c.SkipPRKSteps)
 	case "UniPCMultistepScheduler":
-		return fmt.Sprintf("unipc:order=%d,variant=%s", max(c.SolverOrder, 1), orText(c.SolverType, "bh2"))
+		predict := map[bool]string{true: "x0", false: "eps"}[c.PredictX0]
+		return fmt.Sprintf("unipc:order=%d,variant=%s,predict=%s,lower-order-final=%v", max(c.SolverOrder, 1), orText(c.SolverType, "bh2"), predict, c.LowerOrderFinal)
+	case "LCMScheduler":
+		return fmt.Sprintf("lcm:timestep-scaling=%g", c.TimestepScaling)
+	case "FlowMatchEulerDiscreteScheduler":
+		if c.StochasticSampling {
+			return "flow-stochastic"
+		}
+	case "DPMSolverSinglestepScheduler":
+		family := map[string]string{"dpmsolver++": "dpmpp-%ds", "dpmsolver": "dpm-solver-%d", "sde-dpmsolver++": "dpmpp-%ds-sde"}
+		if c.SolverOrder == 1 {
+			return "euler"
+		}
+		name := fmt.Sprintf(family[orText(c.AlgorithmType, "dpmsolver++")], c.SolverOrder)
+		return name + ":grid-points=all,solver=" + orText(c.SolverType, "midpoint")
+	case "EDMDPMSolverMultistepScheduler":
+		family := map[string]string{"dpmsolver++": "dpmpp-%dm", "sde-dpmsolver++": "dpmpp-%dm-sde"}
+		if c.SolverOrder == 1 {
+			return "euler"
+		}
+		return fmt.Sprintf(family[orText(c.AlgorithmType, "dpmsolver++")], c.SolverOrder) + fmt.Sprintf(":lower-order-final=%v,euler-at-final=%v", c.LowerOrderFinal, c.EulerAtFinal)
 	case "DEISMultistepScheduler":
 		return fmt.Sprintf("deis:order=%d,lower-order-final=%v", max(c.SolverOrder, 1), c.LowerOrderFinal)
 	case "SASolverScheduler":
@@ -764,16 +803,18 @@ func samplerOf(c *diffusers.SchedulerConfig) string {
 		family := map[string]string{"dpmsolver++": "dpmpp-%dm", "dpmsolver": "dpm-solver-%dm", "sde-dpmsolver++": "dpmpp-%dm-sde", "sde-dpmsolver": "dpm-solver-%dm-sde"}
 		name := fmt.Sprintf(family[orText(c.AlgorithmType, "dpmsolver++")], max(c.SolverOrder, 2))
 		name += fmt.Sprintf(":lower-order-final=%v,euler-at-final=%v", c.LowerOrderFinal, c.EulerAtFinal)
-		if c.SolverOrder == 2 {
+		switch {
+		case c.SolverOrder == 2:
 			name += ",solver=" + orText(c.SolverType, "midpoint")
+		case c.SolverOrder == 3 && c.AlgorithmType == "dpmsolver++":
+			name += ",kappa=1" // the second difference as diffusers weighs it
 		}
 		return name
 	}
 	return map[string]string{
 		"DDIMScheduler": "ddim", "LMSDiscreteScheduler": "lms", "EulerDiscreteScheduler": "euler", "EulerAncestralDiscreteScheduler": "euler-ancestral",
-		"HeunDiscreteScheduler": "heun", "LCMScheduler": "lcm", "TCDScheduler": "tcd", "FlowMatchEulerDiscreteScheduler": "euler",
-		"FlowMatchHeunDiscreteScheduler": "heun", "EDMEulerScheduler": "euler", "EDMDPMSolverMultistepScheduler": "dpmpp-2m",
-		"DPMSolverSinglestepScheduler": "dpmpp-2s:grid-points=all", "KDPM2DiscreteScheduler": "dpm-2", "KDPM2AncestralDiscreteScheduler": "dpm-2-ancestral",
+		"HeunDiscreteScheduler": "heun", "TCDScheduler": "tcd", "FlowMatchEulerDiscreteScheduler": "euler",
+		"FlowMatchHeunDiscreteScheduler": "heun", "EDMEulerScheduler": "euler", "KDPM2DiscreteScheduler": "dpm-2", "KDPM2AncestralDiscreteScheduler": "dpm-2-ancestral",
 		"DPMSolverSDEScheduler": "dpmpp-sde", "RePaintScheduler": fmt.Sprintf("ddim:eta=%g", c.Eta),
 	}[c.ClassName]
 }

@@ -267,6 +267,20 @@ CASES = [
     for short, cls in (("pndm", "PNDMScheduler"), ("ddpm", "DDPMScheduler"), ("euler", "EulerDiscreteScheduler"), ("euler-a", "EulerAncestralDiscreteScheduler"), ("heun", "HeunDiscreteScheduler"),
                        ("lms", "LMSDiscreteScheduler"), ("kdpm2", "KDPM2DiscreteScheduler"), ("kdpm2-a", "KDPM2AncestralDiscreteScheduler"), ("2m", "DPMSolverMultistepScheduler"),
                        ("single", "DPMSolverSinglestepScheduler"), ("deis", "DEISMultistepScheduler"), ("unipc", "UniPCMultistepScheduler"), ("sa", "SASolverScheduler"))
+] + [
+    ("sd1-" + short, "sd1 " + cls, None, dict(prompt=PROMPT, num_inference_steps=6, guidance_scale=3.0), "--steps 6 --cfg-scale 3 --noise torch", config)
+    for short, cls, config in (
+        ("single-3", "DPMSolverSinglestepScheduler", dict(solver_order=3)), ("single-heun", "DPMSolverSinglestepScheduler", dict(solver_type="heun")),
+        ("single-eps", "DPMSolverSinglestepScheduler", dict(algorithm_type="dpmsolver", final_sigmas_type="sigma_min", lower_order_final=True)),
+        ("unipc-eps", "UniPCMultistepScheduler", dict(predict_x0=False, solver_order=3, solver_type="bh1", final_sigmas_type="sigma_min")), ("lcm-scaling", "LCMScheduler", dict(timestep_scaling=5.0)),
+        ("2m-sde", "DPMSolverMultistepScheduler", dict(algorithm_type="sde-dpmsolver++", solver_type="heun", use_karras_sigmas=True)),
+        ("3m", "DPMSolverMultistepScheduler", dict(solver_order=3, euler_at_final=True)), ("2m-threshold", "DPMSolverMultistepScheduler", dict(thresholding=True, sample_max_value=1.5, dynamic_thresholding_ratio=0.9)),
+        ("deis-3", "DEISMultistepScheduler", dict(solver_order=3)),
+        ("euler-karras", "EulerDiscreteScheduler", dict(use_karras_sigmas=True, timestep_spacing="trailing")), ("lms-leading", "LMSDiscreteScheduler", dict(timestep_spacing="leading")),
+        ("sa-3", "SASolverScheduler", dict(predictor_order=3, corrector_order=1)))
+] + [
+    ("sd2-threshold", "sd2 DDIMScheduler", None, dict(prompt=PROMPT, num_inference_steps=5, guidance_scale=2.0), "--steps 5 --cfg-scale 2",
+     dict(thresholding=True, sample_max_value=1.5, dynamic_thresholding_ratio=0.9, prediction_type="v_prediction")),
 ]
 SEED = 5
 
@@ -399,9 +413,10 @@ def main():
         with open(os.path.join(dir, "tokenizer_config.json"), "w") as f:
             json.dump({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}, f)
     rows = []
-    for name, base, cls, call, flags in CASES:
+    for name, base, cls, call, flags, *more in CASES:
+        config = dict(SD, **more[0]) if more else SD
         base, _, other = base.partition(" ")
-        rows.append({"name": name, "model": base, "scheduler": "" if other.startswith("!") else other, "prompt": call.get("prompt", ""), "flags": flags})
+        rows.append({"name": name, "model": base, "scheduler": "" if other.startswith("!") else other, "config": config if other and not other.startswith("!") else None, "prompt": call.get("prompt", ""), "flags": flags})
         if only and name not in only:
             continue
         full, own = folder(base)
@@ -420,7 +435,7 @@ def main():
             full["scheduler"] = type(made)(**{k: v for k, v in made.config.items() if not k.startswith("_")})
             if other:
                 sched = getattr(diffusers, other.lstrip("!"))
-                full["scheduler"] = sched(**{k: v for k, v in SD.items() if k in inspect.signature(sched.__init__).parameters})
+                full["scheduler"] = sched(**{k: v for k, v in config.items() if k in inspect.signature(sched.__init__).parameters})
             cls = getattr(diffusers, cls or own)
             accepts = set(inspect.signature(cls.__init__).parameters)
             pipe = cls(**{k: v for k, v in full.items() if k in accepts})
