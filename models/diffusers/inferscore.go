@@ -38,9 +38,11 @@ func isADM(src Source) bool {
 // sidecar.
 const SidecarEnd = ".drift.json"
 
+func sidecarOf(path string) string { return strings.TrimSuffix(path, filepath.Ext(path)) + SidecarEnd }
+
 // sidecar finds what is said beside a file; nil for nothing.
 func sidecar(path string, opt Options) (*strictjson.Object, string, error) {
-	name := strings.TrimSuffix(path, filepath.Ext(path)) + SidecarEnd
+	name := sidecarOf(path)
 	if opt.Config != "" {
 		name = opt.Config
 		if info, err := os.Stat(name); err == nil && info.IsDir() {
@@ -107,7 +109,7 @@ func (s *single) readScore(src Source, opt Options) (bool, error) {
 			return true, err
 		}
 	} else if !said["precond"] {
-		s.notes = append(s.notes, "taken as preconditioned by EDM; "+filepath.Base(strings.TrimSuffix(s.path, filepath.Ext(s.path)))+SidecarEnd+` beside it with {"precond": "vp"} or "ve" says otherwise`)
+		s.notes = append(s.notes, "taken as preconditioned by EDM; "+filepath.Base(sidecarOf(s.path))+` beside it with {"precond": "vp"} or "ve" says otherwise`)
 	}
 	if f, ok := cfg.(interface{ finish() }); ok {
 		f.finish()
@@ -283,7 +285,7 @@ func (in *inferred) adm() (*ADMConfig, []int, error) {
 func (s *single) finishADM(c *ADMConfig, attention []int, said map[string]bool) error {
 	if c.ImageSize == 0 {
 		return refuse.Errorf(s.path, `none of the published networks of ADM; %s beside it must say what no tensor does: {"image_size": 64, "num_head_channels": 64 (or "num_heads"), "use_new_attention_order": false, "noise_schedule": "linear"}`,
-			filepath.Base(strings.TrimSuffix(s.path, filepath.Ext(s.path)))+SidecarEnd)
+			filepath.Base(sidecarOf(s.path)))
 	}
 	if said["num_heads"] && !said["num_head_channels"] {
 		c.NumHeadChannels = -1

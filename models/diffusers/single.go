@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"drift/internal/refuse"
+	"drift/internal/strictjson"
 )
 
 // A single is a pipeline whose networks stand in one file, in the layout of
@@ -157,6 +158,9 @@ func (s *single) read(src Source, opt Options) error {
 	if is, err := s.readScore(src, opt); is || err != nil {
 		return err
 	}
+	if err := beside(s.path, &opt); err != nil {
+		return err
+	}
 	found := map[string]place{}
 	for _, c := range []string{"unet", "vae", "text_encoder", "text_encoder_2"} {
 		if p, ok := s.find(src, c); ok {
@@ -197,6 +201,36 @@ func (s *single) read(src Source, opt Options) error {
 		s.parts[c] = part
 	}
 	return s.around(src, given, in, opt)
+}
+
+// beside takes from NAME.drift.json what was not asked for otherwise:
+// prediction, config and tokenizer, the last two as paths from its folder.
+func beside(path string, opt *Options) error {
+	name := sidecarOf(path)
+	if !isFile(name) {
+		return nil
+	}
+	o, err := strictjson.ReadFile(name, maxConfig, strictjson.Limits{})
+	if err != nil {
+		return fmt.Errorf("reading what is said of %s: %w", path, err)
+	}
+	for _, key := range o.Keys() {
+		v, _ := o.Get(key)
+		text, ok := v.(string)
+		dst := map[string]*string{"prediction": &opt.Prediction, "config": &opt.Config, "tokenizer": &opt.Tokenizer}[key]
+		switch {
+		case dst == nil || !ok || text == "":
+			return refuse.Errorf(name, "%s is %s: of Stable Diffusion in one file prediction (eps, v), config and tokenizer (folders) can be said", key, show(v))
+		case *dst != "":
+		case key == "prediction":
+			*dst = text
+		case filepath.IsAbs(text):
+			*dst = text
+		default:
+			*dst = filepath.Join(filepath.Dir(name), text)
+		}
+	}
+	return nil
 }
 
 func firstNames(src Source) string {
@@ -300,6 +334,9 @@ func (s *single) around(src Source, given *Repository, in *inferred, opt Options
 	s.index = &Index{Class: "StableDiffusionPipeline"}
 	if unet.AdditionEmbedType == "text_time" {
 		s.index.Class, s.index.flags = "StableDiffusionXLPipeline", map[string]bool{"force_zeros_for_empty_prompt": true}
+	}
+	if unet.InChannels > unet.OutChannels { // a mask and what is around it, too
+		s.index.Class = strings.Replace(s.index.Class, "Pipeline", "InpaintPipeline", 1)
 	}
 	if given != nil && given.Index != nil {
 		s.index.Class, s.index.flags = given.Index.Class, given.Index.flags

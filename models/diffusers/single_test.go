@@ -242,6 +242,46 @@ func TestSingleFileNeedsPrediction(t *testing.T) {
 	}
 }
 
+// What no tensor says can stand beside the file; what is asked for wins.
+func TestSingleFileSidecar(t *testing.T) {
+	n := readNames(t)["sd2"].Tensors
+	dir := t.TempDir()
+	say := func(text string) {
+		if err := os.WriteFile(filepath.Join(dir, "m.drift.json"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(opt Options) (*single, error) {
+		s := &single{path: filepath.Join(dir, "m.safetensors"), parts: map[string]*singlePart{}}
+		err := s.read(shapes(n), opt)
+		return s, errors.Join(err, s.unsaid)
+	}
+	say(`{"prediction": "v", "tokenizer": "words"}`)
+	s, err := read(Options{})
+	if err != nil || s.sched.PredictionType != "v_prediction" || s.tokenizer != filepath.Join(dir, "words") {
+		t.Errorf("%v %+v %q", err, s.sched, s.tokenizer)
+	}
+	if s, err = read(Options{Prediction: "eps", Tokenizer: "other"}); err != nil || s.sched.PredictionType != "epsilon" || s.tokenizer != "other" {
+		t.Errorf("%v %+v %q", err, s.sched, s.tokenizer)
+	}
+	for _, text := range []string{`{"precond": "vp"}`, `{"prediction": 1}`, `{"prediction": ""}`, `[]`, `{"prediction": "x0"}`} {
+		say(text)
+		if _, err := read(Options{}); err == nil {
+			t.Errorf("%s is read", text)
+		}
+	}
+}
+
+// A network that sees a mask belongs to a pipeline that paints in.
+func TestSingleFileInpainting(t *testing.T) {
+	n := readNames(t)["sd1"].Tensors
+	n["model.diffusion_model.input_blocks.0.0.weight"] = []int{320, 9, 3, 3}
+	s := &single{path: "m.safetensors", parts: map[string]*singlePart{}}
+	if err := s.read(shapes(n), Options{}); err != nil || s.index.Class != "StableDiffusionInpaintPipeline" {
+		t.Errorf("%v %+v", err, s.index)
+	}
+}
+
 func TestSingleFileRefusals(t *testing.T) {
 	base := readNames(t)["sd1"].Tensors
 	for name, c := range map[string]struct {
