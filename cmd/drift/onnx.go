@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"drift/internal/refuse"
 	"drift/models/ort"
@@ -63,4 +64,34 @@ func (a *app) openJudge(ctx context.Context, path string) (*ort.Judge, error) {
 		return nil, err
 	}
 	return j, nil
+}
+
+// companions are the files beside an ONNX file that belong to it, by their names: its sidecar, its weights, tables of
+// embeddings, the graph of its gradient. None for other files.
+func companions(path string) []string {
+	if !strings.EqualFold(filepath.Ext(path), ".onnx") {
+		return nil
+	}
+	f, err := ort.ReadFile(path)
+	if err != nil {
+		return nil // whoever opens it says what is wrong
+	}
+	out := f.External
+	for _, side := range ort.SidecarPaths(path) {
+		s, err := ort.ReadSidecar(side)
+		if err != nil {
+			continue
+		}
+		out = append(out, filepath.Base(side))
+		for _, i := range s.Inputs {
+			if i.Table != "" {
+				out = append(out, i.Table)
+			}
+		}
+		if s.VJP != nil {
+			out = append(out, s.VJP.File)
+		}
+		break
+	}
+	return out
 }

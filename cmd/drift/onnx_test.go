@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,6 +59,41 @@ func TestONNXDoc(t *testing.T) {
 				t.Errorf("%s\nexit code %d: %s", line, code, talk.String())
 			}
 			t.Logf("%s\n%s%s", line, out.String(), talk.String())
+		}
+	}
+}
+
+// What belongs to an ONNX file goes to other machines with it, the library does not.
+func TestONNXTravels(t *testing.T) {
+	from, err := filepath.Abs("../../models/ort/testdata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, n := range []string{"vector.onnx", "vector.drift.json", "codes.npz", "external.onnx", "external.drift.json", "external.bin", "graded.onnx", "graded.drift.json", "gauss64.vjp.onnx"} {
+		b, err := os.ReadFile(filepath.Join(from, n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, n), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Chdir(dir)
+	a := &app{getenv: func(string) string { return "" }}
+	for net, want := range map[string][]string{"vector": {"codes.npz", "vector.drift.json", "vector.onnx"}, "external": {"external.bin", "external.drift.json", "external.onnx"},
+		"graded": {"gauss64.vjp.onnx", "graded.drift.json", "graded.onnx"}} {
+		line, files, err := a.travel([]string{"sample", "--model=" + net + ".onnx", "--ort-lib=codes.npz", "--steps=3"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, f := range files {
+			names = append(names, f.Path)
+		}
+		slices.Sort(names)
+		if !slices.Equal(names, want) || !slices.Equal(line, []string{"sample", "--model=" + net + ".onnx", "--steps=3"}) {
+			t.Errorf("%s: %v, %v", net, names, line)
 		}
 	}
 }

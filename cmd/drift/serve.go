@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -288,9 +289,22 @@ func (a *app) travel(line []string) ([]string, []queue.File, error) {
 			return "", err
 		}
 		list = append(list, files...)
+		for _, beside := range companions(source) { // without which an ONNX file says nothing
+			files, err := queue.Files(filepath.Join(filepath.Dir(source), beside), path.Join(path.Dir(as), filepath.ToSlash(beside)))
+			if err != nil {
+				return "", err
+			}
+			for _, f := range files {
+				if !slices.ContainsFunc(list, func(o queue.File) bool { return o.Path == f.Path }) {
+					list = append(list, f)
+				}
+			}
+		}
 		seen[piece] = as
 		return as, nil
 	}
+	// every worker has an ONNX Runtime of its own, for its own system
+	line = slices.DeleteFunc(slices.Clone(line), func(s string) bool { return strings.HasPrefix(s, "--ort-lib=") })
 	out := slices.Clone(line)
 	_, verb := leafOf(a.cli(), line)
 	for i := len(strings.Fields(verb)); i < len(line); i++ {
