@@ -306,6 +306,22 @@ func TestMask(t *testing.T) {
 	if b, err := os.ReadFile(file("b.png")); code != 0 || err != nil || !slices.Equal(a, b) {
 		t.Errorf("a masked picture drawn again from its text is another one: %s", stderr)
 	}
+	// so does image to image with a consistency model, whose grid depends on the strength
+	lcm := []string{"--model", pipe(t, "lcm"), "--prompt", "a cat", "--steps", "3", "--init-image", pipes + "/inputs/picture.png", "--strength", "0.5"}
+	if code, _, stderr := world(nil, append([]string{"sample", "--quiet", "--out", file("c.png")}, lcm...)...); code != 0 {
+		t.Fatal(stderr)
+	}
+	if code, _, stderr := world(nil, "sample", "--quiet", "--from", file("c.png"), "--out", file("d.png")); code != 0 {
+		t.Fatal(stderr)
+	}
+	if code, _, stderr := world(nil, append([]string{"sample", "--quiet", "--from", file("c.png"), "--out", file("e.png")}, "--strength", "0.9")...); code != 0 {
+		t.Fatal(stderr)
+	}
+	c, _ := os.ReadFile(file("c.png"))
+	d, _ := os.ReadFile(file("d.png"))
+	if e, _ := os.ReadFile(file("e.png")); len(c) == 0 || !slices.Equal(c, d) || slices.Equal(c, e) {
+		t.Error("a picture of a consistency model drawn again from its text is another one, or its strength does nothing")
+	}
 	paint := pipe(t, "sd1-paint")
 	for _, c := range []struct{ args, want string }{
 		{"--model|fashion|--mask|" + file("all.png"), "--mask needs --init-image"},

@@ -78,7 +78,12 @@ func (s *sampling) resolveStart(_ context.Context, base *manifest.Run) error {
 			return usagef("--strength %g leaves no step of %d", strength, n)
 		}
 		s.desc.Strength = strength
-		if part := s.model.Defaults.Part; part != nil && s.desc.Schedule == modelSchedule && base == nil {
+		part := s.model.Defaults.Part
+		switch {
+		case part == nil || s.desc.Schedule != modelSchedule:
+		case base != nil && !s.c.IsSet("strength") && slices.Equal(base.Grid.T, s.desc.Grid.T): // it is that part already
+			first = base.First
+		default:
 			g, err := part(n, strength)
 			if err != nil {
 				return usagef("--strength %g: %s", strength, trimPackage(err.Error()))
