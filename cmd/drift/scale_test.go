@@ -648,6 +648,37 @@ func TestTLS(t *testing.T) {
 	w.check(t)
 }
 
+// TestTravelONNX: an ONNX file takes its sidecar and its weights along.
+func TestTravelONNX(t *testing.T) {
+	from, err := filepath.Abs("../../models/ort/testdata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(t.TempDir())
+	for _, name := range []string{"external.onnx", "external.bin", "external.drift.json"} {
+		b, err := os.ReadFile(filepath.Join(from, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, b, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := &app{getenv: func(string) string { return "" }, out: io.Discard, err: io.Discard}
+	_, files, err := a.travel([]string{"sample", "--model=external.onnx", "--out=x.npz"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, f := range files {
+		names = append(names, f.Path)
+	}
+	slices.Sort(names)
+	if want := []string{"external.bin", "external.drift.json", "external.onnx"}; !slices.Equal(names, want) {
+		t.Errorf("files %v, want %v", names, want)
+	}
+}
+
 func FuzzKeys(f *testing.F) {
 	f.Add([]byte("UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4 # a worker\n\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {

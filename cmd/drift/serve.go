@@ -197,8 +197,10 @@ func (a *app) serve(c *cli.Context) error {
 			line = append(line[:1:1], append([]string{"--" + flag}, line[1:]...)...)
 		}
 	}
-	if c.IsSet("threads") {
-		line = append(line[:1:1], append([]string{"--threads", c.String("threads")}, line[1:]...)...)
+	for _, flag := range []string{"threads", "ort-lib"} {
+		if c.IsSet(flag) {
+			line = append(line[:1:1], append([]string{"--" + flag, fmt.Sprint(c.Value(flag))}, line[1:]...)...)
+		}
 	}
 	arranged, err := arrange(a.cli(), line, a.getenv)
 	if err != nil {

@@ -202,6 +202,9 @@ func (a *app) mergeShards(c *cli.Context) error {
 			line = slices.Insert(line, n, "--"+flag)
 		}
 	}
+	if a.ortLib != "" {
+		line = slices.Insert(line, n, "--ort-lib="+a.ortLib)
+	}
 	if !slices.ContainsFunc(line, func(w string) bool { return strings.HasPrefix(w, "--tier=") }) {
 		line = slices.Insert(line, n, "--tier="+p.Tier)
 	}
