@@ -404,7 +404,6 @@ func TestView(t *testing.T) {
 // Whatever shapes a file has, it is read or refused.
 func FuzzSingleFile(f *testing.F) {
 	tables := readNames(f)
-	song := shapes{}
 	for _, text := range []string{
 		`{"_class_name": "SongUNet", "label_dim": 4, "encoder_type": "residual", "decoder_type": "skip"}`, `{"_class_name": "DhariwalUNet"}`, `{"_class_name": "ADMUNet", "resblock_updown": true}`,
 	} {
@@ -412,11 +411,11 @@ func FuzzSingleFile(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		song = shapes{}
+		tensors := map[string][]int{}
 		for _, x := range c.Tensors() {
-			song[x.Name] = x.Shape
+			tensors[x.Name] = x.Shape
 		}
-		tables[text] = nameTable{Tensors: song}
+		tables[text] = nameTable{Tensors: tensors}
 	}
 	kinds := slices.Sorted(maps.Keys(tables))
 	for i := range kinds {
