@@ -139,6 +139,7 @@ type Conv struct {
 	ops    *ops
 	w      []float32 // [panel][k][nr], for Winograd [panel][channel][tap][nr]
 	w16    []uint16  // the same of a widened type, and for Winograd in bfloat16
+	u      []float32 // instead of both: all weights as Winograd transforms them
 	bias   []float32 // padded to whole panels
 	pieces []piece
 	blocks []kblock
@@ -222,7 +223,7 @@ func (c *Conv) widen() func(dst []float32, src []uint16) {
 
 // Bytes gives the size of the packed weights: what the layer keeps in memory.
 func (c *Conv) Bytes() int {
-	return 4*len(c.w) + 2*len(c.w16)
+	return 4*(len(c.w)+len(c.u)) + 2*len(c.w16)
 }
 
 // MACs gives the multiply-adds of a run by definition, whatever the method.

@@ -56,7 +56,13 @@ func packConvOn(o *ops, tier Tier, dtype DType, spec ConvSpec, rows Rows, bias [
 	} else {
 		c.w = alignedFloats(c.panels * o.nr * c.k)
 	}
-	return c, c.pack(rows)
+	if err := c.pack(rows); err != nil {
+		return nil, err
+	}
+	if c.keeps() {
+		c.keep()
+	}
+	return c, nil
 }
 
 // packFloats is about how many values are turned at a time: they stay in the

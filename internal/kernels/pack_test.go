@@ -173,3 +173,35 @@ func TestWinogradWeights(t *testing.T) {
 		}
 	}
 }
+
+// A small layer keeps its transformed weights, with the bits of the layer that
+// transforms them in every run; a large one and one on 16 bits do not.
+func TestKeptWeights(t *testing.T) {
+	r := rng(14)
+	spec := ConvSpec{Cin: 136, Cout: 72, KH: 3, KW: 3, Pad: Same(1)}
+	small := spec
+	small.H, small.W = 16, 16
+	weight, bias := randoms(r, 72*136*9), randoms(r, 72)
+	in := Input{X: randoms(r, 16*16*136), C: 136}
+	for _, tier := range Tiers() {
+		p := NewPool(tier, 2)
+		defer p.Close()
+		for _, how := range []method{wino2, wino4} {
+			for _, dt := range []DType{F32, BF16} {
+				kept, plain := newConv(tier, dt, small.normal(), weight, bias, how), newConv(tier, dt, spec.normal(), weight, bias, how)
+				if kept.u == nil || kept.w != nil || kept.w16 != nil || plain.u != nil || kept.Bytes() <= plain.Bytes() {
+					t.Fatalf("%v %v: %d and %d bytes", tier, dt, kept.Bytes(), plain.Bytes())
+				}
+				var out [2][]float32
+				for k, l := range []*Conv{kept, plain} {
+					out[k] = poisoned(16 * 16 * 72)
+					l.Run(p, out[k], in, 1, 16, 16, poisoned(l.Scratch(2, 1, 16, 16, false)), Epilogue{})
+				}
+				sameBits(t, fmt.Sprintf("%v %v method %d", tier, dt, how), out[0], out[1])
+			}
+			if c := newConv(tier, F32OnF16, small.normal(), weight, bias, how); c.u != nil {
+				t.Errorf("%v: 16-bit weights were transformed", tier)
+			}
+		}
+	}
+}

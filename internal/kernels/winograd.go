@@ -12,8 +12,8 @@ import "unsafe"
 // 0, +-1, +-2 give (compare Barabasz et al. 2020, arXiv:1803.10986).
 //
 // The transformed weights are 16/9 and 4 times as many as the plain ones, so
-// they are made where they are used: for few tiles a block of channels at a
-// time that stays in the second level cache, for many tiles once per run.
+// large layers make them where they are used: for few tiles a block of channels
+// at a time that stays in the second level cache, for many tiles once per run.
 
 // method is how a layer is computed.
 type method uint8
@@ -152,7 +152,7 @@ const (
 	winoWeights = 96 << 10
 	// winoSum is the most channels of a sum: sums of more are added up from
 	// sums of about so many, which keeps their errors small.
-	winoSum = 128
+	winoSum = 256
 	// winoChannels is how many channels of a row of tiles are transformed at
 	// a time, so that a tile and its result share the first level cache.
 	winoChannels = 128
@@ -187,7 +187,7 @@ func winoPlanOf(c *Conv, workers, n, h, wd int, pad Pad, in *Input) winoPlan {
 	p.tx, p.ty = ceilDiv(p.wo, m), ceilDiv(p.ho, m)
 	total := n * p.ty
 	values := (m + 2) * (m + 2)
-	p.whole = total*p.tx >= winoWhole || values*s.Cin*c.panels*nr <= winoWeights
+	p.whole = c.u != nil || total*p.tx >= winoWhole || values*s.Cin*c.panels*nr <= winoWeights
 	p.rows = min(max(winoTiles(m, s.Cin, p.whole)/p.tx, 1), total)
 	p.items = ceilDiv(total, p.rows)
 	p.rows = ceilDiv(total, p.items)
@@ -217,9 +217,11 @@ func winoPlanOf(c *Conv, workers, n, h, wd int, pad Pad, in *Input) winoPlan {
 	if !p.shared {
 		p.perWorker += p.vSize
 	}
-	if p.whole {
+	switch {
+	case c.u != nil:
+	case p.whole:
 		p.uSize = c.panels * values * p.uStep
-	} else {
+	default:
 		p.perWorker += p.per * 2 * (m + 2) * p.uStep
 	}
 	if c.w16 != nil {
@@ -290,7 +292,10 @@ func (j *winoJob) run(p *Pool, c *Conv, dst []float32, in *Input, n, h, wd int, 
 		j.rows[i] = int64(i) * int64(pl.cb) * 4
 	}
 	j.segs = [2]segment{{len: int64(pl.sum)}, {len: int64(c.spec.Cin - (ceilDiv(c.spec.Cin, pl.sum)-1)*pl.sum)}}
-	if pl.whole {
+	switch {
+	case c.u != nil:
+		j.u = c.u
+	case pl.whole:
 		j.phase = winoExpand
 		p.run(c.panels, j)
 	}
@@ -314,7 +319,7 @@ func (j *winoJob) do(worker, item int) {
 	case winoExpand:
 		al := c.wino() + 2
 		for pair := range al / 2 {
-			j.weights(&work, j.u[(item*al/2+pair)*2*al*pl.uStep:], item, pair, 0, c.spec.Cin)
+			c.weights(&work, j.u[(item*al/2+pair)*2*al*pl.uStep:], pl.uStep, item, pair, 0, c.spec.Cin)
 		}
 	case winoBoth:
 		v := work.take(pl.vSize)
@@ -338,8 +343,7 @@ func (j *winoJob) do(worker, item int) {
 
 // weights transforms the kernels of a panel's columns for n channels from c0
 // on, a pair of rows of values, into u, [value][channel][nr].
-func (j *winoJob) weights(work *carver, u []float32, pn, pair, c0, n int) {
-	pl, c := &j.plan, j.c
+func (c *Conv) weights(work *carver, u []float32, uStep, pn, pair, c0, n int) {
 	nr, m := c.ops.nr, c.wino()
 	at := (pn*c.spec.Cin + c0) * 9 * nr
 	var taps []float32
@@ -351,8 +355,33 @@ func (j *winoJob) weights(work *carver, u []float32, pn, pair, c0, n int) {
 		taps = c.w[at : at+9*n*nr]
 	}
 	for ch := range n {
-		c.ops.winoWeights(m, pair, &u[ch*nr], pl.uStep*4, &taps[9*ch*nr], nr)
+		c.ops.winoWeights(m, pair, &u[ch*nr], uStep*4, &taps[9*ch*nr], nr)
 	}
+}
+
+// keeps tells whether a layer keeps its transformed weights instead of the
+// plain ones: small ones for small pictures, where they stay in the caches and
+// a transform per run would cost a good part of it. 16-bit weights stay as they
+// are.
+func (c *Conv) keeps() bool {
+	s := &c.spec
+	return c.method != direct && !c.dtype.widened() && s.H*s.W > 0 && s.H*s.W <= 1<<10 && s.Cin*s.Cout <= 1<<17
+}
+
+// keep transforms all weights.
+func (c *Conv) keep() {
+	al, step := c.wino()+2, c.spec.Cin*c.ops.nr+16
+	u := alignedFloats(c.panels * al * al * step)
+	var work carver
+	if c.w16 != nil {
+		work.s = alignedFloats(9 * c.spec.Cin * c.ops.nr)
+	}
+	for pn := range c.panels {
+		for pair := range al / 2 {
+			c.weights(&work, u[(pn*al/2+pair)*2*al*step:], step, pn, pair, 0, c.spec.Cin)
+		}
+	}
+	c.u, c.w, c.w16 = u, nil, nil
 }
 
 // transform fills the tile rows [from, to) of the item that begins at tile
@@ -399,7 +428,7 @@ func (j *winoJob) multiply(work *carver, v, m []float32, group, first, last int)
 		channels := min(pl.cb, s.Cin-b*pl.cb)
 		if !pl.whole {
 			for pn := range panels {
-				j.weights(&rest, u[pn*step:], group*pl.per+pn, pair, b*pl.cb, channels)
+				c.weights(&rest, u[pn*step:], pl.uStep, group*pl.per+pn, pair, b*pl.cb, channels)
 			}
 		}
 		first, second := winoRows(wm, pair)

@@ -111,7 +111,7 @@ func TestStored(t *testing.T) {
 					t.Errorf("%s on %v in %v: relative error %.3g, of the gradient %.3g", stored, tier, dtype,
 						enginetest.RelL2(outs[0], outs[1]), enginetest.RelL2(grads[0], grads[1]))
 				}
-				if dtype == kernels.F32 && 2*bytes[0] != bytes[1] {
+				if dtype == kernels.F32 && 2*bytes[0] > bytes[1] {
 					t.Errorf("%s on %v: %d bytes, %d widened", stored, tier, bytes[0], bytes[1])
 				}
 			}
