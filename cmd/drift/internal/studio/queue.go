@@ -194,14 +194,8 @@ func (q *queue) enqueue(r Request) ([]Job, error) {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	n := 0
-	for _, j := range q.jobs {
-		if j.Status == waiting {
-			n++
-		}
-	}
-	if n+len(lines) > maxQueue {
-		return nil, full{n}
+	if err := q.room(len(lines)); err != nil {
+		return nil, err
 	}
 	var out []Job
 	before := len(q.jobs)
@@ -216,12 +210,49 @@ func (q *queue) enqueue(r Request) ([]Job, error) {
 		q.jobs = q.jobs[:before]
 		return nil, err
 	}
+	q.begin()
+	return out, nil
+}
+
+// room refuses more jobs than may wait. Called with the lock.
+func (q *queue) room(more int) error {
+	n := 0
+	for _, j := range q.jobs {
+		if j.Status == waiting {
+			n++
+		}
+	}
+	if n+more > maxQueue {
+		return full{n}
+	}
+	return nil
+}
+
+// begin tells the worker and the pages of new jobs. Called with the lock.
+func (q *queue) begin() {
 	q.changed()
 	select {
 	case q.wake <- struct{}{}:
-	default:
+	default: // told already
 	}
-	return out, nil
+}
+
+// again puts a cancelled job back, in its folder: it goes on where it was.
+func (q *queue) again(id int) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	k := slices.IndexFunc(q.jobs, func(j *Job) bool { return j.ID == id && j.Status == cancelled })
+	if k < 0 {
+		return errNoJob
+	}
+	if err := q.room(1); err != nil {
+		return err
+	}
+	j := q.jobs[k]
+	q.jobs = slices.Delete(q.jobs, k, k+1)
+	q.add(j.Request, j.line, j.Run)
+	q.begin()
+	return q.save()
 }
 
 // full says that the queue is.

@@ -212,6 +212,12 @@ func (s *Studio) routes() http.Handler {
 			s.ok(w, s.queue.move(id, to.To))
 		}
 	})
+	mux.HandleFunc("POST /api/jobs/{id}/again", func(w http.ResponseWriter, r *http.Request) {
+		id, ok := number64(w, r)
+		if ok && body(w, r, &struct{}{}) {
+			s.ok(w, s.queue.again(id))
+		}
+	})
 	mux.HandleFunc("GET /api/jobs/{id}/preview.png", func(w http.ResponseWriter, r *http.Request) {
 		id, ok := number64(w, r)
 		if !ok {
@@ -321,9 +327,12 @@ func (s *Studio) command(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Studio) ok(w http.ResponseWriter, err error) {
+	var f full
 	switch {
 	case errors.Is(err, errNoJob):
 		deny(w, http.StatusNotFound, err.Error(), "")
+	case errors.As(err, &f):
+		deny(w, http.StatusTooManyRequests, err.Error(), "remove some, or wait")
 	case err != nil:
 		deny(w, http.StatusInternalServerError, "the queue cannot be stored: "+plain(err), "")
 	default:

@@ -390,6 +390,36 @@ func TestQueue(t *testing.T) {
 	}
 }
 
+// TestAgain: a cancelled job goes on in its folder, and only a cancelled one.
+func TestAgain(t *testing.T) {
+	t.Parallel()
+	f := &fake{gate: make(chan struct{}, 100)}
+	w := start(t, Config{}, f)
+	w.do("POST", "/api/jobs", good)
+	w.until("it runs", all(running))
+	if code, _, _ := w.do("POST", "/api/jobs/1/again", "{}"); code != 404 {
+		t.Errorf("one that runs: %d", code)
+	}
+	w.do("DELETE", "/api/jobs/1", "")
+	w.until("it is cancelled", all(cancelled))
+	for range 3 {
+		f.gate <- struct{}{}
+	}
+	if code, _, body := w.do("POST", "/api/jobs/1/again", "{}"); code != 200 {
+		t.Errorf("%d %s", code, body)
+	}
+	s := w.until("it is done", all(finished))
+	if len(s.Jobs) != 1 || s.Jobs[0].Run != "0001-m-euler" || !slices.Equal(f.lines[0], f.lines[1]) {
+		t.Errorf("%+v %q", s.Jobs, f.lines)
+	}
+	if code, _, _ := w.do("POST", fmt.Sprintf("/api/jobs/%d/again", s.Jobs[0].ID), "{}"); code != 404 {
+		t.Errorf("one that is done: %d", code)
+	}
+	if code, _, _ := w.do("POST", "/api/jobs/2/again", ""); code != 415 {
+		t.Errorf("without a body: %d", code)
+	}
+}
+
 // TestRefused: requests that are wrong in any way get a code and a line, and nothing else happens.
 func TestRefused(t *testing.T) {
 	t.Parallel()

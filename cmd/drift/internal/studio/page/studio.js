@@ -403,6 +403,7 @@ function showQueue() {
       el("div", {}, j.status === "failed" ? el("b", {}, j.title) : el("a", { href: "#run/" + encodeURIComponent(j.run) }, j.title), el("p", { class: "note" }, j.message ? j.message + (j.hint ? " (" + j.hint + ")" : "") : j.run + " · " + time(j.seconds))),
       el("span", { class: "tag " + j.status }, j.status),
       el("div", { class: "buttons" },
+        j.status === "cancelled" ? el("button", { type: "button", class: "quiet small", "aria-label": "Go on with " + j.title, onclick: () => act("/api/jobs/" + j.id + "/again", { method: "POST", body: {} }) }, "Go on") : null,
         el("button", { type: "button", class: "quiet small", onclick: () => { fillForm(j.request); location.hash = "create"; toast("The form has its settings"); } }, "Use"),
         el("button", { type: "button", class: "quiet small icon", "aria-label": "Forget " + j.title, onclick: () => act("/api/jobs/" + j.id, { method: "DELETE" }) }, "×")))));
   }
@@ -695,7 +696,7 @@ function chart(box, series, options) {
   resized.observe(box);
   series = series.map(s => ({ ...s, points: s.points.filter(p => Number.isFinite(p.x) && Number.isFinite(p.y)) })).filter(s => s.points.length);
   if (!series.length) { box.replaceChildren(el("p", { class: "empty" }, "No points to draw.")); return; }
-  const all = series.flatMap(s => s.points), W = Math.max(300, Math.min(720, box.clientWidth || 640)), H = W < 480 ? 260 : 320, L = 54, R = 14, T = 14, B = 44;
+  const all = series.flatMap(s => s.points), W = Math.max(300, Math.min(720, box.clientWidth || 640)), H = W < 480 ? 260 : 320, L = 60, R = 14, T = 14, B = 44;
   const lx = log.includes("x") && all.every(p => p.x > 0), ly = log.includes("y") && all.every(p => p.y > 0);
   let x0 = Math.min(...all.map(p => p.x)), x1 = Math.max(...all.map(p => p.x));
   let y0 = Math.min(...all.map(p => p.y - (p.e && !ly ? p.e : 0))), y1 = Math.max(...all.map(p => p.y + (p.e || 0)));
