@@ -124,6 +124,9 @@ func (f FKC) Begin(_ context.Context, p *samplers.Problem) (samplers.Run, error)
 
 func (f FKC) newRun(p *samplers.Problem) (*FKCRun, error) {
 	fail := func(format string, a ...any) (*FKCRun, error) { return nil, fmt.Errorf("smc: fkc: "+format, a...) }
+	if p.Known != nil {
+		return fail("keeps no part of the state as it is given (Problem.Known)")
+	}
 	if f.Power == 0 {
 		f.Power = 1
 	}

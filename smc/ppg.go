@@ -55,6 +55,9 @@ func (g PPG) Begin(_ context.Context, p *samplers.Problem) (samplers.Run, error)
 
 func (g PPG) newRun(p *samplers.Problem) (*PPGRun, error) {
 	fail := func(format string, a ...any) (*PPGRun, error) { return nil, fmt.Errorf("smc: ppg: "+format, a...) }
+	if p.Known != nil {
+		return fail("keeps no part of the state as it is given (Problem.Known)")
+	}
 	if g.Sweeps == 0 {
 		g.Sweeps = 4
 	}
@@ -314,6 +317,9 @@ type DGFSRun struct {
 func (g DGFS) Begin(_ context.Context, p *samplers.Problem) (samplers.Run, error) {
 	if g.Density == nil || len(p.Shape) == 0 || len(p.Grid) == 0 {
 		return nil, errors.New("smc: dgfs: want a density, the shape of a row and a grid")
+	}
+	if p.Known != nil {
+		return nil, errors.New("smc: dgfs: keeps no part of the state as it is given (Problem.Known)")
 	}
 	pop, err := newPopulation(p.Rows)
 	if err != nil {

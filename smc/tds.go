@@ -103,6 +103,9 @@ func (t TDS) newRun(p *samplers.Problem) (*TDSRun, error) {
 	if t.Twist == nil {
 		return fail("no twist")
 	}
+	if p.Known != nil {
+		return fail("keeps no part of the state as it is given (Problem.Known)")
+	}
 	if !(t.MaxShift >= 0) {
 		return fail("a bound of %g", t.MaxShift)
 	}

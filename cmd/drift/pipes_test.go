@@ -306,6 +306,24 @@ func TestMask(t *testing.T) {
 	if b, err := os.ReadFile(file("b.png")); code != 0 || err != nil || !slices.Equal(a, b) {
 		t.Errorf("a masked picture drawn again from its text is another one: %s", stderr)
 	}
+	// steering by resampling keeps it too, correctors refuse
+	mask := []string{"steer", "--quiet", "--model", "fashion", "--classes", "7", "--particles", "3", "--steps", "4", "--seeds", "1", "--init-image", file("shoe.png"), "--mask", file("none.png"), "--out"}
+	if code, _, stderr := world(nil, append(mask, file("fk"), "--reward", "mean(x0)")...); code != 0 {
+		t.Fatal(stderr)
+	}
+	m, err := readPicture(file("fk/000000/000001.png"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	steered, _ := pixels.Array(m, []int{1, 28, 28})
+	for i, v := range steered {
+		if want := float64(uint8(9*(i%28*(i/28)%28+i%28%3)))/127.5 - 1; math.Abs(v-want) > 2.0/255+1e-9 {
+			t.Fatalf("steering: pixel %d is %g, kept was %g", i, v, want)
+		}
+	}
+	if code, _, stderr := world(nil, append(mask, file("fkc"), "--method", "fkc", "--cfg-scale", "2")...); code == 0 || !strings.Contains(stderr, "keeps no part of the state") {
+		t.Errorf("a corrector with a mask: exit code %d: %s", code, stderr)
+	}
 	// so does image to image with a consistency model, whose grid depends on the strength
 	lcm := []string{"--model", pipe(t, "lcm"), "--prompt", "a cat", "--steps", "3", "--init-image", pipes + "/inputs/picture.png", "--strength", "0.5"}
 	if code, _, stderr := world(nil, append([]string{"sample", "--quiet", "--out", file("c.png")}, lcm...)...); code != 0 {

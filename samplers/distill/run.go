@@ -66,6 +66,9 @@ func newRun(m RSD, p *samplers.Problem) (*run, error) {
 	if err := m.check(); err != nil {
 		return fail("%w", err)
 	}
+	if p.Known != nil {
+		return fail("keeps no part of the state as it is given (Problem.Known)")
+	}
 	den, ok := p.Model.(models.Denoiser)
 	if !ok {
 		return fail("needs a model that denoises, have %T", p.Model)
