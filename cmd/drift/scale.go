@@ -87,19 +87,31 @@ func (a *app) sharded(line []string) error {
 // openWork opens an arranged line for a worker: all is read and checked, nothing is written.
 func (a *app) openWork(ctx context.Context, line []string) (queue.Doer, error) {
 	own := &app{in: strings.NewReader(""), out: io.Discard, err: io.Discard, getenv: a.getenv, stop: make(chan struct{}), share: a.share, ortLib: a.ortLib, quiet: true}
-	root := own.cli()
+	c, name, err := own.read(ctx, line)
+	if err != nil {
+		return nil, err
+	}
+	return works[name](own, c)
+}
+
+// reading is held while a line is read: the command table has variables of its package.
+var reading sync.Mutex
+
+// read reads an arranged line of a verb that is cut into shards.
+func (a *app) read(ctx context.Context, line []string) (read *cli.Context, name string, err error) {
+	reading.Lock()
+	defer reading.Unlock()
+	root := a.cli()
 	leaf, name := leafOf(root, line)
-	open := works[name]
-	if open == nil {
-		return nil, own.sharded(line)
+	if works[name] == nil {
+		return nil, name, a.sharded(line)
 	}
-	var d queue.Doer
-	leaf.Action = func(c *cli.Context) (err error) {
-		d, err = open(own, c)
-		return err
+	leaf.Action = func(c *cli.Context) error { read = c; return nil }
+	err = root.RunContext(ctx, append([]string{"drift"}, line...))
+	if err == nil && read == nil {
+		err = usagef("%s is not a line to run", strings.Join(line, " "))
 	}
-	err := root.RunContext(ctx, append([]string{"drift"}, line...))
-	return d, err
+	return read, name, err
 }
 
 // configOf hashes what decides the results of a job.

@@ -189,14 +189,14 @@ func (v Verb) FlagNames() []string {
 func (v Verb) open(ctx context.Context, args Args) (Runner, error) {
 	cmd := v.Command()
 	var out Runner
-	cmd.Before, cmd.Subcommands = nil, nil
+	cmd.Before, cmd.Subcommands, cmd.HideHelp = nil, nil, true // the flag of help is a variable that all share
 	cmd.Action = func(c *cli.Context) (err error) {
 		out, err = v.Open(c)
 		return err
 	}
 	cmd.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return err }
 	root := &cli.App{
-		Name: "drift", Writer: io.Discard, ErrWriter: io.Discard, HideVersion: true, DisableSliceFlagSeparator: true,
+		Name: "drift", Writer: io.Discard, ErrWriter: io.Discard, HideVersion: true, HideHelp: true, DisableSliceFlagSeparator: true,
 		ExitErrHandler: func(*cli.Context, error) {}, OnUsageError: cmd.OnUsageError, Commands: []*cli.Command{cmd},
 	}
 	line := []string{"drift", cmd.Name}
