@@ -77,7 +77,7 @@ func write(t *testing.T, dtype safetensors.DType, wide bool) (diffusers.Config, 
 }
 
 // A network on weights that are stored in 16 bits has the bits, forward and
-// backward, of the one on the widened weights, and half of its memory.
+// backward, of the one on the widened weights, and at most half of its memory.
 func TestStored(t *testing.T) {
 	x := make([]float64, 4*16*16)
 	for i := range x {
