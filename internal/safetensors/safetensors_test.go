@@ -49,7 +49,7 @@ func readCorpus(t testing.TB) map[string]expected {
 	return index.Files
 }
 
-// bounded runs f and fails when it takes over a second or allocates over most
+// bounded runs f and fails when it hangs or allocates over most
 // bytes in total.
 func bounded(t *testing.T, most uint64, f func()) {
 	t.Helper()
@@ -59,7 +59,7 @@ func bounded(t *testing.T, most uint64, f func()) {
 	f()
 	took := time.Since(start)
 	runtime.ReadMemStats(&after)
-	if took > time.Second {
+	if took > 10*time.Second { // hangs are looked for, not speed
 		t.Errorf("took %v", took)
 	}
 	if n := after.TotalAlloc - before.TotalAlloc; n > most {

@@ -113,7 +113,7 @@ func TestCorpus(t *testing.T) {
 			took := time.Since(start)
 			runtime.ReadMemStats(&after)
 			// All that was ever allocated, which the peak cannot exceed.
-			if spent := after.TotalAlloc - before.TotalAlloc; spent > 64<<20 || took > time.Second {
+			if spent := after.TotalAlloc - before.TotalAlloc; spent > 64<<20 || took > 10*time.Second { // hangs are looked for, not speed
 				t.Errorf("took %v and %d bytes", took, spent)
 			}
 			if !want.Valid {

@@ -46,14 +46,14 @@ func readCorpus(t testing.TB) map[string]expected {
 	return index.Files
 }
 
-// bounded runs f, which must end within a second and allocate little.
+// bounded runs f, which must not hang, and allocate little.
 func bounded(t *testing.T, f func()) {
 	t.Helper()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	start := time.Now()
 	f()
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took > 10*time.Second { // hangs are looked for, not speed
 		t.Errorf("took %v", took)
 	}
 	runtime.ReadMemStats(&after)

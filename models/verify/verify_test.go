@@ -59,7 +59,7 @@ func TestCorpus(t *testing.T) {
 				runtime.ReadMemStats(&before)
 				start := time.Now()
 				report, err := verify(filepath.Join(corpus, folder, name))
-				if took := time.Since(start); took > time.Second {
+				if took := time.Since(start); took > 10*time.Second { // hangs are looked for, not speed
 					t.Errorf("took %v", took)
 				}
 				runtime.ReadMemStats(&after)
