@@ -326,7 +326,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("matrix:rows=1 0 0 0 0 0 0 1", 1, 1, 8)
 	f.Fuzz(func(t *testing.T, s string, c, h, w int) {
 		if c < 0 || h < 0 || w < 0 || c > 3 || h > 16 || w > 16 {
-			t.Skip()
+			return
 		}
 		a, err := Parse(s, []int{c, h, w}, nil)
 		if err != nil {

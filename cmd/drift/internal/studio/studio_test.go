@@ -999,11 +999,11 @@ func FuzzAPI(f *testing.F) {
 	method := regexp.MustCompile(`^[A-Z]{1,10}$`)
 	f.Fuzz(func(t *testing.T, verb, target, body string) {
 		if !method.MatchString(verb) || !strings.HasPrefix(target, "/") || strings.HasPrefix(target, eventsPath) {
-			t.Skip()
+			return
 		}
 		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(fmt.Sprintf("%s %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", verb, target, len(body), body))))
 		if err != nil {
-			t.Skip()
+			return
 		}
 		w := httptest.NewRecorder()
 		s.handler.ServeHTTP(w, r)
