@@ -58,6 +58,9 @@ type SolverStep struct {
 	// step with SUM_j Weights[j] q_{-1-j} for the prediction (a learned linear multistep method, arXiv 2502.17423).
 	Weights   []float64
 	Corrector *SolverCorrector
+	// Noise, from 0 to 1, is the share of ancestral noise that the step adds; such a step has no corrector and does not end
+	// at sigma 0.
+	Noise float64
 }
 
 // SolverCorrector redoes a step when the prediction at its end is known. It has the step's Pred; -1 is the end of the
@@ -198,7 +201,13 @@ func (s *SolverStep) check(i int, last bool) *scheduleError {
 			}
 		}
 	}
+	if !(s.Noise >= 0 && s.Noise <= 1) {
+		return faultf(i, "noise %g, want 0 to 1", s.Noise)
+	}
 	if c := s.Corrector; c != nil {
+		if s.Noise > 0 {
+			return faultf(i, "noise and a corrector exclude each other")
+		}
 		if last {
 			return faultf(i, "the last step has a corrector: nothing is known at its end")
 		}
@@ -314,6 +323,9 @@ func (s *SolverSchedule) checkOn(g schedules.Grid) *scheduleError {
 		if e := update(i, i, "", st.Pred, st.Order, st.Start, st.Derivs, st.Weights, g[i+1]); e != nil {
 			return e
 		}
+		if st.Noise > 0 && g[i+1].Sigma == 0 {
+			return faultf(i, "adds noise at sigma 0")
+		}
 		if c := st.Corrector; c != nil {
 			if e := update(i, i+1, "corrector: ", st.Pred, c.Order, c.Start, c.Derivs, nil, g[i+1]); e != nil {
 				return e
@@ -414,7 +426,9 @@ func (m USF) step(ctx context.Context, r *run, s, t schedules.Node) error {
 	if need := lookback(cfg.Start, cfg.Derivs, len(cfg.Weights)); need > known {
 		return fmt.Errorf("needs %d earlier nodes, %d are known: the run started in the middle", need-1, known-1)
 	}
-	h.update(r.y, cfg.Pred, cfg.Order, cfg.Start, cfg.Derivs, cfg.Weights, t)
+	down, up := ancestral(s, t, cfg.Noise)
+	h.update(r.y, cfg.Pred, cfg.Order, cfg.Start, cfg.Derivs, cfg.Weights, schedules.Node{T: t.T, Alpha: t.Alpha, Sigma: down})
+	r.addNoise(up, DrawStep, s.Ratio(), t.Ratio())
 	return nil
 }
 
@@ -594,7 +608,9 @@ func (m USF) placed(p *Problem) (*Problem, error) {
 }
 
 // Needs implements Sampler.
-func (USF) Needs() Needs { return Needs{} }
+func (m USF) Needs() Needs {
+	return Needs{Noise: slices.ContainsFunc(m.Schedule.Steps, func(s SolverStep) bool { return s.Noise > 0 })}
+}
 
 // Cost implements Counter.
 func (m USF) Cost(_ schedules.Grid, i int) int {

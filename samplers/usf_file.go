@@ -30,8 +30,8 @@ var afsNames = map[string]string{"": "", "none": "", "no_afs": "", "zero": "zero
 //	                         "corrector": null}]},
 //	 "process": {"type": "vp-linear"}, "provenance": {...}}
 //
-// or the schedule alone. A corrector is {"order", "start", "derivs", "implicit"}; "weights" may stand for "derivs" (see
-// SolverStep); afs "mean" takes "mean": [...]. Provenance may hold anything. Absent start, derivs, corrector, relax, coef
+// or the schedule alone. A corrector is {"order", "start", "derivs", "implicit"}; "weights" may stand for "derivs" and
+// "noise" may be added (see SolverStep); afs "mean" takes "mean": [...]. Provenance may hold anything. Absent start, derivs, corrector, relax, coef
 // and afs have the values shown. Unknown keys are refused.
 func ParseUSF(path string, text []byte) (USF, error) {
 	r := usfReader{Scanner: strictjson.NewScanner(path, bytes.NewReader(text), strictjson.Limits{Depth: 32, Keys: 20_000}), path: path}
@@ -177,6 +177,8 @@ func (r *usfReader) step(st *SolverStep, key string) error {
 		return r.derivs(&st.Derivs)
 	case "weights":
 		return r.floats(&st.Weights)
+	case "noise":
+		return r.float(&st.Noise)
 	case "corrector":
 		c, err := r.Peek()
 		if err != nil {
@@ -210,7 +212,7 @@ func (r *usfReader) step(st *SolverStep, key string) error {
 			return r.failf("unknown key %q in a corrector%s", key, spec.Suggest(key, []string{"order", "start", "derivs", "implicit"}))
 		})
 	}
-	return r.failf("unknown key %q in a step%s", key, spec.Suggest(key, []string{"order", "pred", "start", "derivs", "weights", "corrector"}))
+	return r.failf("unknown key %q in a step%s", key, spec.Suggest(key, []string{"order", "pred", "start", "derivs", "weights", "noise", "corrector"}))
 }
 
 func (r *usfReader) derivs(out *[]Derivative) error {
@@ -308,6 +310,7 @@ func (s SolverSchedule) MarshalJSON() ([]byte, error) {
 		Start     int        `json:"start"`
 		Derivs    []deriv    `json:"derivs"`
 		Weights   []float64  `json:"weights,omitempty"`
+		Noise     float64    `json:"noise,omitempty"`
 		Corrector *corrector `json:"corrector"`
 	}
 	derivs := func(ds []Derivative) []deriv {
@@ -331,7 +334,7 @@ func (s SolverSchedule) MarshalJSON() ([]byte, error) {
 		v.AFS = "none"
 	}
 	for _, st := range s.Steps {
-		o := step{Order: st.Order, Pred: st.Pred.String(), Start: st.Start, Derivs: derivs(st.Derivs), Weights: st.Weights}
+		o := step{Order: st.Order, Pred: st.Pred.String(), Start: st.Start, Derivs: derivs(st.Derivs), Weights: st.Weights, Noise: st.Noise}
 		if c := st.Corrector; c != nil {
 			o.Corrector = &corrector{c.Order, c.Start, derivs(c.Derivs), c.Implicit}
 		}

@@ -180,10 +180,15 @@ func TestUnifiedRun(t *testing.T) {
 			st.Order, st.Derivs, st.Weights = 3, nil, []float64{1.5, -0.7, 0.2}
 		}
 	}
+	noisy := weighted
+	noisy.Schedule.Steps = slices.Clone(weighted.Schedule.Steps)
+	for i := range noisy.Schedule.Steps {
+		noisy.Schedule.Steps[i].Corrector, noisy.Schedule.Steps[i].Noise = nil, 0.25*float64(i)
+	}
 	for name, c := range map[string]struct {
 		m   samplers.USF
 		nfe int
-	}{"mixed": {mixed(t), 5}, "implicit": {implicit, 8}, "afs": {saving, 4}, "weights": {weighted, 5}} {
+	}{"noise": {noisy, 5}, "mixed": {mixed(t), 5}, "implicit": {implicit, 8}, "afs": {saving, 4}, "weights": {weighted, 5}} {
 		fresh := func() *samplers.Problem {
 			p := problem(t, d, 5, 3)
 			p.Grid = nil
@@ -246,6 +251,9 @@ func TestUnifiedRun(t *testing.T) {
 				if err := r.(samplers.Selector).Select([]int{2, 2, 0, 1}, make([]models.Row, 4)); err != nil {
 					t.Fatal(err)
 				}
+				if c.m.Needs().Noise { // the four go different ways
+					continue
+				}
 				drive(t, r, 5-at)
 				for j, k := range []int{2, 2, 0, 1} {
 					if x := models.Data(r.State().X); !slices.Equal(x[3*j:3*j+3], want[3*k:3*k+3]) {
@@ -307,6 +315,72 @@ func TestUnifiedWeights(t *testing.T) {
 	}
 }
 
+// TestUnifiedNoise: steps with noise are DDIM of that eta and the SDE form of DPM-Solver++(2M), and on a Gaussian, where
+// the first-order step with full noise is known in closed form, the variance of the end follows it.
+func TestUnifiedNoise(t *testing.T) {
+	for process, prediction := range map[string]string{`{"type":"vp-linear"}`: "eps", `{"type":"edm"}`: "x0", `{"type":"flow"}`: "velocity"} {
+		d, err := parseTarget(fmt.Sprintf(ring, process, prediction))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := problem(t, d, 6, 3)
+		p.Grid = ratios(t, d, []float64{40, 8, 3, 1, 0.4, 0.1, 0.02})
+		for name, spoil := range map[string]func(i int, st *samplers.SolverStep){
+			"ddim:eta=0.6": func(_ int, st *samplers.SolverStep) { st.Noise = 0.6 },
+			"euler-ancestral": func(i int, st *samplers.SolverStep) {
+				st.Noise, st.Pred = 1, []schedules.Kind{schedules.X0, schedules.Eps}[i%2]
+			},
+			"dpmpp-2m-sde:lower-order-final=false": func(i int, st *samplers.SolverStep) {
+				st.Noise, st.Weights = 1, []float64{1}
+				if i > 0 {
+					half := (p.Grid[i+1].Lambda() - p.Grid[i].Lambda()) / (p.Grid[i].Lambda() - p.Grid[i-1].Lambda()) / 2
+					st.Order, st.Weights = 2, []float64{1 + half, -half}
+				}
+			},
+		} {
+			want, _, err := sample(t, name, p)
+			if err != nil {
+				t.Fatal(name, err)
+			}
+			s := samplers.UnifiedMultistep{Order: 1, Pred: schedules.X0}.Schedule(gridTimes(p.Grid))
+			for i := range s.Steps {
+				spoil(i, &s.Steps[i])
+			}
+			have, _ := unified(t, s, p)
+			if g := gap(have, want, 1e-9, 1e-9); g > 1 {
+				t.Errorf("%s on %s: the unified steps differ by %.3g of 1e-9", name, process, g)
+			}
+		}
+	}
+	// Data N(0, v): x0 = v/(v + sb^2) xb is linear, so var' = (v(1-r)/(v+sb^2) + r)^2 var + up^2 with r = (sb'/sb)^2.
+	const v, rows = 0.5, 20000
+	d, err := parseTarget(`{"type":"mixture","weights":[1],"means":[[0]],"vars":[[0.5]],"process":{"type":"edm"},"prediction":"x0"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb := []float64{10, 3, 1, 0.3}
+	want := 100.0
+	s := samplers.UnifiedMultistep{Order: 1, Pred: schedules.X0}.Schedule(gridTimes(ratios(t, d, sb)))
+	for i := range s.Steps {
+		s.Steps[i].Noise = 1
+		r := sb[i+1] * sb[i+1] / sb[i] / sb[i]
+		c := v*(1-r)/(v+sb[i]*sb[i]) + r
+		want = c*c*want + sb[i+1]*sb[i+1]*(1-r)
+	}
+	p := &samplers.Problem{Model: models.Metered(d), Rows: make([]models.Row, rows), Shape: []int{1}}
+	for i := range p.Rows {
+		p.Rows[i].Seed = uint64(i)
+	}
+	x, _ := unified(t, s, p)
+	have := 0.0
+	for _, xi := range x {
+		have += xi * xi / rows
+	}
+	if math.Abs(have/want-1) > 0.04 { // four standard errors
+		t.Errorf("variance %g at the end, want %g", have, want)
+	}
+}
+
 // TestUnifiedOnto0 goes to sigma 0 and starts at alpha 0.
 func TestUnifiedOnto0(t *testing.T) {
 	flow := mustTarget(t, "mix", `{"type":"flow"}`, "velocity")
@@ -332,6 +406,7 @@ func TestUnifiedOnto0(t *testing.T) {
 		"step 3: goes to sigma 0": func(s *samplers.SolverSchedule) {
 			s.Steps[3] = samplers.SolverStep{Order: 2, Pred: schedules.X0, Start: -1, Derivs: []samplers.Derivative{{Points: []int{-2}}}}
 		},
+		"step 3: adds noise at sigma 0":                      func(s *samplers.SolverSchedule) { s.Steps[3].Noise = 0.1 },
 		"step 0: corrector: starts at a node without signal": func(s *samplers.SolverSchedule) { s.Steps[0].Corrector = samplers.Correct(s.Steps[0]) },
 	} {
 		bad := samplers.UnifiedMultistep{Order: 1, Pred: schedules.X0}.Schedule(gridTimes(g))
@@ -347,7 +422,7 @@ func TestUSFFile(t *testing.T) {
 	m := mixed(t)
 	m.Schedule.First, m.Schedule.Mean = "mean", []float64{0.5}
 	m.Schedule.Steps[1].Corrector.Implicit = true
-	m.Schedule.Steps[4].Derivs, m.Schedule.Steps[4].Weights = nil, []float64{1.2, -0.2}
+	m.Schedule.Steps[4].Derivs, m.Schedule.Steps[4].Weights, m.Schedule.Steps[4].Noise = nil, []float64{1.2, -0.2}, 0.3
 	text, err := m.File(map[string]any{"model": "x", "score": 0.1})
 	if err != nil {
 		t.Fatal(err)
@@ -394,6 +469,8 @@ func TestUSFFile(t *testing.T) {
 		"line 2: 1.5 is not an integer":                                            {`{"order": 1, "pred": "x0", "start": -1, "derivs": []`, `{"order": 1.5, "pred": "x0", "start": -1, "derivs": []`},
 		"line 7: step 4: the last step has a corrector":                            {`"coef": -0.05}]}`, `"coef": -0.05}], "corrector": {"order": 1}}`},
 		"line 7: step 4: derivs and weights exclude":                               {`"coef": -0.05}]}`, `"coef": -0.05}], "weights": [1, 0]}`},
+		"line 7: step 4: noise 1.5, want 0 to 1":                                   {`"coef": -0.05}]}`, `"coef": -0.05}], "noise": 1.5}`},
+		"line 3: step 1: noise and a corrector":                                    {`{"order": 2, "pred": "eps",`, `{"order": 2, "noise": 0.5, "pred": "eps",`},
 		"line 1: unknown key \"time\"":                                             {`"timesteps"`, `"time"`},
 		"unknown afs sometimes":                                                    {`{"timesteps"`, `{"afs": "sometimes", "timesteps"`},
 		"afs mean without a mean":                                                  {`{"timesteps"`, `{"afs": "mean", "timesteps"`},

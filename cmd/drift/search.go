@@ -66,6 +66,7 @@ func searchVerb(a *app) *cli.Command {
 		&cli.IntFlag{Name: "order", Value: 3, Usage: "highest order of a step, 1 to 4 (`P`), default 3"},
 		&cli.Uint64Flag{Name: "search-seed", Usage: "stream of the search's own draws (`N`)"},
 	}, model...)
+	noise := &cli.BoolFlag{Name: "noise", Usage: "choose also how much fresh noise every step adds; with --objective fid"}
 	start := &cli.StringFlag{Name: "start", Usage: "go on from a schedule that s4s found, by another objective for instance (`FILE.json`)"}
 	verb := func(name, usage, text string, flags []cli.Flag, do func(*searching, context.Context) error) *cli.Command {
 		return &cli.Command{Name: name, Usage: usage, Description: text, Flags: slices.Clone(flags), Action: func(c *cli.Context) error {
@@ -113,7 +114,7 @@ func searchVerb(a *app) *cli.Command {
 				func(s *searching, ctx context.Context) error { return s.grid(ctx, search.Deviation, 1.15) }),
 			verb("s3", "a solver schedule, by evolution with a learned ranking", "Nodes, orders, predictions, derivatives and correctors of every step are chosen.", evolve,
 				func(s *searching, ctx context.Context) error { return s.evolve(ctx, "s3") }),
-			verb("s4s", "nodes and coefficients of a multistep method, by CMA-ES", "Starts from dpmpp-2m on the best of the usual grids, or from --start.", append([]cli.Flag{start}, evolve...),
+			verb("s4s", "nodes and coefficients of a multistep method, by CMA-ES", "Starts from dpmpp-2m (with --noise dpmpp-2m-sde too) on the best of the usual grids, or from --start.", append([]cli.Flag{start, noise}, evolve...),
 				func(s *searching, ctx context.Context) error { return s.evolve(ctx, "s4s") }),
 			verb("compare", "rank fixed solvers and searched ones at equal evaluations", "Every line gives the mean squared distance from the fine end points, and the paired 95 % interval of its ratio to the best fixed one's. Choose a --seed range that no search has seen.",
 				append([]cli.Flag{teacher, workers, size,
@@ -530,6 +531,12 @@ func (s *searching) evolve(ctx context.Context, method string) error {
 	settings := s.origin(method, "steps", space.Steps, "order", space.Order, "teacher", s.c.String("teacher"), "search_seed", s.c.Uint64("search-seed"))
 	if n := s.c.Int("finalists"); n < 1 || n > 1000 {
 		return usagef("--finalists %d: want 1 to 1000", n)
+	}
+	if s.c.Bool("noise") {
+		if what := s.c.String("objective"); what != "fid" {
+			return usagef("--noise wants --objective fid: the %s from a teacher without noise never asks for any", what)
+		}
+		space.Noise, settings["noise"] = true, true
 	}
 	name := out + ".log.jsonl"
 	if err := s.unfinished(name); err != nil {

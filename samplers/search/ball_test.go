@@ -50,7 +50,7 @@ func TestBallGradient(t *testing.T) {
 			t.Fatal(err)
 		}
 		delta := []float64{0.05, -0.04, 0.02, 0.03, 0.01, -0.02, 0.04, -0.03, 0.02, 0, 0, 0}
-		s, err := space.multistep(lam, delta)
+		s, err := space.multistep(student{lam: lam, delta: delta})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -90,7 +90,7 @@ func TestRelaxed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := space.multistep(lam, make([]float64, 12))
+	s, err := space.multistep(student{lam: lam, delta: make([]float64, 12)})
 	if err != nil {
 		t.Fatal(err)
 	}

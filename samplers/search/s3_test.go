@@ -160,6 +160,44 @@ func TestSpaces(t *testing.T) {
 	}
 }
 
+// TestNoise: s4s finds the noise of every step that an objective asks for, goes on from what it found, and refuses noise
+// where the space has none.
+func TestNoise(t *testing.T) {
+	ctx := context.Background()
+	_, space := toy(t, 0.5)
+	space.Noise = true
+	want := []float64{0, 0.2, 0.5, 1}
+	objective := func(_ context.Context, s samplers.SolverSchedule) (float64, error) {
+		sum := s.Steps[len(want)].Noise // the last step adds none
+		for i, w := range want {
+			sum += math.Abs(s.Steps[i].Noise - w)
+		}
+		return sum, s.Check()
+	}
+	var log search.Log
+	if err := (search.S4S{Space: space, Objective: objective, Seed: 1}).Run(ctx, &log, search.Budget{Evaluations: 1500}); err != nil {
+		t.Fatal(err)
+	}
+	if origin := log.Records[1].Origin; origin != "dpmpp-2m-sde on karras" {
+		t.Errorf("the second record is %s", origin)
+	}
+	best := log.Best(1)[0]
+	if best.Score > 0.02 {
+		t.Errorf("score %g after %d evaluations", best.Score, len(log.Records))
+	}
+	var again search.Log
+	if err := (search.S4S{Space: space, Objective: objective, Start: &best.Schedule}).Run(ctx, &again, search.Budget{Evaluations: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if first := again.Records[0]; first.Origin != "start" || math.Abs(first.Score-best.Score) > 1e-12 {
+		t.Errorf("going on from %g begins with %s at %g", best.Score, first.Origin, first.Score)
+	}
+	space.Noise = false
+	if err := (search.S4S{Space: space, Objective: objective, Start: &best.Schedule}).Run(ctx, &search.Log{}, search.Budget{Evaluations: 1}); !errors.Is(err, search.ErrStart) || !strings.Contains(err.Error(), "adds noise") {
+		t.Errorf("noise in a space without: %v", err)
+	}
+}
+
 // TestResume kills searches in their middle, a line of the log half written, and goes on: all evaluations are there, and
 // none is made twice.
 func TestResume(t *testing.T) {
@@ -170,6 +208,11 @@ func TestResume(t *testing.T) {
 	for name, make := range map[string]func(search.Objective) runner{
 		"s3":  func(f search.Objective) runner { return search.S3{Space: space, Objective: f, Seed: 7} },
 		"s4s": func(f search.Objective) runner { return search.S4S{Space: space, Objective: f, Seed: 7} },
+		"s4s --noise": func(f search.Objective) runner {
+			noisy := space
+			noisy.Noise = true
+			return search.S4S{Space: noisy, Objective: f, Seed: 7}
+		},
 	} {
 		ctx := context.Background()
 		var want search.Log
@@ -224,7 +267,7 @@ func TestResume(t *testing.T) {
 			t.Errorf("%s: %d lines", name, n)
 		}
 		edited := bytes.Replace(text, []byte(`"order":1`), []byte(`"order":2`), 1)
-		if name == "s4s" {
+		if name != "s3" {
 			edited = bytes.Replace(text, []byte(`"weights":[1`), []byte(`"weights":[1.5`), 1)
 		}
 		if err := os.WriteFile(path, edited, 0o666); err != nil {

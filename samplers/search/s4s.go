@@ -18,8 +18,9 @@ import (
 //
 //	x_{i+1} = (sigma_{i+1}/sigma_i) x_i + alpha_{i+1} (1 - e^{-h_i}) SUM_{j<p} w_ij x0_{i-j},
 //
-// together, for a student of few steps to end where its teacher does (Frankel et al. 2025, arXiv 2502.17423). It starts
-// from DPM-Solver++(2M) on the best of the usual grids and moves without derivatives, by CMA-ES (Hansen 2016, arXiv
+// together, for a student of few steps to end where its teacher does (Frankel et al. 2025, arXiv 2502.17423). Where the
+// Space has noise every step but the last also chooses its share of ancestral noise. It starts
+// from DPM-Solver++(2M), or its SDE form, on the best of the usual grids and moves without derivatives, by CMA-ES (Hansen 2016, arXiv
 // 1604.00772). The paper's relaxed objective, with a ball around every start, is Relaxed.
 type S4S struct {
 	Space     Space // Order is p, the predictions per step
@@ -35,9 +36,13 @@ type S4S struct {
 // ErrStart is what is wrong with a Start.
 var ErrStart = errors.New("start")
 
-// multistep writes the method down: inner nodes, and what the weights differ from 2M's by, newest first.
-func (s Space) multistep(lam, delta []float64) (samplers.SolverSchedule, error) {
-	out := samplers.SolverSchedule{Times: s.times(lam)}
+// student is a point of S4S: the inner nodes by lambda, what the weights differ from 2M's by (newest first, step after step),
+// and the noise of every step but the last, 0 where missing.
+type student struct{ lam, delta, noise []float64 }
+
+// multistep writes the method down.
+func (s Space) multistep(p student) (samplers.SolverSchedule, error) {
+	out := samplers.SolverSchedule{Times: s.times(p.lam)}
 	g, err := schedules.FromTimes(s.Process, out.Times)
 	if err != nil {
 		return out, fmt.Errorf("search: s4s: %w", err)
@@ -45,6 +50,9 @@ func (s Space) multistep(lam, delta []float64) (samplers.SolverSchedule, error) 
 	k := 0
 	for i := range s.Steps {
 		st := samplers.SolverStep{Order: s.weights(i), Pred: schedules.X0, Start: -1}
+		if i < len(p.noise) {
+			st.Noise = p.noise[i]
+		}
 		if i == s.Steps-1 && s.To.Sigma == 0 {
 			out.Steps = append(out.Steps, samplers.SolverStep{Order: 1, Pred: schedules.X0, Start: -1})
 			continue
@@ -56,7 +64,7 @@ func (s Space) multistep(lam, delta []float64) (samplers.SolverSchedule, error) 
 			st.Weights[0], st.Weights[1] = 1+half, -half
 		}
 		for j := range st.Weights {
-			st.Weights[j] += delta[k]
+			st.Weights[j] += p.delta[k]
 			k++
 		}
 		out.Steps = append(out.Steps, st)
@@ -65,43 +73,52 @@ func (s Space) multistep(lam, delta []float64) (samplers.SolverSchedule, error) 
 }
 
 // parameters reads a schedule that multistep could have written.
-func (s Space) parameters(from samplers.SolverSchedule) (lam, delta []float64, err error) {
+func (s Space) parameters(from samplers.SolverSchedule) (student, error) {
+	var p student
+	fault := func(format string, args ...any) (student, error) {
+		return p, fmt.Errorf("search: s4s: %w: %w", ErrStart, fmt.Errorf(format, args...))
+	}
 	if err := from.Check(); err != nil {
-		return nil, nil, fmt.Errorf("search: s4s: %w: %w", ErrStart, err)
+		return fault("%w", err)
 	}
 	if len(from.Steps) != s.Steps {
-		return nil, nil, fmt.Errorf("search: s4s: %w: it has %d steps, want %d", ErrStart, len(from.Steps), s.Steps)
+		return fault("it has %d steps, want %d", len(from.Steps), s.Steps)
 	}
 	n := len(from.Times)
 	for i, t := range from.Times[1 : n-1] {
 		l := s.Process.At(t).Lambda()
 		if lo, hi := s.span(); !(l > lo && l < hi) {
-			return nil, nil, fmt.Errorf("search: s4s: %w: time %g of node %d is not between the ends of this search", ErrStart, t, i+1)
+			return fault("time %g of node %d is not between the ends of this search", t, i+1)
 		}
-		lam = append(lam, l)
+		p.lam = append(p.lam, l)
 	}
 	if a, b := s.From.T, s.To.T; math.Abs(from.Times[0]-a) > 1e-9 || math.Abs(from.Times[n-1]-b) > 1e-9 {
-		return nil, nil, fmt.Errorf("search: s4s: %w: it goes from time %g to %g, want %g to %g", ErrStart, from.Times[0], from.Times[n-1], a, b)
+		return fault("it goes from time %g to %g, want %g to %g", from.Times[0], from.Times[n-1], a, b)
 	}
-	plain, err := s.multistep(lam, make([]float64, s.parts()))
+	plain, err := s.multistep(student{lam: p.lam, delta: make([]float64, s.parts())})
 	if err != nil {
-		return nil, nil, err
+		return p, err
 	}
 	for i, st := range plain.Steps {
 		switch own := from.Steps[i]; {
 		case len(own.Weights) == 0 && (own.Order > 1 || st.Weights != nil), own.Pred != schedules.X0, own.Start != -1, own.Corrector != nil, len(own.Weights) > len(st.Weights):
-			return nil, nil, fmt.Errorf("search: s4s: %w: step %d is not a combination of at most %d data predictions", ErrStart, i, max(1, len(st.Weights)))
+			return fault("step %d is not a combination of at most %d data predictions", i, max(1, len(st.Weights)))
+		case own.Noise > 0 && (!s.Noise || i == s.Steps-1):
+			return fault("step %d adds noise, which this search does not", i)
 		default:
 			for j, w := range st.Weights {
 				d := -w
 				if j < len(own.Weights) {
 					d += own.Weights[j]
 				}
-				delta = append(delta, d)
+				p.delta = append(p.delta, d)
+			}
+			if s.Noise && i < s.Steps-1 {
+				p.noise = append(p.noise, own.Noise)
 			}
 		}
 	}
-	return lam, delta, nil
+	return p, nil
 }
 
 // parts is the number of weights of all steps.
@@ -131,10 +148,9 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 	if err != nil {
 		return err
 	}
-	count := space.parts()
 	best := Record{Score: math.Inf(1)}
-	score := func(origin string, lam, delta []float64) (float64, error) {
-		schedule, err := space.multistep(lam, delta)
+	score := func(origin string, p student) (float64, error) {
+		schedule, err := space.multistep(p)
 		if err != nil {
 			return 0, err
 		}
@@ -150,21 +166,10 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 		}
 		return v, nil
 	}
-	var start, delta []float64
-	first, sigma := math.Inf(1), 0.1
-	if s.Start != nil {
-		if start, delta, err = space.parameters(*s.Start); err != nil {
-			return err
-		}
-		sigma /= 3
-		if _, err := score("start", start, delta); err != nil {
-			return err
-		}
-	}
-	ahead := func(all []plan, delta func(int) []float64) error {
+	ahead := func(all []student) error {
 		var next []samplers.SolverSchedule
-		for i, p := range all {
-			schedule, err := space.multistep(p.lam, delta(i))
+		for _, p := range all {
+			schedule, err := space.multistep(p)
 			if err != nil {
 				return err
 			}
@@ -172,50 +177,82 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 		}
 		return log.ahead(s.Ahead, b, next)
 	}
-	var grids []plan
-	for _, name := range gridNames {
-		lam, err := space.grid(name)
-		if err != nil {
+	first, sigma := math.Inf(1), 0.1
+	var start student
+	if s.Start != nil {
+		if start, err = space.parameters(*s.Start); err != nil {
 			return err
 		}
-		grids = append(grids, plan{lam: lam})
+		sigma /= 3
+		if _, err := score("start", start); err != nil {
+			return err
+		}
 	}
-	if err := ahead(grids, func(int) []float64 { return make([]float64, count) }); err != nil {
+	names, known, err := space.students()
+	if err != nil {
 		return err
 	}
-	for i, name := range gridNames {
+	if err := ahead(known); err != nil {
+		return err
+	}
+	for i, p := range known {
 		if b.spent(log) {
 			return nil
 		}
-		lam := grids[i].lam
-		v, err := score("dpmpp-2m on "+name, lam, make([]float64, count))
+		v, err := score(names[i], p)
 		if err != nil {
 			return err
 		}
-		if s.Start == nil && (v < first || start == nil) {
-			first, start = v, lam
+		if s.Start == nil && (v < first || start.lam == nil) {
+			first, start = v, p
 		}
 	}
+	// A point of the optimiser: nodes move by half a mean gap where weights and noise move by 1/2.
 	lo, hi := space.span()
-	unit := 0.5 * (hi - lo) / float64(space.Steps) // nodes move by half a mean gap where weights move by 1/2
-	x := make([]float64, len(start)+count)
-	n := len(start)
-	copy(x[n:], delta)
-	at := func(x []float64) plan {
-		p := plan{lam: make([]float64, n)}
-		for i, l := range start {
+	unit := 0.5 * (hi - lo) / float64(space.Steps)
+	nodes := len(start.lam)
+	x := append(make([]float64, nodes), start.delta...)
+	weights := len(x)
+	x = append(x, start.noise...)
+	at := func(x []float64) student {
+		p := student{lam: make([]float64, nodes), delta: x[nodes:weights]}
+		for i, l := range start.lam {
 			p.lam[i] = l + 2*unit*x[i]
 		}
-		space.repair(p)
+		for _, v := range x[weights:] {
+			p.noise = append(p.noise, min(1, max(0, v)))
+		}
+		space.repair(plan{lam: p.lam})
 		return p
 	}
 	return minimise(ctx, x, sigma, s.Seed, func() bool { return b.spent(log) }, func(xs [][]float64) error {
-		var all []plan
+		var all []student
 		for _, x := range xs {
 			all = append(all, at(x))
 		}
-		return ahead(all, func(i int) []float64 { return xs[i][n:] })
-	}, func(x []float64) (float64, error) { return score("s4s", at(x).lam, x[n:]) })
+		return ahead(all)
+	}, func(x []float64) (float64, error) { return score("s4s", at(x)) })
+}
+
+// students are the methods that S4S starts from: DPM-Solver++(2M) on the usual grids, with noise its SDE form too.
+func (s Space) students() (names []string, all []student, err error) {
+	for _, name := range gridNames {
+		lam, err := s.grid(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		p := student{lam: lam, delta: make([]float64, s.parts())}
+		if s.Noise {
+			p.noise = make([]float64, s.Steps-1)
+		}
+		names, all = append(names, "dpmpp-2m on "+name), append(all, p)
+		if s.Noise {
+			q := p
+			q.noise = slices.Repeat([]float64{1}, s.Steps-1)
+			names, all = append(names, "dpmpp-2m-sde on "+name), append(all, q)
+		}
+	}
+	return names, all, nil
 }
 
 // minimise runs CMA-ES with the default parameters of arXiv 1604.00772, table 1, from x with the given step size until

@@ -17,6 +17,9 @@ type Space struct {
 	From, To schedules.Node // To may be clean (sigma 0), From without signal (alpha 0)
 	Steps    int
 	Order    int // highest order of a step, 1 to 4; 0 = 3
+	// Noise lets S4S choose how much ancestral noise every step adds (samplers.SolverStep.Noise). Nearness to a teacher
+	// without noise would never ask for any: it is for objectives that measure sets of samples.
+	Noise bool
 }
 
 // check completes and checks the space.
