@@ -46,6 +46,7 @@ func quick(line string) string {
 		return line
 	}
 	for pattern, with := range map[string]string{
+		`--budget \d+m`: "--evaluations 5", `--nfe 5,8,10`: "--nfe 5",
 		`--count (\d{2,})`: "--count 6", `--steps (20|50|100|400)`: "--steps 3", `--seeds 0-(63|7|3)`: "--seeds 0-1", `--particles 64`: "--particles 4", `--nfe 10`: "--nfe 4",
 	} {
 		line = regexp.MustCompile(pattern).ReplaceAllString(line, with)
@@ -56,12 +57,18 @@ func quick(line string) string {
 	return line
 }
 
-// TestGuide runs every command line of docs/guide.md, with the Starlark files that stand between them, and finds every piece
-// of Go in the examples of the packages, which are run.
+// TestGuide runs every command line of docs/guide.md and docs/few-steps.md, with the files that stand between them, and finds
+// every piece of Go in the examples of the packages, which are run.
 func TestGuide(t *testing.T) {
+	for name, least := range map[string]map[string]int{"guide": {"sh": 10, "star": 5, "go": 5}, "few-steps": {"sh": 6, "json": 1, "go": 3}} {
+		t.Run(name, func(t *testing.T) { runDocument(t, name, least) })
+	}
+}
+
+func runDocument(t *testing.T, name string, least map[string]int) {
 	dir := t.TempDir()
 	code := ""
-	for _, pattern := range []string{"../../guidance/*_test.go"} {
+	for _, pattern := range []string{"../../guidance/*_test.go", "../../samplers/*_test.go", "../../samplers/search/*_test.go", "../../samplers/search/straighten/*_test.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
@@ -74,7 +81,7 @@ func TestGuide(t *testing.T) {
 			code += string(text)
 		}
 	}
-	all := blocks(t, "../../docs/guide.md")
+	all := blocks(t, "../../docs/"+name+".md")
 	t.Chdir(dir)
 	for name, text := range map[string]string{
 		"left.json":  `{"type":"mixture","weights":[1],"means":[[-2,0]],"vars":[[0.09,0.2]],"process":{"type":"vp-linear"},"prediction":"eps"}`,
@@ -101,7 +108,7 @@ func TestGuide(t *testing.T) {
 		lang, rest, _ := strings.Cut(b[0], " ")
 		ran[lang]++
 		switch lang {
-		case "star":
+		case "star", "json":
 			if err := os.WriteFile(strings.TrimPrefix(rest, "file="), []byte(b[1]), 0o644); err != nil {
 				t.Fatal(err)
 			}
@@ -119,7 +126,9 @@ func TestGuide(t *testing.T) {
 			t.Errorf("a block of %q", lang)
 		}
 	}
-	if ran["sh"] < 10 || ran["star"] < 5 || ran["go"] < 5 {
-		t.Errorf("blocks: %v", ran)
+	for lang, n := range least {
+		if ran[lang] < n {
+			t.Errorf("%d blocks of %s, want %d", ran[lang], lang, n)
+		}
 	}
 }
