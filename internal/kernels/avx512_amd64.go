@@ -165,6 +165,54 @@ func softmaxRowsBF16(x *float32, pitch, rows, n int, scale float32, top, sum *fl
 func toBF16RowsBF16(dst *uint16, src *float32, ldDst, ldSrc, rows, c int)
 
 //go:noescape
+func winoIn2AVX512(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int)
+
+//go:noescape
+func winoIn4AVX512(dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int)
+
+//go:noescape
+func winoOut2AVX512(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
+
+//go:noescape
+func winoOut4AVX512(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)
+
+// past is p plus n values, nil for nil.
+func past(p *float32, n int) *float32 {
+	if p == nil {
+		return nil
+	}
+	return (*float32)(unsafe.Add(unsafe.Pointer(p), 4*n))
+}
+
+func winoInOn512(m int, dst, src *float32, dstStep, rowStep, pixStep, tileStep, c, tiles, skip int) {
+	n := c &^ 15
+	switch {
+	case n == 0:
+	case m == 2:
+		winoIn2AVX512(dst, src, dstStep, rowStep, pixStep, tileStep, n, tiles, skip+4*(c-n))
+	default:
+		winoIn4AVX512(dst, src, dstStep, rowStep, pixStep, tileStep, n, tiles, skip+4*(c-n))
+	}
+	if n < c {
+		winoInSIMD(m, past(dst, n), past(src, n), dstStep, rowStep, pixStep, tileStep, c-n, tiles, skip+4*n)
+	}
+}
+
+func winoOutOn512(m int, dst, src, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int) {
+	n := c &^ 15
+	switch {
+	case n == 0:
+	case m == 2:
+		winoOut2AVX512(dst, src, bias, res, mStep, rowStep, pixStep, rows, cols, n)
+	default:
+		winoOut4AVX512(dst, src, bias, res, mStep, rowStep, pixStep, rows, cols, n)
+	}
+	if n < c {
+		winoOutSIMD(m, past(dst, n), past(src, n), past(bias, n), past(res, n), mStep, rowStep, pixStep, rows, cols, c-n)
+	}
+}
+
+//go:noescape
 func winoWeights2PairAVX512(dst *float32, step int, src *float32, n int, matrix, pair *float64)
 
 //go:noescape
@@ -243,7 +291,7 @@ var avx512Ops = func() ops {
 	o := avx2Ops
 	o.tier, o.mr, o.nr, o.kc = AVX512, 12, 32, 256
 	o.affineRows, o.act, o.softmaxRows = affineRows512, act512, softmaxRowsAVX512
-	o.winoWeights = winoWeightsOn512
+	o.winoIn, o.winoOut, o.winoWeights = winoInOn512, winoOutOn512, winoWeightsOn512
 	return o
 }()
 

@@ -3,6 +3,7 @@ package kernels
 import (
 	"errors"
 	"fmt"
+	"math"
 	"testing"
 
 	"drift/internal/half"
@@ -166,6 +167,52 @@ func TestWinogradWeights(t *testing.T) {
 					for i := k * step; i < k*step+n; i++ {
 						if d := got[i] - want[i]; !(max(d, -d) <= 1e-7) {
 							t.Fatalf("%v, F(%dx%d), pair %d, value %d, column %d: %g, want %g", tier, m, m, pair, k, i-k*step, got[i], want[i])
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// The transforms of tiles agree with their twins, and all tiers with vectors have the same bits.
+func TestWinogradTiles(t *testing.T) {
+	r := rng(17)
+	for m := 2; m <= 4; m += 2 {
+		al := m + 2
+		for _, c := range []int{8, 16, 24, 48, 56} {
+			const tiles, skip = 3, 8
+			pitch := (tiles*m + 2) * c
+			step := tiles * (c + skip)
+			src, products := randoms(r, al*pitch), randoms(r, al*al*c)
+			bias, residual := randoms(r, c), randoms(r, m*m*c)
+			var in, out [][]float32
+			for _, tier := range Tiers() {
+				o := opsOf(tier)
+				v := poisoned(al * al * step)
+				o.winoIn(m, &v[0], &src[0], step*4, pitch*4, c*4, m*c*4, c, tiles, skip*4)
+				in = append(in, v)
+				var all []float32
+				for rows := 1; rows <= m; rows++ {
+					for cols := 1; cols <= m; cols++ {
+						for _, res := range []*float32{nil, &residual[0]} {
+							d := poisoned(m * m * c)
+							o.winoOut(m, &d[0], &products[0], &bias[0], res, c*4, m*c*4, c*4, rows, cols, c)
+							all = append(all, d...)
+						}
+					}
+				}
+				out = append(out, all)
+			}
+			for which, sets := range map[string][][]float32{"in": in, "out": out} {
+				for k, tier := range Tiers() {
+					for i, v := range sets[k] {
+						want, first := sets[0][i], math.Float32bits(sets[min(1, k)][i])
+						if d := v - want; math.IsNaN(float64(v)) != math.IsNaN(float64(want)) || max(d, -d) > 1e-4 {
+							t.Fatalf("%v, %s of F(%dx%d), %d channels: value %d is %g, want %g", tier, which, m, m, c, i, v, want)
+						}
+						if tier != Portable && math.Float32bits(v) != first {
+							t.Fatalf("%v, %s of F(%dx%d), %d channels: value %d has other bits than of %v", tier, which, m, m, c, i, Tiers()[1])
 						}
 					}
 				}

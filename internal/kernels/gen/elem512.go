@@ -56,10 +56,6 @@ func elem512File() []byte {
 	softmaxRows512(a, "softmaxRowsAVX512", false)
 	softmaxRows512(a, "softmaxRowsBF16", true)
 	toBF16(a)
-	for _, m := range []int{2, 4} {
-		winoWeights(a, m, false, true)
-		winoWeights(a, m, true, true)
-	}
 	return a.Bytes()
 }
 

@@ -32,7 +32,8 @@ func files() map[string][]byte {
 		"gemm_bf16_amd64.s":   gemmFile(avx512bf16),
 		"gemm_amx_amd64.s":    amxFile(),
 		"dgemm_amd64.s":       dgemmFile(),
-		"wino_avx2_amd64.s":   winoFile(),
+		"wino_avx2_amd64.s":   winoFile(false),
+		"wino_avx512_amd64.s": winoFile(true),
 	}
 }
 

@@ -3,9 +3,10 @@ package main
 import (
 	"fmt"
 	"math"
+	"regexp"
 )
 
-// Winograd transforms over 8 channels at a time. The points of F(4x4) are
+// Winograd transforms over 8 channels at a time, 16 with zmm. The points of F(4x4) are
 // 0, +-3/4, +-3/2 and infinity; of F(2x2) 0, +-1 and infinity. See winograd.go.
 
 const (
@@ -19,7 +20,7 @@ const (
 	outSig = "(dst, m, bias, res *float32, mStep, rowStep, pixStep, rows, cols, c int)"
 )
 
-func winoFile() []byte {
+func winoFile(zmm bool) []byte {
 	a := newFile()
 	a.raw("\n")
 	for _, c := range []struct {
@@ -32,20 +33,60 @@ func winoFile() []byte {
 		fmt.Fprintf(a, "DATA wino_%s<>+0(SB)/4, $0x%08x\nGLOBL wino_%s<>(SB), RODATA|NOPTR, $4\n", c.name, math.Float32bits(float32(c.v)), c.name)
 	}
 	for _, m := range []int{2, 4} {
-		winoIn(a, m)
-		winoOut(a, m)
-		winoWeights(a, m, false, false)
-		winoWeights(a, m, true, false)
+		w := wino{a, m, "Y", "AVX2", 32, 0}
+		if zmm {
+			w = wino{a, m, "Z", "AVX512", 64, 16}
+		}
+		w.in()
+		w.out()
+		winoWeights(a, m, false, zmm)
+		winoWeights(a, m, true, zmm)
 	}
 	return a.Bytes()
 }
 
-func winoConst(a *asm, name string, r int) {
+// wino writes the transforms of F(m by m) with one kind of vector.
+type wino struct {
+	*asm
+	m            int
+	reg, suffix  string
+	size, spares int // bytes of a vector, and registers from 16 on that hold values between rows and columns
+}
+
+// op writes an instruction whose registers are written as those of ymm.
+func (a wino) op(format string, args ...any) {
+	a.asm.op("%s", yRegister.ReplaceAllString(fmt.Sprintf(format, args...), a.reg+"$1"))
+}
+
+var yRegister = regexp.MustCompile(`\bY(\d+)\b`)
+
+// put and get move a value between rows and columns.
+func (a wino) put(r, i int) {
+	if i < a.spares {
+		a.op("VMOVAPS Y%d, Y%d", r, 16+i)
+	} else {
+		a.op("VMOVUPS Y%d, %d(SP)", r, (i-a.spares)*a.size)
+	}
+}
+
+func (a wino) get(i, r int) {
+	if i < a.spares {
+		a.op("VMOVAPS Y%d, Y%d", 16+i, r)
+	} else {
+		a.op("VMOVUPS %d(SP), Y%d", (i-a.spares)*a.size, r)
+	}
+}
+
+// frame is the stack that n values need.
+func (a wino) frame(n int) int { return max(0, n-a.spares) * a.size }
+
+func (a wino) constant(name string, r int) {
 	a.op("VBROADCASTSS wino_%s<>+0(SB), Y%d", name, r)
 }
 
 // in1 transforms Y0..Y(m+1); it returns the registers of the results.
-func in1(a *asm, m int) []int {
+func (a wino) in1() []int {
+	m := a.m
 	if m == 2 {
 		// d0-d2, d1+d2, d2-d1, d1-d3, the last with the sign of d3 - d1.
 		a.op("VSUBPS Y2, Y0, Y4")
@@ -77,9 +118,9 @@ func in1(a *asm, m int) []int {
 // winoIn transforms a row of tiles. The source of a tile is (m+2)^2 pixels,
 // rowStep and pixStep bytes apart, tiles tileStep apart; value k of the result
 // is at dst + k*dstStep, tiles c values and skip bytes apart.
-func winoIn(a *asm, m int) {
-	al := m + 2
-	a.text(fmt.Sprintf("winoIn%dAVX2", m), inSig, al*al*32, 72)
+func (a wino) in() {
+	m, al := a.m, a.m+2
+	a.text(fmt.Sprintf("winoIn%d%s", m, a.suffix), inSig, a.frame(al*al), 72)
 	a.op("MOVQ dst+0(FP), DI")
 	a.op("MOVQ src+8(FP), SI")
 	a.op("MOVQ dstStep+16(FP), R8")
@@ -90,7 +131,7 @@ func winoIn(a *asm, m int) {
 	a.op("LEAQ (R10)(R10*4), DX")  // 5 pixels
 	if m == 4 {
 		for i, c := range []string{"p2q2", "s", "p2", "q2", "p", "q"} {
-			winoConst(a, c, 10+i)
+			a.constant(c, 10+i)
 		}
 	}
 	a.label("tile")
@@ -103,8 +144,8 @@ func winoIn(a *asm, m int) {
 		for j := range al {
 			a.op("VMOVUPS %s, Y%d", mem[j], j)
 		}
-		for j, r := range in1(a, m) {
-			a.op("VMOVUPS Y%d, %d(SP)", r, (i*al+j)*32)
+		for j, r := range a.in1() {
+			a.put(r, i*al+j)
 		}
 		if i < al-1 {
 			a.op("ADDQ R9, BX")
@@ -115,10 +156,10 @@ func winoIn(a *asm, m int) {
 	a.op("MOVQ DI, CX")
 	for j := range al {
 		for i := range al {
-			a.op("VMOVUPS %d(SP), Y%d", (i*al+j)*32, i)
+			a.get(i*al+j, i)
 		}
 		a.op("MOVQ CX, BX")
-		for i, r := range in1(a, m) {
+		for i, r := range a.in1() {
 			a.op("VMOVUPS Y%d, (BX)", r)
 			if i < al-1 {
 				a.op("ADDQ R15, BX")
@@ -128,9 +169,9 @@ func winoIn(a *asm, m int) {
 			a.op("ADDQ R8, CX")
 		}
 	}
-	a.op("ADDQ $32, AX")
-	a.op("ADDQ $32, DI")
-	a.op("SUBQ $8, R11")
+	a.op("ADDQ $%d, AX", a.size)
+	a.op("ADDQ $%d, DI", a.size)
+	a.op("SUBQ $%d, R11", a.size/4)
 	a.op("JNE channel")
 	a.op("ADDQ tileStep+40(FP), SI")
 	a.op("ADDQ skip+64(FP), DI")
@@ -141,8 +182,8 @@ func winoIn(a *asm, m int) {
 }
 
 // out1 transforms Y0..Y(m+1) to m results.
-func out1(a *asm, m int) []int {
-	if m == 2 {
+func (a wino) out1() []int {
+	if a.m == 2 {
 		a.op("VADDPS Y1, Y2, Y4")
 		a.op("VADDPS Y4, Y0, Y0") // m0 + m1 + m2
 		a.op("VSUBPS Y2, Y1, Y5")
@@ -167,9 +208,9 @@ func out1(a *asm, m int) []int {
 
 // winoOut transforms one tile to at most rows by cols of its m by m pixels
 // and adds bias and, unless nil, res, which is laid out like dst.
-func winoOut(a *asm, m int) {
-	al := m + 2
-	a.text(fmt.Sprintf("winoOut%dAVX2", m), outSig, m*al*32, 80)
+func (a wino) out() {
+	m, al := a.m, a.m+2
+	a.text(fmt.Sprintf("winoOut%d%s", m, a.suffix), outSig, a.frame(m*al), 80)
 	a.op("MOVQ dst+0(FP), DI")
 	a.op("MOVQ m+8(FP), SI")
 	a.op("MOVQ bias+16(FP), DX")
@@ -181,7 +222,7 @@ func winoOut(a *asm, m int) {
 	a.op("MOVQ c+72(FP), R13")
 	if m == 4 {
 		for i, c := range []string{"p", "q", "p2", "q2", "p3", "q3"} {
-			winoConst(a, c, 10+i)
+			a.constant(c, 10+i)
 		}
 	}
 	a.op("IMUL3Q $%d, R9, R15", al)
@@ -195,8 +236,8 @@ func winoOut(a *asm, m int) {
 				a.op("ADDQ R15, BX")
 			}
 		}
-		for i, r := range out1(a, m) {
-			a.op("VMOVUPS Y%d, %d(SP)", r, (i*al+j)*32)
+		for i, r := range a.out1() {
+			a.put(r, i*al+j)
 		}
 		if j < al-1 {
 			a.op("ADDQ R9, AX")
@@ -207,9 +248,9 @@ func winoOut(a *asm, m int) {
 	a.op("MOVQ R8, R14")
 	for i := range m {
 		for j := range al {
-			a.op("VMOVUPS %d(SP), Y%d", (i*al+j)*32, j)
+			a.get(i*al+j, j)
 		}
-		rs := out1(a, m)
+		rs := a.out1()
 		a.op("VMOVUPS (DX), Y6")
 		for _, r := range rs {
 			a.op("VADDPS Y6, Y%d, Y%d", r, r)
@@ -249,14 +290,14 @@ func winoOut(a *asm, m int) {
 		}
 	}
 	a.label("next")
-	a.op("ADDQ $32, DI")
-	a.op("ADDQ $32, SI")
-	a.op("ADDQ $32, DX")
+	a.op("ADDQ $%d, DI", a.size)
+	a.op("ADDQ $%d, SI", a.size)
+	a.op("ADDQ $%d, DX", a.size)
 	a.op("TESTQ R8, R8")
 	a.op("JEQ nores")
-	a.op("ADDQ $32, R8")
+	a.op("ADDQ $%d, R8", a.size)
 	a.label("nores")
-	a.op("SUBQ $8, R13")
+	a.op("SUBQ $%d, R13", a.size/4)
 	a.op("JNE channel")
 	a.op("VZEROUPPER")
 	a.op("RET")
