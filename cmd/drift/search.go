@@ -114,7 +114,7 @@ func searchVerb(a *app) *cli.Command {
 				func(s *searching, ctx context.Context) error { return s.grid(ctx, search.Deviation, 1.15) }),
 			verb("s3", "a solver schedule, by evolution with a learned ranking", "Nodes, orders, predictions, derivatives and correctors of every step are chosen.", evolve,
 				func(s *searching, ctx context.Context) error { return s.evolve(ctx, "s3") }),
-			verb("s4s", "nodes and coefficients of a multistep method, by CMA-ES", "Starts from dpmpp-2m (with --noise dpmpp-2m-sde too) on the best of the usual grids, or from --start.", append([]cli.Flag{start, noise}, evolve...),
+			verb("s4s", "nodes and coefficients of a multistep method, by CMA-ES", "Starts from dpmpp-2m, or with --noise from the best of some solvers with noise, on the best of the usual grids, or from --start.", append([]cli.Flag{start, noise}, evolve...),
 				func(s *searching, ctx context.Context) error { return s.evolve(ctx, "s4s") }),
 			verb("compare", "rank fixed solvers and searched ones at equal evaluations", "Every line gives the mean squared distance from the fine end points, and the paired 95 % interval of its ratio to the best fixed one's. Choose a --seed range that no search has seen.",
 				append([]cli.Flag{teacher, workers, size,
@@ -588,9 +588,13 @@ func (s *searching) evolve(ctx context.Context, method string) error {
 	if method == "s4s" {
 		run = search.S4S{Space: space, Objective: objective, Seed: s.c.Uint64("search-seed"), Start: start, Progress: progress, Ahead: s.ahead()}
 	}
-	if err := run.Run(ctx, log, limit); errors.Is(err, search.ErrStart) { // nothing was evaluated: leave no log
-		return errors.Join(badUse("start", err), os.Remove(name))
-	} else if err != nil {
+	if err := run.Run(ctx, log, limit); err != nil {
+		if len(log.Records) == 0 { // nothing was evaluated: leave no log
+			err = errors.Join(err, os.Remove(name))
+		}
+		if errors.Is(err, search.ErrStart) {
+			return badUse("start", err)
+		}
 		return err
 	}
 	best := log.Best(s.c.Int("finalists"))

@@ -20,7 +20,7 @@ import (
 //
 // together, for a student of few steps to end where its teacher does (Frankel et al. 2025, arXiv 2502.17423). Where the
 // Space has noise every step but the last also chooses its share of ancestral noise. It starts
-// from DPM-Solver++(2M), or its SDE form, on the best of the usual grids and moves without derivatives, by CMA-ES (Hansen 2016, arXiv
+// from DPM-Solver++(2M), or a method of the reverse SDE, on the best of the usual grids and moves without derivatives, by CMA-ES (Hansen 2016, arXiv
 // 1604.00772). The paper's relaxed objective, with a ball around every start, is Relaxed.
 type S4S struct {
 	Space     Space // Order is p, the predictions per step
@@ -57,12 +57,7 @@ func (s Space) multistep(p student) (samplers.SolverSchedule, error) {
 			out.Steps = append(out.Steps, samplers.SolverStep{Order: 1, Pred: schedules.X0, Start: -1})
 			continue
 		}
-		st.Weights = make([]float64, st.Order)
-		st.Weights[0] = 1
-		if st.Order > 1 && g[i-1].Alpha > 0 && i < s.Steps-1 {
-			half := (g[i+1].Lambda() - g[i].Lambda()) / (g[i].Lambda() - g[i-1].Lambda()) / 2
-			st.Weights[0], st.Weights[1] = 1+half, -half
-		}
+		st.Weights = s.taps(known[0], g, i)
 		for j := range st.Weights {
 			st.Weights[j] += p.delta[k]
 			k++
@@ -70,6 +65,58 @@ func (s Space) multistep(p student) (samplers.SolverSchedule, error) {
 		out.Steps = append(out.Steps, st)
 	}
 	return out, nil
+}
+
+// known are the multistep methods that S4S may start from, without noise or with all of the ancestral noise (which makes the
+// first-order step that of the reverse SDE).
+var known = []multistep{
+	{"dpmpp-2m", 0, func(h, h1, _ float64) []float64 { return []float64{1 + h/h1/2, -h / h1 / 2} }},
+	{"dpmpp-2m-sde", 1, func(h, h1, _ float64) []float64 { return []float64{1 + h/h1/2, -h / h1 / 2} }},
+	{"sa:corrector=0", 1, func(h, h1, _ float64) []float64 {
+		b := -h / h1 * h / math.Expm1(-2*h)
+		return []float64{1 + b, -b}
+	}},
+	{"dpmpp-3m-sde", 1, func(h, h1, h2 float64) []float64 {
+		z := -2 * h
+		first := math.Expm1(z)
+		second := first/z - 1       // z phi_2
+		third := second/z - 1.0/2.0 // z phi_3
+		if math.IsInf(h2, 1) {
+			b := second / first * h / h1
+			return []float64{1 + b, -b}
+		}
+		u, v := h1/(h1+h2), 2*h/(h1+h2)
+		d1 := (second*(1+u) + third*v) / first * h / h1
+		d2 := -(second*u + third*v) / first * h / h2
+		return []float64{1 + d1, d2 - d1, -d2}
+	}},
+}
+
+// multistep is a method by what its steps have of their newest predictions, where h is the step in lambda and h1 and h2 the
+// ones before it, +Inf where there is none.
+type multistep struct {
+	name    string
+	noise   float64
+	weights func(h, h1, h2 float64) []float64
+}
+
+// taps are the weights of step i of a method on the nodes g, as many as the space has: first order at both ends.
+func (s Space) taps(m multistep, g schedules.Grid, i int) []float64 {
+	out := make([]float64, s.weights(i))
+	out[0] = 1
+	gap := func(k int) float64 {
+		if k < 0 || g[k].Alpha == 0 {
+			return math.Inf(1)
+		}
+		return g[k+1].Lambda() - g[k].Lambda()
+	}
+	if h1, h2 := gap(i-1), gap(i-2); len(out) > 1 && i < s.Steps-1 && !math.IsInf(h1, 1) {
+		if len(out) == 2 {
+			h2 = math.Inf(1)
+		}
+		copy(out, m.weights(gap(i), h1, h2))
+	}
+	return out
 }
 
 // parameters reads a schedule that multistep could have written.
@@ -177,7 +224,7 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 		}
 		return log.ahead(s.Ahead, b, next)
 	}
-	first, sigma := math.Inf(1), 0.1
+	least, sigma := math.Inf(1), 0.1
 	var start student
 	if s.Start != nil {
 		if start, err = space.parameters(*s.Start); err != nil {
@@ -188,14 +235,14 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 			return err
 		}
 	}
-	names, known, err := space.students()
+	names, first, err := space.students()
 	if err != nil {
 		return err
 	}
-	if err := ahead(known); err != nil {
+	if err := ahead(first); err != nil {
 		return err
 	}
-	for i, p := range known {
+	for i, p := range first {
 		if b.spent(log) {
 			return nil
 		}
@@ -203,8 +250,8 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 		if err != nil {
 			return err
 		}
-		if s.Start == nil && (v < first || start.lam == nil) {
-			first, start = v, p
+		if s.Start == nil && (v < least || start.lam == nil) {
+			least, start = v, p
 		}
 	}
 	// A point of the optimiser: nodes move by half a mean gap where weights and noise move by 1/2.
@@ -234,22 +281,34 @@ func (s S4S) Run(ctx context.Context, log *Log, limit Budget) error {
 	}, func(x []float64) (float64, error) { return score("s4s", at(x)) })
 }
 
-// students are the methods that S4S starts from: DPM-Solver++(2M) on the usual grids, with noise its SDE form too.
+// students are the known methods on the usual grids: without noise, and with it where the space has it.
 func (s Space) students() (names []string, all []student, err error) {
 	for _, name := range gridNames {
 		lam, err := s.grid(name)
 		if err != nil {
 			return nil, nil, err
 		}
-		p := student{lam: lam, delta: make([]float64, s.parts())}
-		if s.Noise {
-			p.noise = make([]float64, s.Steps-1)
+		g, err := schedules.FromTimes(s.Process, s.times(lam))
+		if err != nil {
+			return nil, nil, fmt.Errorf("search: s4s: %w", err)
 		}
-		names, all = append(names, "dpmpp-2m on "+name), append(all, p)
-		if s.Noise {
-			q := p
-			q.noise = slices.Repeat([]float64{1}, s.Steps-1)
-			names, all = append(names, "dpmpp-2m-sde on "+name), append(all, q)
+		for _, m := range known {
+			p := student{lam: lam}
+			if s.Noise {
+				p.noise = slices.Repeat([]float64{m.noise}, s.Steps-1)
+			} else if m.noise > 0 {
+				continue
+			}
+			for i := range s.Steps {
+				if i == s.Steps-1 && s.To.Sigma == 0 {
+					break
+				}
+				plain := s.taps(known[0], g, i)
+				for j, w := range s.taps(m, g, i) {
+					p.delta = append(p.delta, w-plain[j])
+				}
+			}
+			names, all = append(names, m.name+" on "+name), append(all, p)
 		}
 	}
 	return names, all, nil
