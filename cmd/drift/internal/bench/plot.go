@@ -165,7 +165,7 @@ func newPanel(r Report, model, col string) (*panel, error) {
 	}
 	widen(&p.X.Min, &p.X.Max, true)
 	p.X.Scale = plot.LogScale{}
-	p.X.Tick.Marker = plot.ConstantTicks(logTicks(p.X.Min, p.X.Max))
+	p.X.Tick.Marker = plot.ConstantTicks(costTicks(all, p.X.Min, p.X.Max))
 	widen(&p.Y.Min, &p.Y.Max, log)
 	if log {
 		p.Y.Scale = plot.LogScale{}
@@ -174,14 +174,39 @@ func newPanel(r Report, model, col string) (*panel, error) {
 	return out, nil
 }
 
+// costTicks labels the costs that were measured, or round ones where those are many or close to each other.
+func costTicks(all []point, lo, hi float64) []plot.Tick {
+	var xs []float64
+	for _, q := range all {
+		xs = append(xs, q.x)
+	}
+	slices.Sort(xs)
+	xs = slices.Compact(xs)
+	room := math.Pow(hi/lo, 1.0/25) // a label's width
+	var out []plot.Tick
+	for i, x := range xs {
+		if len(xs) > 12 || i > 0 && x < xs[i-1]*room {
+			return logTicks(lo, hi)
+		}
+		out = append(out, plot.Tick{Value: x, Label: strconv.FormatFloat(x, 'g', 4, 64)})
+	}
+	return out
+}
+
 // logTicks labels 1, 2, 5 of every decade, and more where the range is short; package plot's own label decades only.
 func logTicks(lo, hi float64) []plot.Tick {
 	for _, steps := range [][]float64{{1, 2, 5}, {1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9}, nil} {
 		var out []plot.Tick
-		if steps == nil { // less than a tenth of a decade
-			for i := range 5 {
-				v := lo * math.Pow(hi/lo, float64(i)/4)
-				out = append(out, plot.Tick{Value: v, Label: strconv.FormatFloat(v, 'g', 3, 64)})
+		if steps == nil { // round numbers at equal distances
+			unit := math.Pow(10, math.Floor(math.Log10((hi-lo)/4)))
+			step := unit
+			for _, s := range []float64{2, 5} {
+				if (hi-lo)/(s*unit) >= 4 {
+					step = s * unit
+				}
+			}
+			for k := math.Ceil(lo / step); k*step <= hi; k++ {
+				out = append(out, plot.Tick{Value: k * step, Label: strconv.FormatFloat(k*step, 'g', 4, 64)})
 			}
 			return out
 		}
