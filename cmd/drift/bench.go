@@ -39,7 +39,7 @@ func benchVerb(a *app) *cli.Command {
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "verb", Value: "sample", Usage: "`VERB` to measure: sample" + verbNames(verbs)},
 			&cli.StringSliceFlag{Name: "model", Usage: "model `X`, as of sample; repeatable, or a list a,b"},
-			&cli.StringFlag{Name: "samplers", Aliases: []string{"sampler"}, Usage: "samplers `a,b:key=value` (euler,heun,dpmpp-2m,unipc), or all (those that need no gradient)"},
+			&cli.StringFlag{Name: "samplers", Aliases: []string{"sampler"}, Usage: "samplers `a,b:key=value` (euler,heun,dpmpp-2m,unipc), or all (those that need no gradient); sampler/schedule puts one on a schedule of its own"},
 			&cli.StringFlag{Name: "schedules", Aliases: []string{"schedule"}, Usage: "schedules `a,b`; default: what the model or the sampler's name implies"},
 			&cli.StringFlag{Name: "guiders", Aliases: []string{"guider"}, Usage: "guiders `a;b`, each a chain x+y; an option with several numbers (cfg:w=1,1.5,2) is several guiders; default = only the model's own, none = not even those"},
 			&cli.StringFlag{Name: "cfg-scale", Usage: "shorthand of --guiders: classifier-free guidance by `W,W`; 1 = off"},

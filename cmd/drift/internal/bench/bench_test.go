@@ -355,6 +355,17 @@ func TestSplit(t *testing.T) {
 	if err != nil || !slices.Equal(got, []string{"euler", "ddim:eta=0", "ddim:eta=0.5"}) {
 		t.Errorf("sweep: %q %v", got, err)
 	}
+	if got, err := Sweep([]string{"ddim/karras:rho=5"}, "eta=0,1"); err != nil || !slices.Equal(got, []string{"ddim:eta=0/karras:rho=5", "ddim:eta=1/karras:rho=5"}) {
+		t.Errorf("sweep: %q %v", got, err)
+	}
+	for text, want := range map[string][2]string{
+		"unipc": {"unipc", ""}, "unipc:order=3/time": {"unipc:order=3", "time"}, "heun/model": {"heun", "model"}, "@s/five.json": {"@s/five.json", ""},
+		"usf:schedule=a/b.json": {"usf:schedule=a/b.json", ""}, "euler/nonesuch": {"euler/nonesuch", ""}, "DPM++ 2M/karras:rho=5": {"DPM++ 2M", "karras:rho=5"},
+	} {
+		if a, b := placed(text); a != want[0] || b != want[1] {
+			t.Errorf("%q: %q on %q, want %q", text, a, b, want)
+		}
+	}
 	for _, bad := range []string{"eta", "nonesuch=1", "eta="} {
 		if _, err := Sweep([]string{"ddim"}, bad); err == nil {
 			t.Errorf("sweep %q went through", bad)

@@ -147,13 +147,14 @@ func Sweep(list []string, text string) ([]string, error) {
 		used := false
 		for _, s := range list {
 			var with []string
+			name, schedule := placed(s)
 			for v := range strings.SplitSeq(values, ",") {
-				t, err := withOption(s, key, v)
+				t, err := withOption(name, key, v)
 				if err == nil {
 					_, err = samplers.Parse(t)
 				}
 				if err == nil {
-					with = append(with, t)
+					with = append(with, strings.TrimSuffix(t+"/"+schedule, "/"))
 				}
 			}
 			if with == nil {
@@ -212,7 +213,11 @@ func (m *Matrix) Cells(ctx context.Context, version string, subjects []*Subject)
 				out = append(out, c)
 			}
 			for _, sampler := range m.Samplers {
-				for _, schedule := range m.Schedules {
+				list := m.Schedules
+				if name, schedule := placed(sampler); schedule != "" {
+					sampler, list = name, []string{schedule}
+				}
+				for _, schedule := range list {
 					for _, n := range append(slices.Clone(m.NFE), m.Steps...) {
 						if err := ctx.Err(); err != nil {
 							return nil, err
@@ -235,6 +240,22 @@ func (m *Matrix) Cells(ctx context.Context, version string, subjects []*Subject)
 		}
 	}
 	return out, nil
+}
+
+// placed takes sampler/schedule apart: a sampler that stands on a schedule of its own; schedule "": on those of the matrix.
+func placed(text string) (sampler, schedule string) {
+	i := strings.LastIndexByte(text, '/')
+	if i < 0 {
+		return text, ""
+	}
+	on, err := spec.Parse(text[i+1:])
+	if err != nil {
+		return text, ""
+	}
+	if _, err := schedules.Lookup(on.Name); err != nil && text[i+1:] != modelSchedule {
+		return text, ""
+	}
+	return text[:i], text[i+1:]
 }
 
 // limit makes the cell of m.Limit.
