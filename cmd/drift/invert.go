@@ -28,7 +28,7 @@ import (
 
 // flowFlags are the flags of sample that the flow's verbs take too.
 var flowFlags = []string{"model", "compose", "rule", "weights", "classifier", "batch", "dtype", "tier", "schedule", "steps", "rho", "t-start", "t-end", "sigma-max", "sigma-min",
-	"final", "grid", "sigmas", "timesteps", "class", "classes", "cfg-scale", "guider", "guide-model"}
+	"final", "grid", "sigmas", "timesteps", "class", "classes", "prompt", "negative-prompt", "width", "height", "cfg-scale", "guider", "guide-model"}
 
 func flowVerb(a *app, c *cli.Command, act func(*flowing) error, own ...cli.Flag) *cli.Command {
 	c.Flags = append(own, &cli.StringFlag{Name: "input", Usage: "pictures or arrays: a .png, a folder of them, or a .npz with images or x (`PATH`)"},
@@ -57,7 +57,7 @@ func invertVerb(a *app) *cli.Command {
 		Name: "invert", Usage: "find the noise that a deterministic sampler would have made pictures from",
 		Description: "Writes x, the state at the first node of the grid, one row per picture: drift sample --init FILE --sampler euler with the same steps makes the pictures again. " +
 			"The method exact inverts the steps of the sampler euler one by one; rk4, heun and euler follow the probability flow with that order. " +
-			"The condition counts: --class none is the default for class models, and no guidance. With --round-trip the way back is made too and its error told.",
+			"The condition counts: no class, no text and no guidance unless they are given. Pictures of latent models go through the autoencoder (its mean), and x is of latents. With --round-trip the way back is made too and its error told.",
 	}, (*flowing).invert,
 		&cli.StringFlag{Name: "out", Usage: "array x of the noise (`FILE.npz`)"},
 		&cli.StringFlag{Name: "method", Usage: "exact (default), rk4, heun or euler (`M`)", Value: string(inversion.Exact)},
@@ -68,7 +68,7 @@ func likelihoodVerb(a *app) *cli.Command {
 	return flowVerb(a, &cli.Command{
 		Name: "likelihood", Usage: "log density of pictures under a model's probability flow, in bits per dimension",
 		Description: "Follows every picture to the noise and integrates the divergence on the way: exactly on analytic targets, by Hutchinson's estimate with --probes random vectors on networks. " +
-			"Pictures of bytes get uniform noise inside their rounding (dequantisation), so that bits per dimension compare with published ones; arrays x are scored as they are.",
+			"Pictures of bytes get uniform noise inside their rounding (dequantisation), so that bits per dimension compare with published ones; arrays x are scored as they are, and so are the latents of pictures.",
 	}, (*flowing).likelihood,
 		&cli.StringFlag{Name: "method", Usage: "rk4 (default), heun or euler (`M`)", Value: string(inversion.RK4)},
 		&cli.IntFlag{Name: "probes", Usage: "random vectors of the divergence; 0 = exact (default: 0 on targets, 1 on networks) (`N`)"},
@@ -84,7 +84,7 @@ type flowing struct {
 	*sampling
 	names []string
 	x     []float64 // all rows
-	bytes bool      // they were pictures of bytes
+	bytes bool      // they are pictures of bytes
 }
 
 // open reads the input and resolves model, condition and grid.
@@ -108,7 +108,7 @@ func (f *flowing) open(ctx context.Context) error {
 		return err
 	}
 	for _, d := range []struct{ flag, value string }{{"cfg-scale", "1"}, {"class", "none"}} { // nothing is guided or named unless asked for
-		if !f.c.IsSet(d.flag) && !(d.flag == "class" && f.c.IsSet("classes")) && !(d.flag == "cfg-scale" && f.c.IsSet("guider")) {
+		if !f.c.IsSet(d.flag) && !(d.flag == "class" && (f.c.IsSet("classes") || f.c.IsSet("prompt"))) && !(d.flag == "cfg-scale" && f.c.IsSet("guider")) {
 			if err := f.c.Set(d.flag, d.value); err != nil {
 				return err
 			}
@@ -135,21 +135,25 @@ func (f *flowing) open(ctx context.Context) error {
 			}
 		}
 	} else {
-		if !pixels.Picture(shape) {
+		image := f.info.Image()
+		if !pixels.Picture(image) {
 			return usagef("--input: the model takes arrays of shape %v, not pictures: give a .npz with x", shape)
 		}
-		f.bytes = true
+		f.bytes = f.plan.Codec == nil
 		for k := range n {
 			m, err := set.Picture(k)
 			if err != nil {
 				return err
 			}
-			if m.C != shape[0] || m.H != shape[1] || m.W != shape[2] {
-				return refuse.Errorf(f.c.String("input"), "%s is a picture of %dx%dx%d, the model wants %dx%dx%d", f.names[k], m.C, m.H, m.W, shape[0], shape[1], shape[2])
+			if m.C != image[0] || m.H != image[1] || m.W != image[2] {
+				return refuse.Errorf(f.c.String("input"), "%s is a picture of %dx%dx%d, the model wants %dx%dx%d", f.names[k], m.C, m.H, m.W, image[0], image[1], image[2])
 			}
-			row := make([]float64, w)
+			row := make([]float64, len(m.Pix))
 			for j, v := range m.Pix { // the middle of what floor rounds to v
 				row[j%m.C*m.H*m.W+j/m.C] = (float64(v) - 127.5) / 127.5
+			}
+			if row, _, err = f.latents(f.names[k], row); err != nil {
+				return err
 			}
 			f.x = append(f.x, row...)
 		}

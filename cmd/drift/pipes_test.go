@@ -467,6 +467,65 @@ func TestPreview(t *testing.T) {
 	}
 }
 
+// TestInvertText: pictures of a text model are inverted as latents under their text, and the text counts.
+func TestInvertText(t *testing.T) {
+	dir, sd := t.TempDir(), pipe(t, "sd1")
+	file := func(name string) string { return filepath.Join(dir, name) }
+	run := func(want int, args ...string) (stdout, stderr string) {
+		t.Helper()
+		code, out, talk := world(nil, args...)
+		if code != want {
+			t.Fatalf("%q: exit code %d, want %d: %s", args, code, want, talk)
+		}
+		return out, talk
+	}
+	numbers := func(name string) []float64 {
+		t.Helper()
+		a, err := npz.ReadAll(file(name), "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := a["x"].Float64()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	steps := []string{"--model", sd, "--steps", "30", "--schedule", "lambda", "--prompt"}
+	run(0, append([]string{"sample", "--quiet", "--sampler", "euler", "--cfg-scale", "1", "--count", "2", "--out", file("cats/")}, append(steps, "a cat")...)...)
+	out, _ := run(0, append([]string{"invert", "--input", file("cats/"), "--round-trip", "--json", "--out", file("cat.npz")}, append(steps, "a cat")...)...)
+	var done struct{ RMS, Worst float64 }
+	if err := json.Unmarshal([]byte(strings.TrimSpace(out)), &done); err != nil || !(done.RMS < 1e-3) || done.RMS == 0 {
+		t.Errorf("there and back: %v %s", err, out)
+	}
+	cat := numbers("cat.npz")
+	if len(cat) != 2*4*16*16 {
+		t.Fatalf("%d numbers", len(cat))
+	}
+	// the sampler makes the latents of the pictures again
+	run(0, append([]string{"sample", "--quiet", "--sampler", "euler", "--cfg-scale", "1", "--count", "2", "--float", "--init", file("cat.npz"), "--end-step", "29", "--out", file("again.npz")}, append(steps, "a cat")...)...)
+	run(0, append([]string{"invert", "--quiet", "--input", file("again.npz"), "--out", file("cat2.npz")}, append(steps, "a cat")...)...)
+	for i, v := range numbers("cat2.npz") {
+		if d := v - cat[i]; max(d, -d) > 0.02 {
+			t.Fatalf("noise %d of the latents is %g, of the pictures %g", i, v, cat[i])
+		}
+	}
+	run(0, append([]string{"invert", "--quiet", "--input", file("cats/"), "--out", file("dog.npz")}, append(steps, "a dog")...)...)
+	run(0, "invert", "--quiet", "--input", file("cats/"), "--out", file("none.npz"), "--model", sd, "--steps", "30", "--schedule", "lambda")
+	if dog, none := numbers("dog.npz"), numbers("none.npz"); slices.Equal(dog, cat) || slices.Equal(none, cat) || slices.Equal(none, dog) {
+		t.Error("the text does not count")
+	}
+	if _, talk := run(3, append([]string{"invert", "--input", file("cats/"), "-W", "48", "--out", file("x.npz")}, append(steps, "a cat")...)...); !strings.Contains(talk, "the model wants 3x32x48") {
+		t.Error(talk)
+	}
+	if _, talk := run(1, append([]string{"sample", "--end-step", "9", "--out", file("x.png")}, append(steps, "a cat")...)...); !strings.Contains(talk, "a name that ends in .npz") {
+		t.Error(talk)
+	}
+	if out, _ := run(0, append([]string{"likelihood", "--input", file("cats/"), "--count", "1"}, append(steps, "a cat")...)...); !strings.Contains(out, "bits/dim") {
+		t.Error(out)
+	}
+}
+
 // TestPictureEnergy: an energy of pictures is lowered through the decoder, by the predicted data and through the network,
 // and rewards see pictures too.
 func TestPictureEnergy(t *testing.T) {

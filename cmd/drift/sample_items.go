@@ -134,6 +134,9 @@ func (s *sampling) resolveSets(_ context.Context, base *manifest.Run) error {
 			flag = "classes"
 		}
 		for part := range strings.SplitSeq(s.c.String(flag), ",") {
+			if s.info.Text && s.bare && part == "none" { // no text either
+				break
+			}
 			k, err := s.class(part)
 			if err != nil {
 				return badUse(flag, err)

@@ -51,7 +51,7 @@ func (s *sampling) run(ctx context.Context) error {
 		Path: s.path, Run: s.desc, Items: s.items, Shape: s.info.Shape, Rounding: pixels.Rounding(s.desc.Rounding),
 		KeepX: s.c.Bool("float") || s.plan.Last != 0, Cols: s.cols, Rows: s.rows,
 	}
-	if pixels.Picture(s.info.Image()) {
+	if pixels.Picture(s.info.Image()) && (s.plan.Codec == nil || s.plan.Last == 0) { // a run that ends early ends in latents
 		o.Picture = s.info.Image()
 	}
 	if _, ok := s.model.Denoiser.Process().(schedules.Field); ok && s.plan.Last == 0 {
