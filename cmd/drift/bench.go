@@ -402,7 +402,7 @@ func (b *benching) open(ctx context.Context) error {
 			}
 			b.matrix.Guide = g
 		}
-		if err := b.measure(ctx, s, m.Info.Shape); err != nil {
+		if err := b.measure(ctx, s, m.Info.Image()); err != nil {
 			return err
 		}
 		b.subjects = append(b.subjects, s)

@@ -310,16 +310,19 @@ func (r *samplingRunner) Facts() bench.Facts {
 	desc, sets := r.desc, r.desc.Sets
 	desc.Seeds = ""
 	var columns []bench.Column
-	if pixels.Picture(r.info.Shape) {
+	if r.pixels() {
 		columns = artifactColumns
 	}
 	return bench.Facts{
 		Columns:  columns,
-		Settings: desc, Shape: r.info.Shape, Pictures: len(sets), Rounding: desc.Rounding, Batch: max(1, r.plan.Batch()/len(sets)),
+		Settings: desc, Shape: r.info.Image(), Pictures: len(sets), Rounding: desc.Rounding, Batch: max(1, r.plan.Batch()/len(sets)),
 		Class: func(place, k int) int { return sets[k].Class(place) },
 		Cost:  bench.Cost{NFE: r.cost.NFE * float64(len(sets)), VJPs: r.cost.VJPs * float64(len(sets))},
 	}
 }
+
+// pixels tells whether the state is a picture, whose numbers before rounding can be scored.
+func (r *samplingRunner) pixels() bool { return r.plan.Codec == nil && pixels.Picture(r.info.Shape) }
 
 // artifactColumns are the score of divergence artifacts of metrics.Magnitude, and whether it is above zero.
 var artifactColumns = []bench.Column{{Name: "artifact", Better: -1}, {Name: "artifact-rate", Better: -1, Share: true}}
@@ -355,14 +358,27 @@ func (r *samplingRunner) Run(ctx context.Context, t bench.Task) error {
 			items = append(items, job.Item{Set: set, Place: t.First + i, Seed: seed})
 		}
 	}
-	_, err := r.plan.Run(ctx, t.Stop, items, len(items), job.Hooks{
-		Step: func(_ job.Batch, s *samplers.State) error { t.Step(s.Done); return nil },
-		Done: func(_ job.Batch, _, pictures *tensor.Dense, st samplers.Stats) error {
-			x := models.Data(pictures)
-			size := len(x) / len(t.Seeds)
-			for i := range t.Seeds {
-				res := bench.Result{Cost: bench.Cost{NFE: st.NFE * float64(m), VJPs: st.VJPs * float64(m)}, X: x[i*size : (i+1)*size]}
-				if pixels.Picture(r.info.Shape) {
+	size := min(r.batch(), len(items))
+	if size > m {
+		size -= size % m
+	}
+	var x []float64 // pictures of the seeds that are not whole yet, which took nfe and vjps
+	nfe, vjps, left := 0.0, 0.0, 0
+	_, err := r.plan.Run(ctx, t.Stop, items, size, job.Hooks{
+		Step: func(b job.Batch, s *samplers.State) error {
+			t.Step((float64(b.Index) + s.Done*float64(len(b.Items))) / float64(len(items)))
+			return nil
+		},
+		Done: func(b job.Batch, _, pictures *tensor.Dense, st samplers.Stats) error {
+			n := len(b.Items)
+			w := len(models.Data(pictures)) / n * m
+			x = append(x, models.Data(pictures)...)
+			nfe, vjps, left = nfe+st.NFE*float64(n), vjps+st.VJPs*float64(n), left+n
+			for ; left >= m; left -= m {
+				part := float64(m) / float64(left)
+				res := bench.Result{Cost: bench.Cost{NFE: nfe * part, VJPs: vjps * part}, X: x[:w:w]}
+				x, nfe, vjps = x[w:], nfe-res.NFE, vjps-res.VJPs
+				if r.pixels() {
 					var err error
 					if res.Values, err = r.artifacts(res.X); err != nil {
 						return err

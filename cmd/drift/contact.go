@@ -71,7 +71,7 @@ func (s *sampling) contact(ctx context.Context) error {
 	if err := s.resolve(ctx); err != nil {
 		return err
 	}
-	if !pixels.Picture(s.info.Shape) || output.Kind(s.path) != "png" {
+	if !pixels.Picture(s.info.Image()) || output.Kind(s.path) != "png" {
 		return usagef("--out %s: a contact sheet is a .png of pictures", s.path)
 	}
 	var second models.Denoiser
@@ -89,7 +89,8 @@ func (s *sampling) contact(ctx context.Context) error {
 	if err := output.Check(s.path); err != nil {
 		return err
 	}
-	w := tensor.Shape(s.info.Shape).TotalSize()
+	image := s.info.Image()
+	w := tensor.Shape(image).TotalSize()
 	var all [][]byte
 	bar := s.start("drift contact")
 	defer func() {
@@ -104,7 +105,7 @@ func (s *sampling) contact(ctx context.Context) error {
 			x := models.Data(pictures)
 			for k := range len(x) / w {
 				b := make([]byte, w)
-				pixels.Bytes(b, x[k*w:(k+1)*w], s.info.Shape, pixels.Rounding(s.desc.Rounding))
+				pixels.Bytes(b, x[k*w:(k+1)*w], image, pixels.Rounding(s.desc.Rounding))
 				all = append(all, b)
 			}
 			return nil
@@ -122,7 +123,7 @@ func (s *sampling) contact(ctx context.Context) error {
 			fmt.Fprintf(s.out, "row %d: %s, %g evaluations per picture\n", i+1, name, stats.NFE)
 		}
 	}
-	sheet := pixels.Sheet(all, s.info.Shape, len(s.items), len(rows))
+	sheet := pixels.Sheet(all, image, len(s.items), len(rows))
 	if err := output.Write(s.path, func(w io.Writer) error { return png.Encode(w, sheet) }); err != nil {
 		return err
 	}

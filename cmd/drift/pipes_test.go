@@ -467,6 +467,54 @@ func TestPreview(t *testing.T) {
 	}
 }
 
+// TestMeasureText: bench, contact sheets and searches see the pictures of latent models under their texts, whatever the batches.
+func TestMeasureText(t *testing.T) {
+	dir, sd := t.TempDir(), pipe(t, "sd1")
+	file := func(name string) string { return filepath.Join(dir, name) }
+	run := func(args ...string) string {
+		t.Helper()
+		code, out, talk := world(nil, append(args, "--quiet")...)
+		if code != 0 {
+			t.Fatalf("%q: exit code %d: %s", args, code, talk)
+		}
+		return out
+	}
+	if err := os.WriteFile(file("texts"), []byte("a cat\na dog\nan owl\n"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ bench, sample []string }{
+		"a text":      {[]string{"--prompt", "a cat", "--cfg-scale", "3"}, []string{"--prompt", "a cat", "--cfg-scale", "3"}},
+		"three texts": {[]string{"--prompts", file("texts"), "--cfg-scale", "3"}, []string{"--prompts", file("texts"), "--cfg-scale", "3"}},
+		"batches":     {[]string{"--prompts", file("texts"), "--cfg-scale", "3", "--batch", "2"}, []string{"--prompts", file("texts"), "--cfg-scale", "3"}},
+		"no text":     {nil, []string{"--cfg-scale", "1"}},
+	} {
+		folder := filepath.Join(dir, name)
+		run(append([]string{"sample", "--model", sd, "--sampler", "euler", "--steps", "3", "--count", "4", "--out", folder + "/"}, c.sample...)...)
+		var want struct{ Value float64 }
+		if err := json.Unmarshal([]byte(run("metrics", "vendi", folder, "--extractor", "pixels", "--json")), &want); err != nil || !(want.Value > 1) {
+			t.Fatal(err, want)
+		}
+		run(append([]string{"bench", "--model", sd, "--samplers", "euler", "--steps", "3", "--count", "4", "--metric", "vendi", "--extractor", "pixels", "--out", folder + ".bench"}, c.bench...)...)
+		var got struct {
+			Cells []struct{ Scores []struct{ Value float64 } }
+		}
+		readJSON(t, filepath.Join(folder+".bench", "results.json"), &got)
+		if len(got.Cells) != 1 || len(got.Cells[0].Scores) != 1 || math.Abs(got.Cells[0].Scores[0].Value-want.Value) > 1e-9 {
+			t.Errorf("%s: the bench says %+v, the pictures %g", name, got, want.Value)
+		}
+	}
+	run("contact", "--model", sd, "--prompt", "a cat", "--steps", "2", "--seeds", "0-2", "--guiders", "none;cfg:w=5", "--out", file("sheet.png"))
+	m, err := readPicture(file("sheet.png"))
+	if err != nil || m.Bounds().Dx() < 3*32 || m.Bounds().Dy() < 2*32 {
+		t.Errorf("the sheet: %v %v", err, m.Bounds())
+	}
+	out := run("search", "s4s", "--model", sd, "--prompts", file("texts"), "--cfg-scale", "2", "--steps", "2", "--fine", "4", "--count", "2", "--evaluations", "3", "--objective", "features", "--extractor", "pixels", "--json", "--out", file("s.json"))
+	if !strings.Contains(out, `"event":"found"`) {
+		t.Error(out)
+	}
+	run("search", "gits", "--model", sd, "--prompt", "a cat", "--cfg-scale", "2", "--steps", "2", "--fine", "4", "--count", "2", "--out", file("g.json"))
+}
+
 // TestInvertText: pictures of a text model are inverted as latents under their text, and the text counts.
 func TestInvertText(t *testing.T) {
 	dir, sd := t.TempDir(), pipe(t, "sd1")

@@ -242,6 +242,9 @@ func (s *sampling) batch() int {
 	return s.plan.Batch()
 }
 
+// textFlags are the flags of sample for texts and what surrounds a network, which searches take too.
+var textFlags = []string{"prompt", "prompts", "negative-prompt", "width", "height", "vae", "tile", "lora", "guidance", "clip-skip", "text-tokens"}
+
 // sampling is one run of the verb.
 type sampling struct {
 	*app

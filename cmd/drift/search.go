@@ -49,6 +49,11 @@ func searchVerb(a *app) *cli.Command {
 		&cli.Float64Flag{Name: "sigma-min", Usage: "data end as sigma/alpha (`S`)"},
 		&cli.StringFlag{Name: "final", Usage: "zero or min (`WHERE`)"},
 	}
+	for _, f := range sampleVerb(a).Flags {
+		if slices.Contains(textFlags, f.Names()[0]) {
+			model = append(model, f)
+		}
+	}
 	steps := &cli.IntFlag{Name: "steps", Aliases: []string{"nfe"}, Value: 5, Usage: "steps, one evaluation each (`N`), default 5"}
 	out := &cli.StringFlag{Name: "out", Usage: "file to write (`FILE.json`)"}
 	resume := &cli.BoolFlag{Name: "resume", Usage: "go on with the search that was writing --out"}
@@ -360,7 +365,7 @@ func (s *searching) objective(ctx context.Context, settings map[string]any) (sea
 
 // measurer opens what measures pictures.
 func (s *searching) measurer(ctx context.Context, settings map[string]any) (bench.Measurer, error) {
-	if !pixels.Picture(s.info.Shape) {
+	if !pixels.Picture(s.info.Image()) {
 		return nil, usagef("--objective %s: the model gives arrays of shape %v, not pictures", s.c.String("objective"), s.info.Shape)
 	}
 	if s.ex != nil {
@@ -371,7 +376,7 @@ func (s *searching) measurer(ctx context.Context, settings map[string]any) (benc
 		return nil, err
 	}
 	s.ex = ex
-	m, err := bench.PictureMeasurer(ctx, ex, s.info.Shape)
+	m, err := bench.PictureMeasurer(ctx, ex, s.info.Image())
 	if err != nil {
 		return nil, err
 	}
@@ -401,7 +406,13 @@ func (s *searching) pictures(ctx context.Context, m bench.Measurer, solver sampl
 		if err != nil {
 			return false, err
 		}
-		v, _, err := m.Measure(ctx, models.Data(res.X), len(items), m.Rounding(s.model.Defaults.Rounding))
+		x := res.X
+		if s.plan.Codec != nil {
+			if x, err = s.plan.Codec.Decode(ctx, x); err != nil {
+				return false, fmt.Errorf("decoding: %w", err)
+			}
+		}
+		v, _, err := m.Measure(ctx, models.Data(x), len(items), m.Rounding(s.model.Defaults.Rounding))
 		if err != nil {
 			return false, err
 		}

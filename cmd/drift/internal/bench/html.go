@@ -112,7 +112,7 @@ func page(w io.Writer, r Report, rows []Row) error {
 
 // sheetURL is the sheet of a row's first pictures as data.
 func sheetURL(r Row) (template.URL, error) {
-	shape := r.subject.Model.Info.Shape
+	shape := r.subject.Model.Info.Image()
 	if r.Cell.open != nil {
 		shape = r.facts.Shape
 	}

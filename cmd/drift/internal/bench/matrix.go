@@ -311,10 +311,10 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	own := smp.Needs().OwnGrid
 	var refused error // of a run of some number of steps
 	count := func(g schedules.Grid) (job.Cost, error) {
-		return job.CountNFE(ctx, smp, wrap, s.Model.Denoiser, info.Shape, len(set.Classes) > 0, g, 0, 0)
+		return job.CountNFE(ctx, smp, wrap, s.Model.Denoiser, info.Shape, info.Text || len(set.Classes) > 0, g, 0, 0)
 	}
 	if own {
-		if smp, canonical, err = budgeted(ctx, c, n, smp, canonical, wrap, s, len(set.Classes) > 0, p); err != nil {
+		if smp, canonical, err = budgeted(ctx, c, n, smp, canonical, wrap, s, info.Text || len(set.Classes) > 0, p); err != nil {
 			return nil, fmt.Errorf("bench: %w", err)
 		}
 	}
@@ -401,7 +401,15 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 		rounding = s.Model.Defaults.Rounding
 	}
 	c.Note = equivalent(specs, g)
-	c.plan = &job.Plan{Model: s.Model.Denoiser, Wrap: wrap, Shape: info.Shape, Sampler: smp, Grid: g, Sets: []manifest.Set{set}}
+	c.plan = &job.Plan{Model: s.Model.Denoiser, Wrap: wrap, Shape: info.Shape, Sampler: smp, Grid: g, Sets: []manifest.Set{set}, Text: info.Text}
+	if s.Model.Codec != nil {
+		c.plan.Codec = s.Model.Codec
+	}
+	if d := s.Model.Defaults; d.SigmaStart && c.Schedule == modelSchedule {
+		if name, _, err := samplers.Resolve(d.Sampler); err == nil && name == canonical {
+			c.plan.Space = samplers.Euclid{Sigma: true}
+		}
+	}
 	c.Run = manifest.Run{
 		Format: manifest.Format, Version: version, Verb: "bench",
 		Model:   manifest.Model{Path: s.Name, Hash: info.Hash, DType: info.DType, Tier: info.Tier, Runtime: info.Runtime, Shape: info.Shape},

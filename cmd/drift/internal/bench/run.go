@@ -266,7 +266,7 @@ func (b *Bench) cell(ctx context.Context, stop <-chan struct{}, c *Cell, where s
 func (c *Cell) picture() (int, bool) {
 	shape := c.facts.Shape
 	if c.open == nil {
-		shape = c.subject.Model.Info.Shape
+		shape = c.subject.Model.Info.Image()
 	}
 	if c.subject.Measure.Rounding("") == "" || c.pictures() == 0 {
 		return 0, false
