@@ -25,7 +25,7 @@ import (
 
 // distillTakes are the flags of drift sample that drift distill has too.
 var distillTakes = []string{"model", "out", "sheet", "seed", "seeds", "count", "batch", "dtype", "tier", "schedule", "steps", "nfe", "rho", "t-start", "t-end", "sigma-max", "sigma-min", "grid", "sigmas", "timesteps",
-	"class", "classes", "prompt", "negative-prompt", "prompts", "cfg-scale", "guider", "guide-model", "compose", "rule", "weights", "classifier", "rounding", "float", "print-schedule", "dry-run", "preview", "resume", "no-metadata"}
+	"class", "classes", "prompt", "negative-prompt", "prompts", "width", "height", "vae", "tile", "lora", "guidance", "clip-skip", "text-tokens", "cfg-scale", "guider", "guide-model", "compose", "rule", "weights", "classifier", "rounding", "float", "print-schedule", "dry-run", "preview", "resume", "no-metadata"}
 
 func distillVerb(a *app) *cli.Command {
 	flags := []cli.Flag{&cli.IntFlag{Name: "particles", Usage: "images of every set, which are kept apart (`N`)", Value: 8}}
@@ -177,8 +177,8 @@ func (s *distilling) run(ctx context.Context) error {
 	}
 	hash := s.desc.Hash()
 	o := output.Options{Path: s.path, Run: s.desc, Items: s.items, Shape: s.info.Shape, Rounding: pixels.Rounding(s.desc.Rounding), KeepX: s.c.Bool("float"), Cols: s.cols, Rows: s.rows}
-	if pixels.Picture(s.info.Shape) {
-		o.Picture = s.info.Shape
+	if pixels.Picture(s.info.Image()) {
+		o.Picture = s.info.Image()
 	}
 	if !s.c.Bool("no-metadata") {
 		o.Texts = func(it *job.Item) []pngmeta.Text { return s.texts(it, hash) }

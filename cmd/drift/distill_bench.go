@@ -41,7 +41,7 @@ func (r *distillRunner) Facts() bench.Facts {
 	desc.Seeds = ""
 	set := desc.Sets[0]
 	return bench.Facts{
-		Settings: desc, Columns: []bench.Column{{Name: "apart", Better: 1}}, Shape: r.info.Shape, Pictures: r.n, Rounding: desc.Rounding,
+		Settings: desc, Columns: []bench.Column{{Name: "apart", Better: 1}}, Shape: r.info.Image(), Pictures: r.n, Rounding: desc.Rounding,
 		Batch: max(1, r.plan.Batch()), Class: func(place, _ int) int { return set.Class(place) },
 		Cost: bench.Cost{NFE: float64(desc.NFE * r.n)},
 	}

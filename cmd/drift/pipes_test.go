@@ -512,6 +512,14 @@ func TestMeasureText(t *testing.T) {
 	if !strings.Contains(out, `"event":"found"`) {
 		t.Error(out)
 	}
+	run("distill", "--model", sd, "--prompt", "a cat", "--cfg-scale", "2", "--steps", "3", "--particles", "2", "--seeds", "0,1", "--out", file("sets.png"))
+	run("distill", "--model", sd, "--prompt", "a cat", "--cfg-scale", "2", "--steps", "3", "--particles", "2", "--seeds", "0,1", "--out", file("sets/"))
+	if list, err := filepath.Glob(file("sets/*/*.png")); err != nil || len(list) != 4 {
+		t.Errorf("%v %v", list, err)
+	} else if m, err := readPicture(list[0]); err != nil || m.Bounds().Dx() != 32 {
+		t.Errorf("%v %v", m.Bounds(), err)
+	}
+	run("bench", "--verb", "distill", "--model", sd, "--prompt", "a cat", "--steps", "3", "--particles", "2", "--seeds", "0-1", "--sweep", "gamma=0,50", "--metric", "apart,vendi", "--extractor", "pixels", "--out", file("sets.bench"))
 	run("search", "gits", "--model", sd, "--prompt", "a cat", "--cfg-scale", "2", "--steps", "2", "--fine", "4", "--count", "2", "--out", file("g.json"))
 }
 
