@@ -24,8 +24,9 @@ import (
 )
 
 // distillTakes are the flags of drift sample that drift distill has too.
-var distillTakes = []string{"model", "out", "sheet", "seed", "seeds", "count", "batch", "dtype", "tier", "schedule", "steps", "nfe", "rho", "t-start", "t-end", "sigma-max", "sigma-min", "grid", "sigmas", "timesteps",
-	"class", "classes", "prompt", "negative-prompt", "prompts", "width", "height", "vae", "tile", "lora", "guidance", "clip-skip", "text-tokens", "cfg-scale", "guider", "guide-model", "compose", "rule", "weights", "classifier", "rounding", "float", "print-schedule", "dry-run", "preview", "resume", "no-metadata"}
+var distillTakes = slices.Concat([]string{"model", "out", "sheet", "seed", "seeds", "count", "batch", "dtype", "tier", "schedule", "steps", "nfe", "rho", "t-start", "t-end", "sigma-max", "sigma-min", "grid",
+	"sigmas", "timesteps", "class", "classes", "cfg-scale", "guider", "guide-model", "compose", "rule", "weights", "classifier", "rounding", "float", "print-schedule", "dry-run", "preview", "resume",
+	"no-metadata"}, textFlags, aroundFlags)
 
 func distillVerb(a *app) *cli.Command {
 	flags := []cli.Flag{&cli.IntFlag{Name: "particles", Usage: "images of every set, which are kept apart (`N`)", Value: 8}}

@@ -27,8 +27,8 @@ import (
 )
 
 // flowFlags are the flags of sample that the flow's verbs take too.
-var flowFlags = []string{"model", "compose", "rule", "weights", "classifier", "batch", "dtype", "tier", "schedule", "steps", "rho", "t-start", "t-end", "sigma-max", "sigma-min",
-	"final", "grid", "sigmas", "timesteps", "class", "classes", "prompt", "negative-prompt", "width", "height", "vae", "tile", "lora", "guidance", "clip-skip", "text-tokens", "cfg-scale", "guider", "guide-model"}
+var flowFlags = append([]string{"model", "compose", "rule", "weights", "classifier", "batch", "dtype", "tier", "schedule", "steps", "rho", "t-start", "t-end", "sigma-max", "sigma-min",
+	"final", "grid", "sigmas", "timesteps", "class", "classes", "prompt", "negative-prompt", "cfg-scale", "guider", "guide-model"}, aroundFlags...)
 
 func flowVerb(a *app, c *cli.Command, act func(*flowing) error, own ...cli.Flag) *cli.Command {
 	c.Flags = append(own, &cli.StringFlag{Name: "input", Usage: "pictures or arrays: a .png, a folder of them, or a .npz with images or x (`PATH`)"},

@@ -242,8 +242,11 @@ func (s *sampling) batch() int {
 	return s.plan.Batch()
 }
 
-// textFlags are the flags of sample for texts and what surrounds a network, which searches take too.
-var textFlags = []string{"prompt", "prompts", "negative-prompt", "width", "height", "vae", "tile", "lora", "guidance", "clip-skip", "text-tokens"}
+// aroundFlags are the flags of sample for what surrounds a network, textFlags those for texts, which other verbs take too.
+var (
+	aroundFlags = []string{"width", "height", "vae", "tile", "lora", "guidance", "clip-skip", "text-tokens"}
+	textFlags   = []string{"prompt", "prompts", "negative-prompt"}
+)
 
 // sampling is one run of the verb.
 type sampling struct {

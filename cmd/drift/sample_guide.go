@@ -22,8 +22,9 @@ func (s *sampling) resolveGuiders(ctx context.Context, base *manifest.Run) error
 		return err
 	}
 	var specs []string
-	own := s.model.Defaults.Guiders                                                                                        // clipping, as its scheduler asks: around the guided model
-	if d := s.model.Defaults; d.OwnGuiders != nil && !s.c.IsSet("sampler") && s.sampler == "" && s.desc.Verb != "search" { // a search has solvers of its own
+	// Clipping, as its scheduler asks, goes around the guided model. A search has solvers of its own.
+	own := s.model.Defaults.Guiders
+	if d := s.model.Defaults; d.OwnGuiders != nil && !s.c.IsSet("sampler") && s.sampler == "" && s.desc.Verb != "search" {
 		own = d.OwnGuiders
 	}
 	if s.bare {

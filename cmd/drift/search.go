@@ -50,7 +50,7 @@ func searchVerb(a *app) *cli.Command {
 		&cli.StringFlag{Name: "final", Usage: "zero or min (`WHERE`)"},
 	}
 	for _, f := range sampleVerb(a).Flags {
-		if slices.Contains(textFlags, f.Names()[0]) {
+		if slices.Contains(slices.Concat(textFlags, aroundFlags), f.Names()[0]) {
 			model = append(model, f)
 		}
 	}
