@@ -299,7 +299,7 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	}
 	info := s.Model.Info
 	set := manifest.Set{}
-	if s.Model.Net != nil || s.Model.AnyLength {
+	if s.Model.Net != nil || info.Runtime != "" || s.Model.AnyLength {
 		for k := range info.Classes {
 			set.Classes = append(set.Classes, k)
 		}
