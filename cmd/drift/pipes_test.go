@@ -512,6 +512,11 @@ func TestMeasureText(t *testing.T) {
 	if !strings.Contains(out, `"event":"found"`) {
 		t.Error(out)
 	}
+	run("search", "s4s", "--model", sd, "--prompts", file("texts"), "--cfg-scale", "2", "--steps", "2", "--fine", "4", "--count", "2", "--evaluations", "3", "--objective", "features", "--extractor", "pixels", "--workers", "2", "--shard", "2", "--out", file("w.json"))
+	one, _ := os.ReadFile(file("s.json"))
+	if two, err := os.ReadFile(file("w.json")); err != nil || !slices.Equal(one, two) {
+		t.Errorf("two workers find another schedule: %v\n%s\n%s", err, one, two)
+	}
 	run("distill", "--model", sd, "--prompt", "a cat", "--cfg-scale", "2", "--steps", "3", "--particles", "2", "--seeds", "0,1", "--out", file("sets.png"))
 	run("distill", "--model", sd, "--prompt", "a cat", "--cfg-scale", "2", "--steps", "3", "--particles", "2", "--seeds", "0,1", "--out", file("sets/"))
 	if list, err := filepath.Glob(file("sets/*/*.png")); err != nil || len(list) != 4 {

@@ -171,11 +171,11 @@ func (w *searchWork) Do(ctx context.Context, sp shard.Spec, step func(float64)) 
 			x = models.Data(out.X)
 			continue
 		}
-		v, _, err := w.measure.Measure(ctx, models.Data(out.X), len(p.Rows), w.measure.Rounding(w.model.Defaults.Rounding))
+		f, err := w.measured(ctx, w.measure, out.X)
 		if err != nil {
 			return nil, err
 		}
-		x = append(x, v.Features.X...)
+		x = append(x, f.X...)
 	}
 	res.Arrays = []shard.Array{{Name: "x", Floats: x}}
 	return res, nil

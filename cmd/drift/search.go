@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"gorgonia.org/tensor"
 
 	"drift/cmd/drift/internal/bench"
 	"drift/cmd/drift/internal/job"
@@ -406,21 +407,27 @@ func (s *searching) pictures(ctx context.Context, m bench.Measurer, solver sampl
 		if err != nil {
 			return false, err
 		}
-		x := res.X
-		if s.plan.Codec != nil {
-			if x, err = s.plan.Codec.Decode(ctx, x); err != nil {
-				return false, fmt.Errorf("decoding: %w", err)
-			}
-		}
-		v, _, err := m.Measure(ctx, models.Data(x), len(items), m.Rounding(s.model.Defaults.Rounding))
+		f, err := s.measured(ctx, m, res.X)
 		if err != nil {
 			return false, err
 		}
-		if err := take(v.Features); err != nil {
+		if err := take(f); err != nil {
 			return false, err
 		}
 	}
 	return true, nil
+}
+
+// measured is the features of the pictures that rows of the state are.
+func (s *searching) measured(ctx context.Context, m bench.Measurer, x *tensor.Dense) (metrics.Matrix, error) {
+	if s.plan.Codec != nil {
+		var err error
+		if x, err = s.plan.Codec.Decode(ctx, x); err != nil {
+			return metrics.Matrix{}, fmt.Errorf("decoding: %w", err)
+		}
+	}
+	v, _, err := m.Measure(ctx, models.Data(x), x.Shape()[0], m.Rounding(s.model.Defaults.Rounding))
+	return v.Features, err
 }
 
 // features scores by the mean squared distance, over pictures, of their features from those of the teacher's pictures
