@@ -95,7 +95,7 @@ const (
 func init() {
 	register(Info{
 		Name: "usf", Order: "by schedule", NFE: "1 (+1 implicit corrector)",
-		Summary: "unified step with order, prediction, derivatives and corrector chosen step by step, from a file (drift search)",
+		Summary: "unified step with order, prediction, derivatives, corrector and noise chosen step by step, from a file (drift search)",
 		Source:  "USF, arXiv 2312.07243, section 3",
 		Options: []Option{{"schedule", "", "file with the schedule; it holds the nodes too"}},
 		New: func(o *spec.Options) (Sampler, error) {
