@@ -73,7 +73,7 @@ func searchVerb(a *app) *cli.Command {
 		&cli.Uint64Flag{Name: "search-seed", Usage: "stream of the search's own draws (`N`)"},
 	}, model...)
 	noise := &cli.BoolFlag{Name: "noise", Usage: "choose also how much fresh noise every step adds; with --objective fid"}
-	start := &cli.StringFlag{Name: "start", Usage: "go on from a schedule that s4s found, by another objective for instance (`FILE.json`)"}
+	start := &cli.StringFlag{Name: "start", Usage: "go on from a schedule that s4s found, by another objective for instance, or from one that it knows, such as dpmpp-2m/time, with --noise dpmpp-2m-sde/karras (`FILE.json`)"}
 	verb := func(name, usage, text string, flags []cli.Flag, do func(*searching, context.Context) error) *cli.Command {
 		return &cli.Command{Name: name, Usage: usage, Description: text, Flags: slices.Clone(flags), Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
@@ -562,13 +562,18 @@ func (s *searching) evolve(ctx context.Context, method string) error {
 	}
 	var start *samplers.SolverSchedule
 	if file := s.c.String("start"); file != "" {
-		from, err := samplers.Parse("@" + file)
-		if err != nil {
-			return badUse("start", err)
-		}
-		u, ok := from.(samplers.USF)
-		if !ok {
-			return usagef("--start %s: want a schedule that s4s wrote", file)
+		var u samplers.USF
+		method, grid, named := strings.Cut(file, "/")
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) && named && filepath.Ext(file) == "" {
+			if u.Schedule, err = space.Known(method, grid); err != nil {
+				return badUse("start", err)
+			}
+		} else {
+			from, err := samplers.Parse("@" + file)
+			if err != nil {
+				return badUse("start", err)
+			}
+			u = from.(samplers.USF) // what @FILE means
 		}
 		start, settings["start"] = &u.Schedule, u.Hash()
 	}

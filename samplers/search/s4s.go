@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 
 	"gonum.org/v1/gonum/mat"
 
@@ -166,6 +167,23 @@ func (s Space) parameters(from samplers.SolverSchedule) (student, error) {
 		}
 	}
 	return p, nil
+}
+
+// Known is the schedule of a method that S4S may start from by itself, such as "dpmpp-2m-sde" on "quadratic".
+func (s Space) Known(method, grid string) (samplers.SolverSchedule, error) {
+	s, err := s.check()
+	if err != nil {
+		return samplers.SolverSchedule{}, err
+	}
+	names, all, err := s.students()
+	if err != nil {
+		return samplers.SolverSchedule{}, err
+	}
+	i := slices.Index(names, method+" on "+grid)
+	if i < 0 {
+		return samplers.SolverSchedule{}, fmt.Errorf("search: s4s: %w: %s on %s is none of: %s", ErrStart, method, grid, strings.Join(names, ", "))
+	}
+	return s.multistep(all[i])
 }
 
 // parts is the number of weights of all steps.

@@ -2,6 +2,7 @@ package search
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -54,10 +55,16 @@ func TestStudents(t *testing.T) {
 					break
 				}
 			}
+			if again, err := space.Known(names[i][:strings.Index(names[i], " on ")], grid); err != nil || !slices.Equal(again.Times, schedule.Times) || again.Steps[2].Noise != schedule.Steps[2].Noise {
+				t.Errorf("%s: known as %+v %v", name, again, err)
+			}
 			read, err := space.parameters(schedule)
 			if err != nil || !slices.Equal(read.noise, all[i].noise) {
 				t.Errorf("%s read again: %v, noise %v, want %v", name, err, read.noise, all[i].noise)
 			}
+		}
+		if _, err := space.Known("heun", "time"); !errors.Is(err, ErrStart) {
+			t.Errorf("heun is known: %v", err)
 		}
 		if len(seen) != 16 {
 			t.Errorf("students: %v", slices.Sorted(maps.Keys(seen)))
