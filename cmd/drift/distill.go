@@ -178,9 +178,7 @@ func (s *distilling) run(ctx context.Context) error {
 	}
 	hash := s.desc.Hash()
 	o := output.Options{Path: s.path, Run: s.desc, Items: s.items, Shape: s.info.Shape, Rounding: pixels.Rounding(s.desc.Rounding), KeepX: s.c.Bool("float"), Cols: s.cols, Rows: s.rows}
-	if pixels.Picture(s.info.Image()) {
-		o.Picture = s.info.Image()
-	}
+	o.Picture = s.picture()
 	if !s.c.Bool("no-metadata") {
 		o.Texts = func(it *job.Item) []pngmeta.Text { return s.texts(it, hash) }
 	}

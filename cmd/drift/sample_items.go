@@ -157,7 +157,7 @@ func (s *sampling) resolveSets(_ context.Context, base *manifest.Run) error {
 		sets = base.Sets
 	default:
 		var set manifest.Set
-		if s.info.Classes > 0 && (s.model.Net != nil || s.info.Runtime != "" || s.model.AnyLength || s.desc.Compose != nil) { // a row of an analytic target without a class is the whole mixture
+		if s.info.Classes > 0 && (s.model.TakesClasses() || s.desc.Compose != nil) {
 			for k := range s.info.Classes {
 				set.Classes = append(set.Classes, k)
 			}

@@ -542,7 +542,7 @@ func (u *usualGrid) ends(p schedules.Process) schedules.Ends {
 }
 
 // modelSchedule names the grid that a model's own scheduler configuration asks for.
-const modelSchedule = "model"
+const modelSchedule = job.ModelSchedule
 
 func (s *sampling) defaultSchedule(p schedules.Path) string {
 	d := s.model.Defaults

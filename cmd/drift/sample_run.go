@@ -34,6 +34,14 @@ import (
 // ownKeyword is the keyword of drift's description in a PNG.
 const ownKeyword = "drift"
 
+// picture is the shape of the pictures that the run gives, nil for none: one of latents that ends early ends in latents.
+func (s *sampling) picture() []int {
+	if image := s.info.Image(); pixels.Picture(image) && (s.plan.Codec == nil || s.plan.Last == 0) {
+		return image
+	}
+	return nil
+}
+
 // run makes the images and stores them.
 func (s *sampling) run(ctx context.Context) error {
 	if err := s.memory(); err != nil {
@@ -51,9 +59,7 @@ func (s *sampling) run(ctx context.Context) error {
 		Path: s.path, Run: s.desc, Items: s.items, Shape: s.info.Shape, Rounding: pixels.Rounding(s.desc.Rounding),
 		KeepX: s.c.Bool("float") || s.plan.Last != 0, Cols: s.cols, Rows: s.rows,
 	}
-	if pixels.Picture(s.info.Image()) && (s.plan.Codec == nil || s.plan.Last == 0) { // a run that ends early ends in latents
-		o.Picture = s.info.Image()
-	}
+	o.Picture = s.picture()
 	if _, ok := s.model.Denoiser.Process().(schedules.Field); ok && s.plan.Last == 0 {
 		o.Tokens, o.Letters, o.Labels = true, s.model.Letters, s.info.Labels
 	}

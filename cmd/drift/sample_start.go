@@ -100,11 +100,7 @@ func (s *sampling) resolveStart(_ context.Context, base *manifest.Run) error {
 	if last == n {
 		last = 0
 	}
-	if d := s.model.Defaults; d.SigmaStart && s.desc.Schedule == modelSchedule {
-		if own, _, err := samplers.Resolve(d.Sampler); err == nil && own == s.desc.Sampler {
-			s.plan.Space = samplers.Euclid{Sigma: true}
-		}
-	}
+	s.plan.Space = job.Space(s.model, s.desc.Sampler, s.desc.Schedule)
 	s.plan.First, s.plan.Last = first, last
 	s.desc.First, s.desc.Last = first, last
 	if initFile != "" {

@@ -683,9 +683,7 @@ func (s *steering) run(ctx context.Context) error {
 		KeepX: s.c.Bool("float") || s.plan.Last != 0, Cols: s.cols, Rows: s.rows,
 		Extra: func() []npz.Array { return s.extra(all) },
 	}
-	if pixels.Picture(s.info.Image()) && (s.plan.Codec == nil || s.plan.Last == 0) { // a run that ends early ends in latents
-		o.Picture = s.info.Image()
-	}
+	o.Picture = s.picture()
 	if !s.c.Bool("no-metadata") {
 		o.Texts = func(it *job.Item) []pngmeta.Text { return s.texts(it, hash) }
 	}

@@ -46,6 +46,10 @@ type Options struct {
 	Pipeline
 }
 
+// TakesClasses tells whether a row of the model wants a class where it has classes: a row of an analytic target without one is
+// the whole mixture.
+func (m *Model) TakesClasses() bool { return m.Net != nil || m.Info.Runtime != "" || m.AnyLength }
+
 // Model is an opened model.
 type Model struct {
 	Denoiser models.Denoiser // counts its evaluations (models.Metered)

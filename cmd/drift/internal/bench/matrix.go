@@ -299,7 +299,7 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	}
 	info := s.Model.Info
 	set := manifest.Set{}
-	if s.Model.Net != nil || info.Runtime != "" || s.Model.AnyLength {
+	if s.Model.TakesClasses() {
 		for k := range info.Classes {
 			set.Classes = append(set.Classes, k)
 		}
@@ -405,11 +405,7 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	if s.Model.Codec != nil {
 		c.plan.Codec = s.Model.Codec
 	}
-	if d := s.Model.Defaults; d.SigmaStart && c.Schedule == modelSchedule {
-		if name, _, err := samplers.Resolve(d.Sampler); err == nil && name == canonical {
-			c.plan.Space = samplers.Euclid{Sigma: true}
-		}
-	}
+	c.plan.Space = job.Space(s.Model, canonical, c.Schedule)
 	c.Run = manifest.Run{
 		Format: manifest.Format, Version: version, Verb: "bench",
 		Model:   manifest.Model{Path: s.Name, Hash: info.Hash, DType: info.DType, Tier: info.Tier, Runtime: info.Runtime, Shape: info.Shape},
@@ -584,7 +580,7 @@ func budgeted(ctx context.Context, c *Cell, n int, smp samplers.Sampler, text st
 }
 
 const (
-	modelSchedule = "model"
+	modelSchedule = job.ModelSchedule
 	ownNodes      = "own nodes"
 )
 

@@ -14,6 +14,7 @@ import (
 
 	"drift/cmd/drift/internal/manifest"
 	"drift/models"
+	"drift/models/open"
 	"drift/samplers"
 	"drift/schedules"
 )
@@ -59,6 +60,18 @@ type Plan struct {
 	// Start has one row per place, scaled to node First; nil draws the prior.
 	Start *tensor.Dense
 	Image *Image // the picture that an image-to-image run starts from; nil: none
+}
+
+// ModelSchedule names the schedule of a model's own scheduler.
+const ModelSchedule = "model"
+
+// Space is where a run starts, nil for the usual: the own sampler of some models, on their own schedule, starts from noise of
+// the first sigma (open.Defaults.SigmaStart).
+func Space(m *open.Model, sampler, schedule string) samplers.Space {
+	if own, _, err := samplers.Resolve(m.Defaults.Sampler); err == nil && own == sampler && m.Defaults.SigmaStart && schedule == ModelSchedule {
+		return samplers.Euclid{Sigma: true}
+	}
+	return nil
 }
 
 // Batch is a part of a job under way.
