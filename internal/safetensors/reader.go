@@ -548,8 +548,7 @@ func readIndex(path string) (map[string]string, []string, error) {
 	there, text := false, 0
 	err = s.Object(func(key string) error {
 		if key != "weight_map" {
-			_, err := s.Value()
-			return err
+			return s.Skip()
 		}
 		there = true
 		return s.Object(func(name string) error {

@@ -82,6 +82,7 @@ type storage struct {
 	size, at int64  // bytes, and their place in the file
 	sum      uint32 // CRC-32
 	summed   bool   // the legacy form has no sums
+	checked  bool   // all its bytes were
 }
 
 // A File is an open file. Its structure and sizes were checked; the bytes of a
@@ -96,9 +97,6 @@ type File struct {
 	storages []storage
 	index    map[string]int // storages by key
 	keys     []string       // of the outermost dictionary
-
-	cached int // the storage in cache, -1
-	cache  []byte
 }
 
 // Open opens a file and reads all but the storages.
@@ -125,7 +123,7 @@ func Open(path string) (*File, error) {
 // Read is Open for a file that lies in r, size bytes long; path names it in
 // errors. r must stay readable as long as the File is used.
 func Read(path string, r io.ReaderAt, size int64) (*File, error) {
-	f := &File{path: path, source: r, size: size, index: map[string]int{}, cached: -1}
+	f := &File{path: path, source: r, size: size, index: map[string]int{}}
 	err := f.read()
 	var b bad
 	if errors.As(err, &b) {
@@ -300,16 +298,25 @@ func (f *File) checkDirectory() error {
 		return badf("the zip archive is cut, or something follows it")
 	}
 	end := tail[len(tail)-record:]
-	count, size := uint64(le.Uint16(end[10:])), uint64(le.Uint32(end[12:]))
-	if count == math.MaxUint16 || size == math.MaxUint16 || size == math.MaxUint32 || le.Uint32(end[16:]) == math.MaxUint32 {
-		if len(tail) < record64+locator+record || string(tail[:4]) != "PK\x06\x06" || string(tail[record64:][:4]) != "PK\x06\x07" ||
-			le.Uint64(tail[record64+8:]) != uint64(f.size)-uint64(len(tail)) {
+	count, size, at := uint64(le.Uint16(end[10:])), uint64(le.Uint32(end[12:])), uint64(le.Uint32(end[16:]))
+	// torch writes the long form of the record too where the short one says it all.
+	long := len(tail) == record64+locator+record && string(tail[:4]) == "PK\x06\x06" && string(tail[record64:][:4]) == "PK\x06\x07" &&
+		le.Uint64(tail[record64+8:]) == uint64(f.size)-uint64(len(tail))
+	if count == math.MaxUint16 || size == math.MaxUint16 || size == math.MaxUint32 || at == math.MaxUint32 {
+		if !long {
 			return badf("the zip archive has a damaged end record")
 		}
-		count, size = le.Uint64(tail[32:]), le.Uint64(tail[40:])
+		count, size, at = le.Uint64(tail[32:]), le.Uint64(tail[40:]), le.Uint64(tail[48:])
 	}
 	if count > maxMembers || size > maxDirectory {
 		return badf("a zip archive of %d members with a directory of %d bytes; at most %d in %d are read", count, size, maxMembers, maxDirectory)
+	}
+	below := uint64(f.size) - record // where the directory ends
+	if long {
+		below -= locator + record64
+	}
+	if at > below || size != below-at { // archive/zip counts the members modulo 65536, and reads on to the end record
+		return badf("the zip archive has a directory of another size than its end record says")
 	}
 	return nil
 }
@@ -388,7 +395,10 @@ func (f *File) readLegacy() (any, error) {
 		return nil, err
 	}
 	if version.value != int64(legacyVersion) {
-		return nil, badf("version %v of the legacy form, only %d is read", version.value, legacyVersion)
+		if v, ok := version.value.(int64); ok {
+			return nil, badf("version %d of the legacy form, only %d is read", v, legacyVersion)
+		}
+		return nil, badf("the version of the legacy form is no number") // whose text may have no bounds
 	}
 	machine, err := next()
 	if err != nil {
@@ -535,8 +545,8 @@ func (w *walker) tensor(path []string, v *view) error {
 		return badf("two tensors are called %q", name)
 	}
 	w.seen[name] = true
-	if len(v.shape) != len(v.stride) || len(v.shape) > safetensors.MaxRank {
-		return badf("tensor %q: a shape of %d and strides of %d dimensions, at most %d are read", name, len(v.shape), len(v.stride), safetensors.MaxRank)
+	if len(v.shape) != len(v.stride) {
+		return badf("tensor %q: a shape of %d and strides of %d dimensions", name, len(v.shape), len(v.stride))
 	}
 	empty := slices.Contains(v.shape, 0)
 	n, last, fits := int64(1), v.offset, v.offset >= 0 && v.offset <= s.numel && (empty || v.offset < s.numel)
@@ -565,29 +575,50 @@ func (w *walker) tensor(path []string, v *view) error {
 	return nil
 }
 
+// sparse is from how many bytes of a storage for a byte of a tensor on the
+// elements are read one by one.
+const sparse = 16
+
 // Bytes returns the elements of a tensor of this file, row-major and
-// little-endian, after reading and checking its storage. The bytes may be
-// shared with the file: they must not be changed, and hold until the next
-// call.
+// little-endian. The first tensor of a storage has all of the storage checked,
+// others read no more of it than they want.
 func (f *File) Bytes(t Tensor) ([]byte, error) {
-	data, err := f.load(t.storage)
-	if err != nil {
-		return nil, err
-	}
-	w := width(f.storages[t.storage].class)
-	n, dense := int64(t.Len()), int64(1)
+	s := &f.storages[t.storage]
+	w := width(s.class)
+	n, dense, span := int64(t.Len()), int64(1), int64(1)
 	contiguous := true
-	for i := len(t.Shape) - 1; i >= 0; i-- {
+	for i := len(t.Shape) - 1; i >= 0 && n > 0; i-- {
 		contiguous = contiguous && (t.Shape[i] == 1 || t.stride[i] == dense)
 		dense *= int64(t.Shape[i])
+		span += int64(t.Shape[i]-1) * t.stride[i] // from the first to the last element
 	}
-	if contiguous || n == 0 {
-		return data[t.offset*w:][:n*w], nil
+	if n == 0 {
+		return nil, f.check(s, nil)
 	}
-	out := make([]byte, 0, n*w)
-	at, index := t.offset, make([]int, len(t.Shape))
-	for range n {
-		out = append(out, data[at*w:][:w]...)
+	read := func(b []byte, from int64) error {
+		if err := f.readAt(b, s.at+from*w); err != nil {
+			return fmt.Errorf("%s: reading storage %q: %w", f.path, s.key, err)
+		}
+		return nil
+	}
+	var data []byte
+	if span/sparse <= n {
+		data = make([]byte, span*w)
+		if err := read(data, t.offset); err != nil {
+			return nil, err
+		}
+	}
+	if err := f.check(s, data); err != nil || contiguous {
+		return data, err
+	}
+	out := make([]byte, n*w)
+	at, index := int64(0), make([]int, len(t.Shape))
+	for k := range n {
+		if to := out[k*w:][:w]; data != nil {
+			copy(to, data[at*w:])
+		} else if err := read(to, t.offset+at); err != nil {
+			return nil, err
+		}
 		for i := len(index) - 1; i >= 0; i-- {
 			index[i]++
 			at += t.stride[i]
@@ -601,27 +632,34 @@ func (f *File) Bytes(t Tensor) ([]byte, error) {
 	return out, nil
 }
 
-// load reads a storage; the last one is kept.
-func (f *File) load(i int) ([]byte, error) {
-	if f.cached == i {
-		return f.cache, nil
+// check reads a storage, unless data is all of it, and holds it to its
+// checksum and its type: once.
+func (f *File) check(s *storage, data []byte) error {
+	if s.checked || !s.summed && s.class != name(safetensors.Bool) {
+		return nil
 	}
-	s := f.storages[i]
-	f.cached = -1
-	f.cache = make([]byte, s.size)
-	if err := f.readAt(f.cache, s.at); err != nil {
-		return nil, fmt.Errorf("%s: reading storage %q: %w", f.path, s.key, err)
+	piece := data
+	if int64(len(data)) != s.size {
+		piece = make([]byte, min(s.size, 1<<20))
 	}
-	if s.summed && crc32.ChecksumIEEE(f.cache) != s.sum {
-		return nil, refuse.Errorf(f.path, "storage %q does not have the checksum that the archive says", s.key)
-	}
-	if s.class == name(safetensors.Bool) {
-		for k, v := range f.cache {
-			if v > 1 {
-				return nil, refuse.Errorf(f.path, "storage %q: element %d is %d, no truth value", s.key, k, v)
+	sum := uint32(0)
+	for at := int64(0); at < s.size; at += int64(len(piece)) {
+		piece = piece[:min(int64(len(piece)), s.size-at)]
+		if int64(len(data)) != s.size {
+			if err := f.readAt(piece, s.at+at); err != nil {
+				return fmt.Errorf("%s: reading storage %q: %w", f.path, s.key, err)
+			}
+		}
+		sum = crc32.Update(sum, crc32.IEEETable, piece)
+		for k, v := range piece {
+			if s.class == name(safetensors.Bool) && v > 1 {
+				return refuse.Errorf(f.path, "storage %q: element %d is %d, no truth value", s.key, at+int64(k), v)
 			}
 		}
 	}
-	f.cached = i
-	return f.cache, nil
+	if s.summed && sum != s.sum {
+		return refuse.Errorf(f.path, "storage %q does not have the checksum that the archive says", s.key)
+	}
+	s.checked = true
+	return nil
 }

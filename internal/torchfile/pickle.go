@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"unicode/utf8"
+
+	"drift/internal/safetensors"
 )
 
 // The pickle machine: a stack, a memo and the opcodes that torch.save writes
@@ -599,6 +601,11 @@ func rebuildTensor(args tuple) (*view, error) {
 	}
 	s, ok := args[0].(storageID)
 	offset, ok2 := args[1].(int64)
+	for _, v := range args[2:4] { // many tensors may share a tuple, of which each gets a copy
+		if t, ok := v.(tuple); ok && len(t) > safetensors.MaxRank {
+			return nil, badf("the pickle has a tensor of %d dimensions, at most %d are read", len(t), safetensors.MaxRank)
+		}
+	}
 	shape, ok3 := integers(args[2])
 	stride, ok4 := integers(args[3])
 	if !ok || !ok2 || !ok3 || !ok4 {

@@ -184,6 +184,26 @@ func archive(members ...string) []byte {
 	return b.Bytes()
 }
 
+// unsaid is an archive with more members than its end record says, modulo 65536,
+// and a directory of another size.
+func unsaid(n int) []byte {
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	for i := range n {
+		_, _ = z.CreateRaw(&zip.FileHeader{Name: fmt.Sprint("x/", i), Method: zip.Store})
+	}
+	_ = z.Close()
+	data := b.Bytes()
+	at := binary.LittleEndian.Uint64(data[len(data)-22-20-56+48:])
+	cut := data[:len(data)-22-20-56]
+	end := binary.LittleEndian.AppendUint32([]byte("PK\x05\x06"), 0)
+	end = binary.LittleEndian.AppendUint16(end, uint16(n%65536))
+	end = binary.LittleEndian.AppendUint16(end, uint16(n%65536))
+	end = binary.LittleEndian.AppendUint32(end, 4096)
+	end = binary.LittleEndian.AppendUint32(end, uint32(at))
+	return append(cut, append(end, 0, 0)...)
+}
+
 // Pieces of pickles.
 const (
 	proto   = "\x80\x02"
@@ -224,53 +244,54 @@ func TestRead(t *testing.T) {
 		file []byte
 		want string // "" opens
 	}{
-		"matrix":                {of(ok), ""},
-		"scalar at the end":     {of(tensor("FloatStorage", 4, 3, nil, nil)), ""},
-		"scalar past the end":   {of(tensor("FloatStorage", 4, 4, nil, nil)), "does not fit"},
-		"empty at the end":      {of(tensor("FloatStorage", 4, 4, []int64{0}, []int64{1})), ""},
-		"empty past the end":    {of(tensor("FloatStorage", 4, 5, []int64{0}, []int64{1})), "does not fit"},
-		"empty but huge":        {of(tensor("FloatStorage", 4, 0, []int64{big, 0, big}, []int64{1, 1, 1})), "does not fit"},
-		"negative offset":       {of(tensor("FloatStorage", 4, -1, []int64{1}, []int64{1})), "does not fit"},
-		"negative size":         {of(tensor("FloatStorage", 4, 0, []int64{-1}, []int64{1})), "negative"},
-		"one too many":          {of(tensor("FloatStorage", 4, 0, []int64{2, 2}, []int64{3, 1})), "does not fit"},
-		"stride overflows":      {of(tensor("FloatStorage", 4, 0, []int64{5}, []int64{big})), "does not fit"},
-		"shape overflows":       {of(tensor("FloatStorage", 4, 0, []int64{big, big}, []int64{0, 0})), "does not fit"},
-		"expands without end":   {of(tensor("FloatStorage", 4, 0, []int64{1 << 20}, []int64{0})), "does not fit"},
-		"offset overflows":      {of(tensor("FloatStorage", 4, math.MaxInt64, []int64{2}, []int64{1})), "does not fit"},
-		"ranks differ":          {of(tensor("FloatStorage", 4, 0, []int64{2}, []int64{1, 1})), "dimensions"},
-		"rank 9":                {of(tensor("FloatStorage", 4, 0, make([]int64, 9), make([]int64, 9))), "dimensions"},
-		"storage too long":      {of(tensor("FloatStorage", math.MaxInt64, 0, nil, nil)), "declares"},
-		"negative storage":      {of(tensor("FloatStorage", -4, 0, nil, nil)), "unknown way"},
-		"class of another size": {of(tensor("DoubleStorage", 4, 0, nil, nil)), "its pickle says 32"},
-		"complex":               {of(tensor("ComplexFloatStorage", 4, 0, nil, nil)), "names torch.ComplexFloatStorage"},
-		"name as storage":       {of(strings.Replace(ok, "ctorch\nFloatStorage\n", ordered, 1)), "unknown way"},
-		"two descriptions":      {of("(" + ok + tensor("FloatStorage", 2, 0, nil, nil) + "t"), "in two ways"},
-		"storage is called":     {of("ctorch\nFloatStorage\n)R"), "calls"},
-		"text is called":        {of(text("eval") + ")R"), "calls"},
-		"dictionary of garbage": {of(ordered + "K\x01\x85R"), "unknown way"},
-		"dictionary of pairs":   {of(ordered + "](](" + text("a") + ok + "ee\x85R"), ""},
-		"attributes":            {of(ordered + ")R(" + text("a") + ok + "u}(" + text("_metadata") + "Nu" + "b"), ""},
-		"attributes of a list":  {of("]}b"), "attributes"},
-		"same name twice":       {of(ok + text("w") + ok), "two tensors"},
-		"dots make it the same": {archive("data.pkl", proto+"}("+text("a.b")+ok+text("a")+"}("+text("b")+ok+"uu.", "data/0", four), "two tensors"},
-		"key is a float":        {of("}(G\x00\x00\x00\x00\x00\x00\x00\x00" + ok + "u"), "neither text nor"},
-		"integer keys":          {of("}(K\x07" + ok + "u"), ""},
-		"contains itself":       {archive("data.pkl", proto+"}q\x00("+text("w")+"h\x00u."), "nested"},
-		"stack empty":           {archive("data.pkl", proto+"."), "0 values"},
-		"mark as value":         {archive("data.pkl", proto+"(."), "mark"},
-		"no mark":               {archive("data.pkl", proto+"}u."), "no mark"},
-		"odd items":             {archive("data.pkl", proto+"}(Nu."), "sets items"},
-		"items of a tensor":     {of(ok + "(NNu"), "sets items"},
-		"never stored":          {archive("data.pkl", proto+"h\x01."), "never stored"},
-		"bytes follow":          {archive("data.pkl", proto+"}.N"), "follow"},
-		"protocol 1":            {archive("data.pkl", "\x80\x01}."), "protocol"},
-		"instance":              {archive("data.pkl", proto+"(ios\nsystem\n."), "opcode"},
-		"new object":            {archive("data.pkl", proto+ordered+")\x81."), "opcode"},
-		"stack global":          {archive("data.pkl", "\x80\x04\x8c\x02os\x8c\x06system\x93."), "names os.system"},
-		"list":                  {archive("data.pkl", proto+"]."), "no dictionary"},
-		"script inside":         {archive("data.pkl", proto+"}.", "code/x.py", ""), "TorchScript"},
-		"member twice":          {archive("data.pkl", proto+"}.", "data.pkl", proto+"}."), "two members"},
-		"something behind":      {append(archive("data.pkl", proto+"}."), 0), "follows"},
+		"matrix":                 {of(ok), ""},
+		"scalar at the end":      {of(tensor("FloatStorage", 4, 3, nil, nil)), ""},
+		"scalar past the end":    {of(tensor("FloatStorage", 4, 4, nil, nil)), "does not fit"},
+		"empty at the end":       {of(tensor("FloatStorage", 4, 4, []int64{0}, []int64{1})), ""},
+		"empty past the end":     {of(tensor("FloatStorage", 4, 5, []int64{0}, []int64{1})), "does not fit"},
+		"empty but huge":         {of(tensor("FloatStorage", 4, 0, []int64{big, 0, big}, []int64{1, 1, 1})), "does not fit"},
+		"negative offset":        {of(tensor("FloatStorage", 4, -1, []int64{1}, []int64{1})), "does not fit"},
+		"negative size":          {of(tensor("FloatStorage", 4, 0, []int64{-1}, []int64{1})), "negative"},
+		"one too many":           {of(tensor("FloatStorage", 4, 0, []int64{2, 2}, []int64{3, 1})), "does not fit"},
+		"stride overflows":       {of(tensor("FloatStorage", 4, 0, []int64{5}, []int64{big})), "does not fit"},
+		"shape overflows":        {of(tensor("FloatStorage", 4, 0, []int64{big, big}, []int64{0, 0})), "does not fit"},
+		"expands without end":    {of(tensor("FloatStorage", 4, 0, []int64{1 << 20}, []int64{0})), "does not fit"},
+		"offset overflows":       {of(tensor("FloatStorage", 4, math.MaxInt64, []int64{2}, []int64{1})), "does not fit"},
+		"ranks differ":           {of(tensor("FloatStorage", 4, 0, []int64{2}, []int64{1, 1})), "dimensions"},
+		"rank 9":                 {of(tensor("FloatStorage", 4, 0, make([]int64, 9), make([]int64, 9))), "dimensions"},
+		"storage too long":       {of(tensor("FloatStorage", math.MaxInt64, 0, nil, nil)), "declares"},
+		"negative storage":       {of(tensor("FloatStorage", -4, 0, nil, nil)), "unknown way"},
+		"class of another size":  {of(tensor("DoubleStorage", 4, 0, nil, nil)), "its pickle says 32"},
+		"complex":                {of(tensor("ComplexFloatStorage", 4, 0, nil, nil)), "names torch.ComplexFloatStorage"},
+		"name as storage":        {of(strings.Replace(ok, "ctorch\nFloatStorage\n", ordered, 1)), "unknown way"},
+		"two descriptions":       {of("(" + ok + tensor("FloatStorage", 2, 0, nil, nil) + "t"), "in two ways"},
+		"storage is called":      {of("ctorch\nFloatStorage\n)R"), "calls"},
+		"text is called":         {of(text("eval") + ")R"), "calls"},
+		"dictionary of garbage":  {of(ordered + "K\x01\x85R"), "unknown way"},
+		"dictionary of pairs":    {of(ordered + "](](" + text("a") + ok + "ee\x85R"), ""},
+		"attributes":             {of(ordered + ")R(" + text("a") + ok + "u}(" + text("_metadata") + "Nu" + "b"), ""},
+		"attributes of a list":   {of("]}b"), "attributes"},
+		"same name twice":        {of(ok + text("w") + ok), "two tensors"},
+		"dots make it the same":  {archive("data.pkl", proto+"}("+text("a.b")+ok+text("a")+"}("+text("b")+ok+"uu.", "data/0", four), "two tensors"},
+		"key is a float":         {of("}(G\x00\x00\x00\x00\x00\x00\x00\x00" + ok + "u"), "neither text nor"},
+		"integer keys":           {of("}(K\x07" + ok + "u"), ""},
+		"contains itself":        {archive("data.pkl", proto+"}q\x00("+text("w")+"h\x00u."), "nested"},
+		"stack empty":            {archive("data.pkl", proto+"."), "0 values"},
+		"mark as value":          {archive("data.pkl", proto+"(."), "mark"},
+		"no mark":                {archive("data.pkl", proto+"}u."), "no mark"},
+		"odd items":              {archive("data.pkl", proto+"}(Nu."), "sets items"},
+		"items of a tensor":      {of(ok + "(NNu"), "sets items"},
+		"never stored":           {archive("data.pkl", proto+"h\x01."), "never stored"},
+		"bytes follow":           {archive("data.pkl", proto+"}.N"), "follow"},
+		"protocol 1":             {archive("data.pkl", "\x80\x01}."), "protocol"},
+		"instance":               {archive("data.pkl", proto+"(ios\nsystem\n."), "opcode"},
+		"new object":             {archive("data.pkl", proto+ordered+")\x81."), "opcode"},
+		"stack global":           {archive("data.pkl", "\x80\x04\x8c\x02os\x8c\x06system\x93."), "names os.system"},
+		"list":                   {archive("data.pkl", proto+"]."), "no dictionary"},
+		"script inside":          {archive("data.pkl", proto+"}.", "code/x.py", ""), "TorchScript"},
+		"member twice":           {archive("data.pkl", proto+"}.", "data.pkl", proto+"}."), "two members"},
+		"more members than said": {unsaid(70_000), "another size"},
+		"something behind":       {append(archive("data.pkl", proto+"}."), 0), "follows"},
 	} {
 		f, err := open(c.file)
 		if c.want == "" {
@@ -306,19 +327,72 @@ func TestBombs(t *testing.T) {
 	for i := range 100 {
 		shared += "}(" + text("a") + "h" + string(rune(i)) + text("b") + "h" + string(rune(i)) + "uq" + string(rune(i+1))
 	}
-	for what, text := range map[string]string{"lists": lists, "memo": memo.String() + ".", "tuples": grow, "shared": shared + "."} {
-		data := archive("data.pkl", text)
+	// A long stride that many tensors share, and a version whose text doubles 64 times.
+	one := "((" + text("storage") + "ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(4) + "tQ" + number(0) + "("
+	strides := proto + rebuild + one + strings.Repeat("K\x00", 60_000) + "tq\x00h\x00\x89" + ordered + ")RtR"
+	strides += strings.Repeat(rebuild+one+"th\x00\x89"+ordered+")RtR", 2000) + "."
+	version := "\x80\x02\x8a\x0a" + string(legacyMagic) + "." + proto + ")" + strings.Repeat("q\x00h\x00\x86", 64) + "."
+	for what, data := range map[string][]byte{
+		"lists": archive("data.pkl", lists), "memo": archive("data.pkl", memo.String()+"."), "tuples": archive("data.pkl", grow),
+		"shared": archive("data.pkl", shared+"."), "strides": archive("data.pkl", strides), "version": []byte(version),
+	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		_, err := open(data)
 		runtime.ReadMemStats(&after)
 		var r *refuse.Error
-		if !errors.As(err, &r) {
+		if !errors.As(err, &r) || len(r.Reason) > 1000 {
 			t.Errorf("%s: %v", what, err)
 		}
 		if spent := after.TotalAlloc - before.TotalAlloc; spent > 96<<20 {
 			t.Errorf("%s: allocated %d bytes in all", what, spent)
 		}
+	}
+}
+
+// counted counts the bytes that are read.
+type counted struct {
+	io.ReaderAt
+	n int
+}
+
+func (c *counted) ReadAt(b []byte, at int64) (int, error) {
+	c.n += len(b)
+	return c.ReaderAt.ReadAt(b, at)
+}
+
+// Small views of large storages, by turns, read each storage once.
+func TestViewsReadLittle(t *testing.T) {
+	const size = 1 << 18
+	in := func(key string, offset int64, shape, stride []int64) string {
+		return strings.Replace(tensor("ByteStorage", size, offset, shape, stride), text("0"), text(key), 1)
+	}
+	items := ""
+	for i := range 200 {
+		items += text(fmt.Sprintf("%03d", i)) + in(fmt.Sprint(i%2), int64(i), nil, nil)
+	}
+	items += text("far") + in("1", 3, []int64{2}, []int64{size - 5}) + text("wide") + in("0", 1, []int64{2, 3}, []int64{4, 8})
+	zeros := string(make([]byte, size))
+	data := archive("data.pkl", proto+"}("+items+"u.", "data/0", strings.Repeat("01234567", size/8), "data/1", zeros[:size-2]+"z"+zeros[:1])
+	r := &counted{ReaderAt: bytes.NewReader(data)}
+	f, err := Read("x", r, int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.n = 0
+	got := map[string]string{}
+	for _, x := range f.Tensors() {
+		b, err := f.Bytes(x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[x.Name()] = string(b)
+	}
+	if r.n > 2*size+1000 {
+		t.Errorf("%d bytes read of storages of %d", r.n, 2*size)
+	}
+	if got["far"] != "\x00z" || got["wide"] != "111555" || got["010"] != "2" || got["011"] != "\x00" {
+		t.Errorf("far %q, wide %q, 010 %q, 011 %q", got["far"], got["wide"], got["010"], got["011"])
 	}
 }
 

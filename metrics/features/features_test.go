@@ -323,6 +323,7 @@ func TestFiles(t *testing.T) {
 		{file("skew.npz", mu, sigma(1, 0.5, 0, 1)), "not symmetric"},
 		{file("nan.npz", mu, sigma(1, 0, 0, math.NaN())), "not finite"},
 		{file("shape.npz", mu, npz.Array{Name: "sigma", Shape: []int{4}, Data: make([]float64, 4)}), "sigma [4]"},
+		{file("logits.npz", npz.Array{Name: "features", Shape: []int{4, 2}, Data: make([]float32, 8)}, npz.Array{Name: "logits", Shape: []int{8, 3}, Data: make([]float32, 24)}), "4 rows of features and 8 of logits"},
 		{file("empty.npz", npz.Array{Name: "y", Shape: []int{1}, Data: []float64{1}}), "no array images, tokens, features, or mu and sigma, but y"},
 		{file("chw.npz", npz.Array{Name: "images", Shape: []int{2, 1, 4, 4}, Data: make([]uint8, 32)}), "shape [2 1 4 4]"},
 		{file("float.npz", npz.Array{Name: "images", Shape: []int{2, 4, 4, 1}, Data: make([]float32, 32)}), "is f4"},

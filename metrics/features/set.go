@@ -59,8 +59,13 @@ type Set struct {
 	digest string
 }
 
-// maxSide bounds the sides of pictures that are read.
-const maxSide = 1 << 14
+// Limits of the pictures that are read, and of a batch of them: many small
+// files may hold much.
+const (
+	maxSide   = 1 << 14
+	maxPixels = 1 << 26
+	maxBatch  = 1 << 26 // bytes, unless one picture has more
+)
 
 // OpenSet opens a folder of PNG files (also in folders below it), one PNG, or
 // a .npz with images (or arr_0), tokens, features, or mu and sigma, or a FASTA
@@ -168,13 +173,16 @@ func readSet(path string, open func() (*npz.Archive, error)) (*Set, error) {
 		if s.rows, err = readRows(a, "features"); err != nil {
 			return nil, err
 		}
+		s.Kind = FeatureRows
+		s.N, _ = s.rows.Dims()
 		if has("logits") {
 			if s.logits, err = readRows(a, "logits"); err != nil {
 				return nil, err
 			}
+			if n, _ := s.logits.Dims(); n != s.N {
+				return nil, refuse.Errorf(path, "%d rows of features and %d of logits", s.N, n)
+			}
 		}
-		s.Kind = FeatureRows
-		s.N, _ = s.rows.Dims()
 		return s, nil
 	case has("mu") && has("sigma"):
 		s.Kind = Statistics
@@ -386,7 +394,7 @@ func (s *Set) Each(ctx context.Context, size int, strict bool, f func(Images) er
 		if err != nil {
 			return err
 		}
-		if b.N > 0 && (b.H != m.H || b.W != m.W || b.C != m.C || b.N == size) {
+		if b.N > 0 && (b.H != m.H || b.W != m.W || b.C != m.C || b.N == size || len(b.Pix)+len(m.Pix) > maxBatch) {
 			if err := flush(); err != nil {
 				return err
 			}
@@ -432,7 +440,7 @@ func readPNG(path string) (metrics.Image[uint8], error) {
 	if err != nil {
 		return bad(err)
 	}
-	if cfg.Width > maxSide || cfg.Height > maxSide {
+	if cfg.Width > maxSide || cfg.Height > maxSide || cfg.Width*cfg.Height > maxPixels {
 		return bad(fmt.Errorf("%dx%d pixels are more than are read", cfg.Width, cfg.Height))
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
@@ -462,6 +470,15 @@ func fromImage(m image.Image) metrics.Image[uint8] {
 		for y := range h {
 			for x := range w {
 				out.Pix[y*w+x] = uint8(m.Gray16At(b.Min.X+x, b.Min.Y+y).Y >> 8)
+			}
+		}
+		return out
+	case *image.NRGBA64: // color.NRGBAModel would go through values times alpha
+		out := metrics.Image[uint8]{H: h, W: w, C: 3, Pix: make([]uint8, 0, 3*h*w)}
+		for y := range h {
+			for x := range w {
+				c := m.NRGBA64At(b.Min.X+x, b.Min.Y+y)
+				out.Pix = append(out.Pix, uint8(c.R>>8), uint8(c.G>>8), uint8(c.B>>8))
 			}
 		}
 		return out

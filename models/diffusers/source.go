@@ -106,10 +106,9 @@ func (s *torchSource) Bytes(name string) ([]byte, error) {
 	if !ok {
 		return nil, refuse.Errorf(s.Path(), "has no tensor %q", name)
 	}
-	s.reading.Lock() // the file keeps the storage it read last
+	s.reading.Lock() // the file keeps which storages it checked
 	defer s.reading.Unlock()
-	b, err := s.file.Bytes(t)
-	return slices.Clone(b), err
+	return s.file.Bytes(t)
 }
 
 func (s *torchSource) Float32(name string) ([]float32, error) {
