@@ -327,11 +327,7 @@ func (b *benching) resolve(ctx context.Context) error {
 	}
 	switch text := c.String("samplers"); {
 	case text == "all":
-		for _, i := range samplers.List() {
-			if s, err := samplers.Parse(i.Name); err == nil && !s.Needs().VJP && !s.Needs().Couples {
-				m.Samplers = append(m.Samplers, i.Name)
-			}
-		}
+		m.Samplers = allSamplers()
 	case text == "":
 		m.Samplers = []string{"euler", "heun", "dpmpp-2m", "unipc"}
 	default:
@@ -343,6 +339,16 @@ func (b *benching) resolve(ctx context.Context) error {
 		}
 	}
 	return b.metrics()
+}
+
+// allSamplers is what --samplers all means: those that draw pictures one by one, without gradients.
+func allSamplers() (names []string) {
+	for _, i := range samplers.List() {
+		if s, err := samplers.Parse(i.Name); err == nil && !s.Needs().VJP && !s.Needs().Couples {
+			names = append(names, i.Name)
+		}
+	}
+	return names
 }
 
 // wholes reads a list of positive whole numbers.
@@ -489,6 +495,9 @@ func (b *benching) reference(s *bench.Subject) (bench.Reference, error) {
 	set, err := features.OpenSet(name)
 	if err != nil {
 		return bench.Reference{}, err
+	}
+	if set.Kind == features.Pictures && b.ex == nil {
+		return bench.Reference{}, usagef("--reference %s: pictures, which %s does not draw", name, s.Name)
 	}
 	return bench.ReferenceOf(set, b.ex, true), nil
 }

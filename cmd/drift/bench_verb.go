@@ -184,6 +184,9 @@ func (b *benching) cells(ctx context.Context) ([]*bench.Cell, error) {
 	axis("model", c.IsSet("model"), m.Models)
 	axis("guider", c.IsSet("guiders") || c.IsSet("cfg-scale"), m.Guiders)
 	names := bench.Split(c.String("samplers"))
+	if c.String("samplers") == "all" {
+		names = allSamplers()
+	}
 	for _, o := range b.options {
 		var err error
 		if names, err = bench.Sweep(names, o); err != nil {

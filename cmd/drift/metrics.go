@@ -33,18 +33,23 @@ func metricsVerb(a *app) *cli.Command {
 			Name: p.name, Usage: p.doc, UsageText: "A B [flags]",
 			Description: "Pictures are paired by name in folders, by place in arrays. The value is the mean over pairs.",
 			Flags:       []cli.Flag{strictFlag()},
-			Action:      func(c *cli.Context) error { return a.pairs(c, p) },
+			Action:      a.stoppable(func(c *cli.Context) error { return a.pairs(c, p) }),
 		})
 	}
 	verb.Subcommands = append(verb.Subcommands, &cli.Command{
 		Name: "motifs", Usage: "motif statistics of DNA sequences: matches per kb, pairs at their distances, words", UsageText: "A B [flags]",
 		Description: "The value is the mean over the motifs of |log2(B per kb/A per kb)|: 0 is as often as in the reference A. Sets are .fasta files, .npz files with tokens, or the names dna (the grammar's sequences of all classes) and dna:CLASS.",
-		Action:      a.motifs,
+		Action:      a.stoppable(a.motifs),
 	})
 	verb.Subcommands = append(verb.Subcommands, &cli.Command{
 		Name: "stats", Usage: "make a statistics file: mu, sigma, n and the extractor's identity", UsageText: "A --out REF.npz [flags]",
-		Flags:  append([]cli.Flag{&cli.StringFlag{Name: "out", Usage: "`REF.npz` to write"}}, append(scaleFlags("pictures", 256), setFlags()...)...),
-		Action: a.stats,
+		Flags: append([]cli.Flag{&cli.StringFlag{Name: "out", Usage: "`REF.npz` to write"}}, append(scaleFlags("pictures", 256), setFlags()...)...),
+		Action: func(c *cli.Context) error {
+			if c.IsSet("workers") { // which it stops itself
+				return a.stats(c)
+			}
+			return a.stoppable(a.stats)(c)
+		},
 	})
 	return verb
 }
@@ -84,7 +89,7 @@ func (a *app) scoreVerb(s bench.Scorer) *cli.Command {
 	case "vendi":
 		flags = append(flags, &cli.Float64Flag{Name: "order", Usage: "of the score (1) (`Q`)"})
 	}
-	return &cli.Command{Name: s.Name, Usage: s.Doc, UsageText: text, Flags: flags, Action: func(c *cli.Context) error { return a.score(c, s) }}
+	return &cli.Command{Name: s.Name, Usage: s.Doc, UsageText: text, Flags: flags, Action: a.stoppable(func(c *cli.Context) error { return a.score(c, s) })}
 }
 
 // score prints one score.
@@ -111,7 +116,7 @@ func (a *app) score(c *cli.Context, s bench.Scorer) error {
 	if c.Uint("seed") > math.MaxUint32 {
 		return usagef("--seed %d: want less than 2^32", c.Uint("seed"))
 	}
-	if o.Q = c.Float64("order"); math.IsNaN(o.Q) || o.Q < 0 {
+	if o.Q = c.Float64("order"); math.IsNaN(o.Q) || o.Q < 0 || o.Q == 0 && c.IsSet("order") {
 		return usagef("--order %g: want more than 0", o.Q)
 	}
 	gen, err := openSet(args[0], 0, 0)

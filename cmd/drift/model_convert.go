@@ -39,7 +39,7 @@ func modelConvertVerb(a *app) *cli.Command {
 			&cli.StringFlag{Name: "dtype", Usage: "type of floating-point tensors: f32, f16, bf16 (`T`); default: the types they have"},
 			&cli.StringFlag{Name: "key", Usage: "take the tensors under this key of nested dictionaries (`K`)"},
 		),
-		Action: func(c *cli.Context) error { return a.modelConvert(c) },
+		Action: a.stoppable(a.modelConvert),
 	}
 }
 
@@ -71,6 +71,9 @@ func (a *app) modelConvert(c *cli.Context) error {
 			return err
 		}
 		if known {
+			if c.IsSet("key") {
+				return usagef("--key: %s is taken apart whole; a name that ends in .safetensors takes one of its dictionaries", in)
+			}
 			return a.unpack(c.Context, in, out, dtype, fileOptions(c))
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,7 +11,6 @@ import (
 	"drift/cmd/drift/internal/job"
 	"drift/cmd/drift/internal/manifest"
 	"drift/guidance"
-	"drift/internal/spec"
 	"drift/models"
 	"drift/schedules"
 )
@@ -120,21 +118,9 @@ func (s *sampling) resolveGuide(ctx context.Context, base *manifest.Run) error {
 
 // readScripts keeps the text of the files that guiders name: it decides the result.
 func (s *sampling) readScripts(base *manifest.Run) error {
-	for _, g := range s.desc.Guiders {
-		sp, err := spec.Parse(g)
-		if err != nil {
-			return badUse("guider", err)
-		}
-		for _, a := range sp.Args {
-			if a.Key != "file" {
-				continue
-			}
-			text, err := job.ReadSmall(a.Value)
-			if err != nil {
-				return err
-			}
-			s.desc.Scripts = append(s.desc.Scripts, manifest.Script{Name: filepath.Base(a.Value), Text: string(text)})
-		}
+	var err error
+	if s.desc.Scripts, err = job.Scripts(s.desc.Guiders); err != nil {
+		return err
 	}
 	if base != nil && !s.c.IsSet("guider") && !slices.Equal(base.Scripts, s.desc.Scripts) {
 		s.warn("the guiders' files are not those of that run any more")

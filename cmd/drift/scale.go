@@ -380,3 +380,17 @@ func contextOf(ctx context.Context, stop <-chan struct{}) (context.Context, cont
 	}()
 	return out, cancel
 }
+
+// stoppable is an action that ends at once, with nothing written, when it is asked to stop.
+func (a *app) stoppable(action cli.ActionFunc) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		ctx, cancel := contextOf(c.Context, a.stop)
+		defer cancel()
+		c.Context = ctx
+		err := action(c)
+		if err != nil && errors.Is(err, context.Canceled) {
+			return job.ErrStopped
+		}
+		return err
+	}
+}

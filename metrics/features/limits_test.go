@@ -43,6 +43,43 @@ func TestBatchBytes(t *testing.T) {
 	}
 }
 
+// A folder is known by what its pictures hold; links to pictures are pictures, and what cannot be opened is named.
+func TestFolderIdentity(t *testing.T) {
+	dir, away := t.TempDir(), filepath.Join(t.TempDir(), "away.png")
+	digest := func() string {
+		s, err := OpenSet(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Digest()
+	}
+	m := image.NewGray(image.Rect(0, 0, 2, 2))
+	savePNG(t, filepath.Join(dir, "a.png"), m)
+	before := digest()
+	m.Pix[0] = 9
+	savePNG(t, away, m)
+	if digest() != before {
+		t.Error("the digest of the same files changed")
+	}
+	savePNG(t, filepath.Join(dir, "a.png"), m)
+	if digest() == before {
+		t.Error("other pictures, the same digest")
+	}
+	for name, to := range map[string]string{"b.png": away, "c.png": filepath.Join(dir, "nowhere")} {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Skip("no links here")
+		}
+	}
+	s, err := OpenSet(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	if err := s.Each(context.Background(), 8, false, func(m Images) error { n += m.N; return nil }); err != nil || n != 2 || len(s.Unreadable) != 1 {
+		t.Errorf("%d pictures, %q unreadable, %v", n, s.Unreadable, err)
+	}
+}
+
 // Transparency is left out of account: the colours of eight and sixteen bits
 // are the same under any alpha.
 func TestTransparent(t *testing.T) {

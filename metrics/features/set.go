@@ -96,7 +96,17 @@ func openFolder(dir string) (*Set, error) {
 		if err != nil {
 			return err
 		}
-		if d.Type().IsRegular() && strings.EqualFold(filepath.Ext(path), ".png") {
+		if !strings.EqualFold(filepath.Ext(path), ".png") {
+			return nil
+		}
+		mode := d.Type()
+		if mode&fs.ModeSymlink != 0 {
+			mode = 0 // one that leads nowhere is a picture that does not read
+			if info, err := os.Stat(path); err == nil {
+				mode = info.Mode()
+			}
+		}
+		if mode.IsRegular() {
 			s.files = append(s.files, path)
 		}
 		return nil
@@ -429,6 +439,9 @@ func (s *Set) Unread() (out []int) {
 
 func readPNG(path string) (metrics.Image[uint8], error) {
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+		return metrics.Image[uint8]{}, refuse.Errorf(path, "cannot be opened: %v", err)
+	}
 	if err != nil {
 		return metrics.Image[uint8]{}, err
 	}
@@ -548,8 +561,8 @@ func (s *Set) Rows(ctx context.Context, ex Extractor, strict bool) (rows, logits
 	return s.rows, s.logits, ex.Identity(), nil
 }
 
-// Digest is a short hash of the numbers of statistics or features, which names
-// a reference in results.
+// Digest is a short hash of the numbers of statistics or features, or of the
+// bytes of pictures, which names a reference in results.
 func (s *Set) Digest() string {
 	if s.digest != "" {
 		return s.digest
@@ -578,8 +591,17 @@ func (s *Set) Digest() string {
 		}
 	case Pictures:
 		h.Write(s.pix.Pix)
-		for _, f := range s.files {
-			_, _ = io.WriteString(h, f+"\x00")
+		for _, path := range s.files {
+			sum := sha256.New()
+			f, err := os.Open(path)
+			if err == nil {
+				_, err = io.Copy(sum, f)
+				_ = f.Close() // it was only read
+			}
+			if err != nil { // Each says what is wrong with it
+				sum.Reset()
+			}
+			h.Write(sum.Sum(nil))
 		}
 	}
 	s.digest = hex.EncodeToString(h.Sum(nil))[:16]

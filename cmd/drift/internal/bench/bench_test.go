@@ -755,3 +755,21 @@ func TestScorers(t *testing.T) {
 		}
 	}
 }
+
+// Half-written files of a bench go, files of the user that are called alike stay.
+func TestLeftovers(t *testing.T) {
+	dir := t.TempDir()
+	m := matrix()
+	m.Samplers, m.NFE = []string{"euler"}, []int{4}
+	s := subject(t, classes)
+	run(t, dir, m, 90, s)
+	for name, kept := range map[string]bool{"notes.tmp2024.txt": true, "notes.tmp2024": true, "results.json.tmp1": false, "plot-energy.svg.tmp12": false, "cells/x.rec.tmp3": false} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		run(t, dir, m, 90, s)
+		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != kept {
+			t.Errorf("%s: kept %v, want %v", name, err == nil, kept)
+		}
+	}
+}

@@ -412,6 +412,9 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 		Sampler: canonical, SamplerID: hashOf(smp), Schedule: c.Schedule, Grid: manifest.NewGrid(g), NFE: int(math.Round(c.NFE)), Guiders: specs,
 		Seeds: strconv.FormatUint(m.Seed, 10) + "-", Sets: []manifest.Set{set}, Rounding: s.Measure.Rounding(rounding),
 	}
+	if c.Run.Scripts, err = job.Scripts(specs); err != nil {
+		return nil, err
+	}
 	if g := s.Guide; g != nil && slices.ContainsFunc(specs, needsGuide) { // a cell that does not ask for it is the same without
 		c.Run.Guide = &manifest.Model{Path: s.GuideName, Hash: g.Info.Hash, DType: g.Info.DType, Tier: g.Info.Tier, Runtime: g.Info.Runtime, Shape: g.Info.Shape}
 	}

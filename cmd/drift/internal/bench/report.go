@@ -267,6 +267,9 @@ func (r Report) lanes(model string) (lanes []lane, at []string) {
 		}
 		a := c.At()
 		adaptive = adaptive || a == "adaptive"
+		if a != "adaptive" && !slices.Contains(at, a) { // from a swept flag
+			at = append(at, a)
+		}
 		lanes[k].cells[a] = c
 	}
 	if adaptive {

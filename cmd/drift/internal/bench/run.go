@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -77,6 +78,12 @@ type storing struct{ error }
 
 func (s storing) Unwrap() error { return s.error }
 
+// Half-written files have names that end so; those of the folder of a bench begin so, others are the user's.
+var (
+	half = regexp.MustCompile(`\.tmp[0-9]+$`)
+	ours = regexp.MustCompile(`^(results|plot|report|times)[-.]`)
+)
+
 // Run makes what is missing, cell by cell, and returns the rows. Closing stop ends it after the step under way with
 // job.ErrStopped; everything before the batch under way is kept.
 func (b *Bench) Run(ctx context.Context, stop <-chan struct{}) ([]Row, error) {
@@ -89,12 +96,16 @@ func (b *Bench) Run(ctx context.Context, stop <-chan struct{}) ([]Row, error) {
 	}
 	defer b.lock.release()
 	for _, dir := range []string{b.Dir, filepath.Join(b.Dir, "cells")} { // what a killed process was writing
-		left, err := filepath.Glob(filepath.Join(dir, "*.tmp[0-9]*"))
-		for _, name := range left {
-			err = errors.Join(err, os.Remove(name))
-		}
+		list, err := os.ReadDir(dir)
 		if err != nil {
 			return nil, err
+		}
+		for _, e := range list {
+			if half.MatchString(e.Name()) && (dir != b.Dir || ours.MatchString(e.Name())) {
+				if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+					return nil, err
+				}
+			}
 		}
 	}
 	b.plan()

@@ -58,6 +58,7 @@ func SetSide(s *features.Set, ex features.Extractor, strict bool) *Side {
 // ReferenceOf makes a reference of one set.
 func ReferenceOf(s *features.Set, ex features.Extractor, strict bool) Reference {
 	side := SetSide(s, ex, strict)
+	side.Digest = s.Digest()
 	r := Reference{Moments: side}
 	if s.Kind != features.Statistics {
 		r.Rows = side

@@ -6,8 +6,11 @@ import (
 	"io"
 	"math"
 	"os"
+	"path/filepath"
 
+	"drift/cmd/drift/internal/manifest"
 	"drift/internal/refuse"
+	"drift/internal/spec"
 	"drift/schedules"
 )
 
@@ -24,6 +27,27 @@ func ReadSmall(name string) ([]byte, error) {
 		err = refuse.Errorf(name, "more than %d bytes", most)
 	}
 	return b, err
+}
+
+// Scripts reads the files that guiders name: their text decides the result.
+func Scripts(guiders []string) (out []manifest.Script, err error) {
+	for _, g := range guiders {
+		sp, err := spec.Parse(g)
+		if err != nil {
+			return nil, fmt.Errorf("guider %q: %w", g, err)
+		}
+		for _, a := range sp.Args {
+			if a.Key != "file" {
+				continue
+			}
+			text, err := ReadSmall(a.Value)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, manifest.Script{Name: filepath.Base(a.Value), Text: string(text)})
+		}
+	}
+	return out, nil
 }
 
 // ParseGrid reads {"sigmas": [...]} or {"times": [...]}; a sigma may be "inf".
