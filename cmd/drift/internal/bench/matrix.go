@@ -401,7 +401,7 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 		rounding = s.Model.Defaults.Rounding
 	}
 	c.Note = equivalent(specs, g)
-	c.plan = &job.Plan{Model: s.Model.Denoiser, Wrap: wrap, Shape: info.Shape, Sampler: smp, Grid: g, Sets: []manifest.Set{set}, Text: info.Text}
+	c.plan = &job.Plan{Model: s.Model.Denoiser, Wrap: guided(s, specs, g), Shape: info.Shape, Sampler: smp, Grid: g, Sets: []manifest.Set{set}, Text: info.Text}
 	if s.Model.Codec != nil {
 		c.plan.Codec = s.Model.Codec
 	}
@@ -424,22 +424,41 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	return c, nil
 }
 
-// guide reads a chain of guiders, after those that the model asks for itself.
+// guide reads a chain of guiders, before those that the model asks for itself, as sample has them.
 func guide(s *Subject, text string) ([]string, job.Wrap, error) {
-	specs := slices.Clone(s.Model.Defaults.Guiders)
+	var specs []string
+	own := s.Model.Defaults.Guiders
 	if text != "" {
 		for _, g := range chain(text) {
 			if g == "none" {
-				specs = nil
+				own = nil
 				continue
 			}
 			specs = append(specs, g)
 		}
 	}
-	if len(specs) == 0 {
+	specs = slices.Concat(specs, own)
+	for _, text := range specs {
+		if g, err := guidance.Parse(text); err != nil {
+			return nil, nil, err
+		} else if m, ok := g.(guidance.Gradient); ok && m.Recur > 1 {
+			return nil, nil, fmt.Errorf("%s: a bench of samplers makes no step again; a flag of drift sample, as --class, makes it one of its runs", text)
+		}
+	}
+	wrap := guided(s, specs, nil)
+	if wrap == nil {
 		return nil, nil, nil
 	}
-	wrap := func(d models.Denoiser) (models.Denoiser, error) {
+	_, err := wrap(s.Model.Denoiser)
+	return specs, wrap, err
+}
+
+// guided puts a chain of guiders around the model, on the nodes of a run where they are known; nil for none.
+func guided(s *Subject, specs []string, grid schedules.Grid) job.Wrap {
+	if len(specs) == 0 {
+		return nil
+	}
+	return func(d models.Denoiser) (models.Denoiser, error) {
 		for _, text := range specs {
 			g, err := guidance.Parse(text)
 			if err != nil {
@@ -451,12 +470,13 @@ func guide(s *Subject, text string) ([]string, job.Wrap, error) {
 				}
 				g = n.With(s.Guide.Denoiser)
 			}
+			if n, ok := g.(guidance.Gridder); ok && grid != nil {
+				g = n.On(grid)
+			}
 			d = g.Guide(d)
 		}
 		return d, nil
 	}
-	_, err := wrap(s.Model.Denoiser)
-	return specs, wrap, err
 }
 
 // equivalent says what CFG++ comes to on these nodes, because its strength depends on their number.
