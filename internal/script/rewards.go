@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode/utf8"
 
 	"go.starlark.net/starlark"
 	"go.starlark.net/syntax"
@@ -184,17 +185,21 @@ func ParseReward(src string, w World) (*Rewards, error) {
 	return r, nil
 }
 
-// offset is where a position stands in s.
+// offset is where a position stands in s: a line ends with \n, \r\n or \r, a column is a rune, a byte that is not UTF-8 is one too.
 func offset(s string, p syntax.Position) int {
 	off := 0
-	for line := int32(1); line < p.Line; line++ {
-		off += strings.IndexByte(s[off:], '\n') + 1
-	}
-	for range p.Col - 1 {
-		for off++; off < len(s) && s[off]&0xC0 == 0x80; off++ {
+	for line, col := int32(1), int32(1); off < len(s) && (line < p.Line || col < p.Col); {
+		r, n := utf8.DecodeRuneInString(s[off:])
+		if r == '\r' && strings.HasPrefix(s[off+1:], "\n") {
+			n = 2
+		}
+		if off += n; r == '\r' || r == '\n' {
+			line, col = line+1, 1
+		} else {
+			col++
 		}
 	}
-	return min(off, len(s))
+	return off
 }
 
 // Text returns the script as it was given.

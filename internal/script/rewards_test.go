@@ -115,6 +115,18 @@ func TestRewards(t *testing.T) {
 	if err != nil || !slices.Equal(r.Terms(), []string{"logp('clf', class='sneaker')", "0.5*logp('clf', class='b')"}) {
 		t.Errorf("terms %q, %v", r.Terms(), err)
 	}
+	for src, want := range map[string][]string{ // a line may end as on any system, a byte need not be UTF-8
+		"(mean(im)\r) - 1 + 2":       {"(mean(im) )", "1", "2"},
+		"(mean(im)\r\n) - 1":         {"(mean(im) )", "1"},
+		"len('\xff\xbf') + 1":        {"len('\xff\xbf')", "1"},
+		"len('\xbf\xbf\xbfé') - 1.5": {"len('\xbf\xbf\xbfé')", "1.5"},
+	} {
+		if r, err := ParseReward(src, World{}); err != nil {
+			t.Errorf("%q: %v", src, err)
+		} else if !slices.Equal(r.Terms(), want) {
+			t.Errorf("%q: terms %q", src, r.Terms())
+		}
+	}
 }
 
 func TestRewardFiles(t *testing.T) {

@@ -267,19 +267,7 @@ func (e *Energy) place(p syntax.Position) string {
 	if p.Filename() != e.file || p.Line < 1 {
 		return p.String()
 	}
-	line, off := 1, 0
-	for line < int(p.Line) {
-		n := strings.IndexByte(e.out[off:], '\n')
-		if n < 0 {
-			break
-		}
-		off, line = off+n+1, line+1
-	}
-	for col := 1; col < int(p.Col) && off < len(e.out) && e.out[off] != '\n'; col++ {
-		_, n := utf8.DecodeRuneInString(e.out[off:])
-		off += n
-	}
-	at := e.from[min(off, len(e.from)-1)]
+	at := e.from[min(offset(e.out, p), len(e.from)-1)]
 	start := strings.LastIndexByte(e.src[:at], '\n') + 1
 	return fmt.Sprintf("%s:%d:%d", e.file, strings.Count(e.src[:at], "\n")+1-e.above, utf8.RuneCountInString(e.src[start:at])+1)
 }
