@@ -376,7 +376,11 @@ func (b *benching) guiders() error {
 			if err != nil || math.IsNaN(w) || math.IsInf(w, 0) {
 				return usagef("--cfg-scale: %q is not a finite number", part)
 			}
-			b.matrix.Guiders = append(b.matrix.Guiders, strings.Join(cfgSpec(w), "+"))
+			g := strings.Join(cfgSpec(w), "+")
+			if w == 1 && b.verb != nil { // without a guider it takes its own scale
+				g = "cfg:w=1"
+			}
+			b.matrix.Guiders = append(b.matrix.Guiders, g)
 		}
 	case b.c.IsSet("guiders"):
 		b.matrix.Guiders = bench.Guiders(b.c.String("guiders"))
