@@ -206,7 +206,7 @@ func (v Verb) open(ctx context.Context, args Args) (Runner, error) {
 			values = chain(a.Value) // "" is no guider but the model's own
 		}
 		for _, v := range values {
-			if v != "" || a.Flag != "guider" {
+			if v != "" || a.Flag != "guider" && a.Flag != "schedule" { // none: what the verb itself takes
 				line = append(line, "--"+a.Flag+"="+v)
 			}
 		}
@@ -224,6 +224,7 @@ func (v Verb) open(ctx context.Context, args Args) (Runner, error) {
 // its baseline where one is asked for. fixed stands on every line. subject finds what measures the pictures of a
 // model; the model's name is that of the line, or empty. A combination that cannot be opened has a Reason.
 func (m *Matrix) VerbCells(ctx context.Context, v Verb, fixed Args, axes []Axis, baseline string, subject func(model string, shape []int) (*Subject, error)) ([]*Cell, error) {
+	axes, picks := place(axes)
 	names := v.FlagNames()
 	for _, a := range append(slices.Clone(fixed), heads(axes)...) {
 		if !slices.Contains(names, a.Flag) {
@@ -243,7 +244,7 @@ func (m *Matrix) VerbCells(ctx context.Context, v Verb, fixed Args, axes []Axis,
 	var out []*Cell
 	var first error
 	fine := 0
-	for _, pick := range product(axes) {
+	for _, pick := range picks {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -306,6 +307,45 @@ func product(axes []Axis) []Args {
 			}
 		}
 		out = next
+	}
+	return out
+}
+
+// place is product; a sampler/schedule in it stands on that schedule and not on those of the axis, which gets it.
+func place(axes []Axis) ([]Axis, []Args) {
+	at := func(flag string) int { return slices.IndexFunc(axes, func(a Axis) bool { return a.Flag == flag }) }
+	k := at("sampler")
+	if k < 0 || !slices.ContainsFunc(axes[k].Values, func(s string) bool { _, on := placed(s); return on != "" }) {
+		return axes, product(axes)
+	}
+	axes = slices.Clone(axes)
+	if at("schedule") < 0 {
+		axes = slices.Insert(axes, k+1, Axis{"schedule", []string{""}})
+	}
+	i, j := at("sampler"), at("schedule")
+	var out []Args
+	var names, schedules []string
+	seen := map[string]bool{}
+	for _, p := range product(axes) {
+		if name, on := placed(p[i].Value); on != "" {
+			p[i].Value, p[j].Value = name, on
+		}
+		if id := p.String(); !seen[id] {
+			seen[id] = true
+			out, names, schedules = append(out, p), append(names, p[i].Value), append(schedules, p[j].Value)
+		}
+	}
+	axes[i].Values, axes[j].Values = distinct(names), distinct(schedules)
+	return axes, out
+}
+
+// distinct drops what stands in a list before.
+func distinct(list []string) []string {
+	var out []string
+	for _, s := range list {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
 	}
 	return out
 }
