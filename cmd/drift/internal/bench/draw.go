@@ -304,6 +304,7 @@ func (b *Bench) draw(ctx context.Context, stop <-chan struct{}, c *Cell, rec, pi
 		kept = pix.n / max(1, m)
 	}
 	first, last := b.span(c, rec.n, kept)
+	b.left[c] = float64(last-first) * c.evals()
 	if first >= last {
 		return nil
 	}
@@ -338,7 +339,7 @@ func (b *Bench) draw(ctx context.Context, stop <-chan struct{}, c *Cell, rec, pi
 		}
 		r.evals += p.Evals
 		r.seconds += p.Seconds
-		b.left[c.Model] = max(0, b.left[c.Model]-c.evals()*float64(p.N))
+		b.left[c] = max(0, b.left[c]-c.evals()*float64(p.N))
 		return nil
 	}
 	if b.Remote != nil {

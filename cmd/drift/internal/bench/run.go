@@ -44,8 +44,8 @@ type Bench struct {
 	Block  int
 
 	lock *lock
-	rate map[string]*rate   // by model
-	left map[string]float64 // evaluations that this run has to make, by model
+	rate map[string]*rate  // by model
+	left map[*Cell]float64 // evaluations that this run has to make
 	from time.Time
 }
 
@@ -142,7 +142,7 @@ func (b *Bench) Run(ctx context.Context, stop <-chan struct{}) ([]Row, error) {
 
 // plan counts the evaluations to come.
 func (b *Bench) plan() {
-	b.rate, b.left, b.from = map[string]*rate{}, map[string]float64{}, time.Now()
+	b.rate, b.left, b.from = map[string]*rate{}, map[*Cell]float64{}, time.Now()
 	seen := map[string]bool{}
 	for _, c := range b.Cells {
 		if c.subject != nil && b.rate[c.Model] == nil {
@@ -150,7 +150,7 @@ func (b *Bench) plan() {
 		}
 		if c.Reason == "" && !seen[c.Key] {
 			seen[c.Key] = true
-			b.left[c.Model] += b.missing(c) * c.evals()
+			b.left[c] = b.missing(c) * c.evals()
 		}
 	}
 }
@@ -163,14 +163,18 @@ func (c *Cell) evals() float64 {
 	return 50
 }
 
-// missing is the number of pictures that a cell lacks, about.
+// missing is the number of pictures that a cell has to make, about.
 func (b *Bench) missing(c *Cell) float64 {
-	info, err := os.Stat(b.path(c, ".rec"))
-	if err != nil {
-		return float64(b.Matrix.Count)
+	rows := func(ext string, width int) int {
+		info, err := os.Stat(b.path(c, ext))
+		if err != nil {
+			return 0
+		}
+		return max(0, int((info.Size()-recordHeader)/int64(width+4)))
 	}
-	have := float64(info.Size()-recordHeader) / float64(8*c.width()+4)
-	return max(0, float64(b.Matrix.Count)-have)
+	size, _ := c.picture()
+	first, last := b.span(c, rows(".rec", 8*c.width()), rows(".pix", size)/max(1, c.pictures()))
+	return float64(last - first)
 }
 
 func (b *Bench) path(c *Cell, ext string) string {
@@ -189,13 +193,13 @@ func (b *Bench) progress(c *Cell, inCell float64, where string) {
 		}
 	}
 	togo := 0.0
-	for name, evals := range b.left {
-		r := b.rate[name]
+	for other, evals := range b.left {
+		r := b.rate[other.Model]
 		per := known * r.params
 		if r.evals > 0 {
 			per = r.seconds / r.evals
 		}
-		if name == c.Model {
+		if other == c {
 			evals -= inCell
 		}
 		togo += max(0, evals) * per
@@ -229,6 +233,7 @@ func (b *Bench) cell(ctx context.Context, stop <-chan struct{}, c *Cell, where s
 		case errors.As(err, &s), errors.Is(err, job.ErrStopped), ctx.Err() != nil:
 			return row, err
 		}
+		delete(b.left, c)
 		var bad *samplers.NotFinite
 		var far *shard.Failure
 		if errors.As(err, &bad) || errors.As(err, &far) && far.Kind == shard.NotFinite {
