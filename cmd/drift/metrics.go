@@ -11,6 +11,7 @@ import (
 
 	"drift/cmd/drift/internal/bench"
 	"drift/cmd/drift/internal/output"
+	"drift/cmd/drift/internal/progress"
 	"drift/internal/refuse"
 	"drift/internal/spec"
 	"drift/metrics"
@@ -145,6 +146,7 @@ func (a *app) score(c *cli.Context, s bench.Scorer) error {
 		base = bench.ReferenceOf(set, ex, c.Bool("strict"))
 	}
 	bar := a.start("drift metrics " + s.Name)
+	watch(bar, sets...)
 	result, err := s.Compute(c.Context, base, bench.SetSide(gen, ex, c.Bool("strict")), o)
 	bar.Close()
 	a.bar = nil
@@ -153,6 +155,26 @@ func (a *app) score(c *cli.Context, s bench.Scorer) error {
 	}
 	a.printScore(result, sets)
 	return nil
+}
+
+// watch shows how many pictures of the sets are through.
+func watch(bar *progress.Meter, sets ...*features.Set) {
+	total, done := 0, make([]int, len(sets))
+	for _, s := range sets {
+		if s.Kind == features.Pictures {
+			total += s.N
+		}
+	}
+	for i, s := range sets {
+		s.Observe = func(n int) {
+			done[i] = n
+			sum := 0
+			for _, n := range done {
+				sum += n
+			}
+			bar.Set(float64(sum)/float64(total), fmt.Sprintf("%d/%d samples", sum, total))
+		}
+	}
 }
 
 // extractorFor is the extractor that was asked for, or the one that suits the set.
@@ -301,7 +323,11 @@ func (a *app) stats(c *cli.Context) error {
 	if a.wantsCrew(c) && set.Kind == features.Pictures {
 		st, err = a.statsShards(c, set, ex)
 	} else {
+		bar := a.start("drift metrics stats")
+		watch(bar, set)
 		st, err = set.Stats(c.Context, ex, c.Bool("strict"))
+		bar.Close()
+		a.bar = nil
 	}
 	if err != nil {
 		return scoreError(err)
@@ -353,6 +379,9 @@ func (a *app) pairs(c *cli.Context, p pairScore) error {
 	}
 	out := bench.Score{Metric: p.name, Settings: p.settings, Resize: "none", Extractor: "pixels", Reference: sets[0].Name}
 	sum, lo, hi, n := 0.0, math.Inf(1), math.Inf(-1), 0
+	bar := a.start("drift metrics " + p.name)
+	end := func() { bar.Close(); a.bar = nil }
+	defer end()
 	for i := range x {
 		if err := c.Context.Err(); err != nil {
 			return err
@@ -361,6 +390,7 @@ func (a *app) pairs(c *cli.Context, p pairScore) error {
 			return fmt.Errorf("%s has %s where %s has %s: they cannot be paired", sets[0].Name, x[i], sets[1].Name, y[i])
 		}
 		v, err := comparePair(sets, i, p, c.Bool("strict"))
+		bar.Set(float64(i+1)/float64(len(x)), fmt.Sprintf("%d/%d pairs", i+1, len(x)))
 		if err != nil {
 			return fmt.Errorf("%s of %s: %w", p.name, x[i], err)
 		}
@@ -376,6 +406,7 @@ func (a *app) pairs(c *cli.Context, p pairScore) error {
 	if !math.IsInf(hi, 0) {
 		out.Parts = map[string]float64{"min": lo, "max": hi}
 	}
+	end()
 	a.printScore(out, sets)
 	return nil
 }

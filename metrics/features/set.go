@@ -50,6 +50,9 @@ type Set struct {
 	Labels     []int    // classes of the rows, where a .npz has classes, class_labels or labels
 	Unreadable []string // files that were left out because they could not be read
 
+	// Observe is told by Each how many pictures are through; may be nil.
+	Observe func(done int)
+
 	tokens bool // the pictures are sequences
 	files  []string
 	pix    Images
@@ -368,6 +371,11 @@ func (s *Set) Each(ctx context.Context, size int, strict bool, f func(Images) er
 	if s.Kind != Pictures {
 		return fmt.Errorf("features: %s has no pictures", s.Name)
 	}
+	through := func(n int) {
+		if s.Observe != nil {
+			s.Observe(n)
+		}
+	}
 	if s.files == nil {
 		w := s.pix.H * s.pix.W * s.pix.C
 		for lo := 0; lo < s.pix.N; lo += size {
@@ -378,20 +386,22 @@ func (s *Set) Each(ctx context.Context, size int, strict bool, f func(Images) er
 			if err := f(Images{N: hi - lo, H: s.pix.H, W: s.pix.W, C: s.pix.C, Pix: s.pix.Pix[lo*w : hi*w]}); err != nil {
 				return err
 			}
+			through(hi)
 		}
 		return nil
 	}
 	s.Unreadable = nil
 	var b Images
-	flush := func() error {
+	flush := func(read int) error {
 		if b.N == 0 {
 			return nil
 		}
 		err := f(b)
 		b = Images{}
+		through(read)
 		return err
 	}
-	for _, path := range s.files {
+	for i, path := range s.files {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -405,14 +415,14 @@ func (s *Set) Each(ctx context.Context, size int, strict bool, f func(Images) er
 			return err
 		}
 		if b.N > 0 && (b.H != m.H || b.W != m.W || b.C != m.C || b.N == size || len(b.Pix)+len(m.Pix) > maxBatch) {
-			if err := flush(); err != nil {
+			if err := flush(i); err != nil {
 				return err
 			}
 		}
 		b.N, b.H, b.W, b.C, b.Pix = b.N+1, m.H, m.W, m.C, append(b.Pix, m.Pix...)
 	}
 	s.N = len(s.files) - len(s.Unreadable)
-	return flush()
+	return flush(len(s.files))
 }
 
 // Part is the pictures lo to hi of Names, without what is known of them.
