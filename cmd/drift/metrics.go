@@ -77,7 +77,7 @@ func (a *app) scoreVerb(s bench.Scorer) *cli.Command {
 			&cli.StringFlag{Name: "reference", Usage: "set to compare with in place of A: fashion (embedded), dna or dna:CLASS (2,000 sequences of the grammar), a folder or `REF.npz`"},
 			&cli.BoolFlag{Name: "force", Usage: "compare although the extractors differ"})
 	}
-	seed := &cli.UintFlag{Name: "seed", Value: 2020, Usage: "of the random choices (`N`)"}
+	seed := &cli.UintFlag{Name: "seed", Value: bench.DefaultSeed, Usage: "of the random choices (`N`)"}
 	switch s.Name {
 	case "kid":
 		flags = append(flags, seed, &cli.IntFlag{Name: "subsets", Usage: "`N`umber of subsets (100)"}, &cli.IntFlag{Name: "subset-size", Usage: "rows of a subset (the smallest of 1000 and the sets) (`N`)"})
@@ -106,7 +106,10 @@ func (a *app) score(c *cli.Context, s bench.Scorer) error {
 	case len(args) != want:
 		return usagef("metrics %s: want one set", s.Name)
 	}
-	o := bench.Options{Seed: uint32(c.Uint("seed")), Force: c.Bool("force")}
+	o := bench.Options{Seed: bench.DefaultSeed, Force: c.Bool("force")}
+	if c.IsSet("seed") {
+		o.Seed = uint32(c.Uint("seed"))
+	}
 	for flag, into := range map[string]*int{"subsets": &o.Subsets, "subset-size": &o.Size, "k": &o.K, "splits": &o.Splits, "directions": &o.Directions} {
 		if c.IsSet(flag) {
 			if *into = c.Int(flag); *into < 1 {

@@ -724,7 +724,7 @@ func TestScorers(t *testing.T) {
 			continue
 		}
 		ref := Reference{Moments: good, Rows: good}
-		sc, err := s.Compute(ctx, ref, good, Options{})
+		sc, err := s.Compute(ctx, ref, good, Options{Seed: DefaultSeed})
 		if err != nil {
 			t.Errorf("%s: %v", s.Name, err)
 		}

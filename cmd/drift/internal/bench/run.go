@@ -424,7 +424,11 @@ func (b *Bench) scores(ctx context.Context, c *Cell, rec *records, seeds []SeedR
 		key := fmt.Sprintf("%s n=%d %+v ref=%s %s", name, n, b.Options, strings.Join(digest, ","), b.Version)
 		score, ok := kept[key]
 		if !ok {
-			if score, err = s.Compute(ctx, ref, gen, b.Options); err != nil {
+			o := b.Options
+			if o.Seed == 0 {
+				o.Seed = DefaultSeed
+			}
+			if score, err = s.Compute(ctx, ref, gen, o); err != nil {
 				return out, err
 			}
 			kept[key], changed = score, true

@@ -94,9 +94,12 @@ type Options struct {
 	Splits     int     // of is
 	Directions int     // of swd and mind
 	Q          float64 // order of vendi
-	Seed       uint32  // of every random choice; 0 means 2020, the field's
+	Seed       uint32  // of every random choice; in a Bench 0 means DefaultSeed
 	Force      bool    // compare although identities differ
 }
+
+// DefaultSeed is the field's.
+const DefaultSeed = 2020
 
 // need says what a scorer looks at.
 type need int
@@ -178,9 +181,6 @@ func blocks(n, d int) int {
 // Compute scores a generated side against a reference, whose parts may be nil
 // where the score needs none.
 func (s Scorer) Compute(ctx context.Context, ref Reference, gen *Side, o Options) (Score, error) {
-	if o.Seed == 0 {
-		o.Seed = 2020
-	}
 	out := Score{Metric: s.Name, Extractor: gen.ID.Extractor, Resize: gen.ID.Resize}
 	side := ref.Moments
 	if s.need == needRows {
