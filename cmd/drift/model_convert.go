@@ -59,7 +59,18 @@ func (a *app) modelConvert(c *cli.Context) error {
 	if c.IsSet("dtype") && !ok {
 		return usagef("--dtype %s: want f32, f16 or bf16", c.String("dtype"))
 	}
+	noFile := func() error { // flags of a model in one file
+		for _, flag := range []string{"config", "prediction"} {
+			if c.IsSet(flag) {
+				return usagef("--%s is for a model in one file that becomes a folder", flag)
+			}
+		}
+		return nil
+	}
 	if info.IsDir() {
+		if err := noFile(); err != nil {
+			return err
+		}
 		if c.IsSet("key") {
 			return usagef("--key: the files of a folder hold one network each")
 		}
@@ -76,6 +87,9 @@ func (a *app) modelConvert(c *cli.Context) error {
 			}
 			return a.unpack(c.Context, in, out, dtype, fileOptions(c))
 		}
+	}
+	if err := noFile(); err != nil {
+		return err
 	}
 	if strings.EqualFold(filepath.Ext(in), ".safetensors") && dtype == "" {
 		return usagef("%s is safetensors already; --dtype writes it in another type", in)

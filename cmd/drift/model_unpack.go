@@ -19,6 +19,9 @@ func (a *app) unpack(ctx context.Context, in, out string, dtype safetensors.DTyp
 	if err != nil {
 		return err
 	}
+	if r.Index == nil && opt.Prediction != "" {
+		return usagef("--prediction: %s is one network, which has no scheduler", in)
+	}
 	if _, err := r.Scheduler(); r.Index != nil && err != nil {
 		return badUse("prediction", err)
 	}
