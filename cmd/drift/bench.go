@@ -226,12 +226,18 @@ func (b *benching) finished(r bench.Row) {
 func (b *benching) listCells(cells []*bench.Cell) {
 	for _, c := range cells {
 		if b.json {
-			b.emit(map[string]any{"model": c.Model, "sampler": c.Sampler, "schedule": c.Schedule, "guiders": c.Guiders, "budget": c.Budget, "steps": c.Steps, "nfe": c.NFE, "reason": c.Reason})
+			b.emit(map[string]any{"model": c.Model, "sampler": c.Sampler, "schedule": c.Schedule, "guiders": c.Guiders, "budget": c.Budget, "steps": c.Steps, "nfe": c.NFE, "vjps": c.VJPs, "rewards": c.Rewards, "reason": c.Reason})
 			continue
 		}
 		text := fmt.Sprintf("%g evaluations", c.NFE)
 		if c.Steps > 0 {
 			text = fmt.Sprintf("%d steps, %s", c.Steps, text)
+		}
+		if c.VJPs > 0 {
+			text += fmt.Sprintf(", %g VJPs", c.VJPs)
+		}
+		if c.Rewards > 0 {
+			text += fmt.Sprintf(", %g reward calls", c.Rewards)
 		}
 		switch {
 		case c.Reason != "":

@@ -193,7 +193,11 @@ func (s *sampling) dryRun(ctx context.Context) error {
 	parts := max(1, s.plan.Particles)
 	n *= parts
 	state := int64(8 * dim * rows * parts * 12) // state, stages, history and predictions of a run, about
-	total := time.Duration(float64(per) * float64(s.desc.NFE) * float64(n))
+	evals, vjps := float64(n*s.desc.NFE), float64(n)*s.cost.VJPs
+	if s.whole.NFE > 0 {
+		evals, vjps = s.whole.NFE, s.whole.VJPs
+	}
+	total := time.Duration(float64(per) * evals)
 	cost := struct {
 		Event   string  `json:"event"`
 		Images  int     `json:"images"`
@@ -206,7 +210,7 @@ func (s *sampling) dryRun(ctx context.Context) error {
 		State   int64   `json:"state_bytes"`
 		Params  int64   `json:"parameters"`
 		Seconds float64 `json:"seconds"`
-	}{"estimate", n, s.steps(), s.desc.NFE, n * s.desc.NFE, float64(n) * s.cost.VJPs, decodes, s.rewards, state, s.info.Params, total.Seconds()}
+	}{"estimate", n, s.steps(), s.desc.NFE, int(math.Round(evals)), vjps, decodes, s.rewards, state, s.info.Params, total.Seconds()}
 	if s.json {
 		s.emit(cost)
 		return nil
@@ -262,6 +266,7 @@ type sampling struct {
 	info     modelInfo
 	plan     *job.Plan
 	cost     job.Cost
+	whole    job.Cost     // of all, for --dry-run; NFE 0: cost, times images
 	desc     manifest.Run // the description of the run
 	seeds    []uint64
 	items    []job.Item

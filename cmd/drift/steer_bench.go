@@ -70,31 +70,35 @@ func (r *steerRunner) Close() error { r.steering.close(); return nil }
 func (s *steering) perGroup() bench.Cost {
 	n, k := float64(s.desc.NFE), float64(s.conf.Particles)
 	steps := float64(s.steps())
-	c := bench.Cost{NFE: n * k, Rewards: float64(s.points) * k}
-	each := 1.0 // evaluations of an answer, guidance included
+	c := bench.Cost{NFE: n * k, VJPs: s.cost.VJPs * k, Rewards: float64(s.points) * k}
+	each, grads := 1.0, 0.0 // evaluations and gradients of an answer, guidance included
 	if steps > 0 {
-		each = n / steps
+		each, grads = n/steps, s.cost.VJPs/steps
 	}
+	more := func(answers float64) { c.NFE, c.VJPs = c.NFE+each*answers, c.VJPs+grads*answers }
 	switch s.conf.Method {
 	case "svdd":
-		c.NFE = each * (k*(steps-1) + 1)
+		c.NFE, c.VJPs = 0, 0
+		more(k*(steps-1) + 1)
 		c.Rewards = steps * k
 	case "tds":
 		if s.c.String("through") == "model" {
-			c.NFE, c.VJPs = each*k*(2*steps-1), each*k*(steps-1)
+			more(k * (steps - 1))
+			c.VJPs += each * k * (steps - 1)
 		}
 		c.Rewards = (steps + 1) * k
 	case "ppg":
-		c.NFE, c.Rewards = n*k*float64(s.c.Int("sweeps")), (steps+1)*k*float64(s.c.Int("sweeps"))
+		sweeps := float64(s.c.Int("sweeps"))
+		c.NFE, c.VJPs, c.Rewards = c.NFE*sweeps, c.VJPs*sweeps, (steps+1)*k*sweeps
 	case "dgfs":
-		c.NFE = 0
+		c.NFE, c.VJPs = 0, 0
 	case "fk", "epf":
 		if m := float64(s.fk.Samples); m > 0 {
-			c.NFE += each * k * m * float64(s.fk.SampleSteps) * float64(s.points-1)
+			more(k * m * float64(s.fk.SampleSteps) * float64(s.points-1))
 			c.Rewards += k * (m - 1) * float64(s.points-1)
 		}
 		if s.fk.Ahead {
-			c.NFE += each * k * float64(s.points-1)
+			more(k * float64(s.points-1))
 			c.Rewards += k * float64(s.points-1)
 		}
 	}

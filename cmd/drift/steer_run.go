@@ -942,10 +942,8 @@ func (s *steering) sheet(dir string, it job.Item, p []float64) error {
 
 // dryRun prints what the run would cost.
 func (s *steering) dryRun(ctx context.Context) error {
-	s.rewards = s.points * s.conf.Particles * len(s.groups)
-	if s.reward == nil {
-		s.rewards = 0
-	}
+	c, n := s.perGroup(), float64(len(s.groups))
+	s.rewards, s.whole = int(n*c.Rewards), job.Cost{NFE: n * c.NFE, VJPs: n * c.VJPs}
 	if s.conf.Method == "svdd" { // every candidate is looked at
 		s.plan.Particles = s.conf.Particles
 	}

@@ -57,11 +57,12 @@ type Cell struct {
 	Note     string // what a reader should know
 	Limit    bool   // the cell of Matrix.Limit
 
+	VJPs, Rewards float64 // per picture or seed
+
 	// Of cells of a verb.
-	VJPs, Rewards float64 // per seed
-	Settings      Args    // values of the axes that have no field above
-	Baseline      string  // which baseline this is
-	pick          Args    // values of all axes
+	Settings Args   // values of the axes that have no field above
+	Baseline string // which baseline this is
+	pick     Args   // values of all axes
 
 	plan    *job.Plan
 	subject *Subject
@@ -383,7 +384,7 @@ func (m *Matrix) cell(ctx context.Context, version string, s *Subject, guiders, 
 	if err == nil && !own {
 		var cost job.Cost
 		if cost, err = count(g); err == nil {
-			c.Steps, c.NFE = len(g)-1, cost.NFE
+			c.Steps, c.NFE, c.VJPs = len(g)-1, cost.NFE, cost.VJPs
 		}
 	}
 	if ctx.Err() != nil {
