@@ -15,7 +15,7 @@ import (
 //
 // by bisection. N(0,σ²) has σ√(8/3); a sample's value grows with n where the
 // tails are heavier than Gaussian, and is biased low below about 10^4 values.
-// Values that are all equal have norm 0.
+// Values that are all equal, but for rounding, have norm 0.
 func Psi2(z []float64) (float64, error) {
 	if len(z) < 2 {
 		return 0, fmt.Errorf("metrics: psi2 norm: %w: %d values", ErrTooFew, len(z))
@@ -29,7 +29,8 @@ func Psi2(z []float64) (float64, error) {
 		sq[i] = (v - mean) * (v - mean)
 		top = max(top, sq[i])
 	}
-	if top == 0 {
+	least, most := slices.Min(z), slices.Max(z)
+	if most-least <= 8*0x1p-52*max(-least, most) || top == 0 {
 		return 0, nil
 	}
 	// With m = max z²: mean exp(z²/s²) is at most exp(m/s²), which is 2 at
@@ -83,7 +84,7 @@ func HillIndex(x []float64, k int) (float64, error) {
 // Spectrum is the covariance spectrum of a sample.
 type Spectrum struct {
 	Eigenvalues []float64 // largest first; divisor n-1
-	Condition   float64   // largest over smallest; +Inf for a singular covariance
+	Condition   float64   // largest over smallest; +Inf where that is rounding, in a singular covariance
 }
 
 // SpectrumOf computes the covariance spectrum from moments, in time d³.
@@ -99,7 +100,7 @@ func SpectrumOf(s Stats) (Spectrum, error) {
 	}
 	slices.Reverse(w)
 	cond := math.Inf(1)
-	if low := w[len(w)-1]; low > 0 {
+	if low := w[len(w)-1]; low > 0x1p-52*float64(len(w))*w[0] {
 		cond = w[0] / low
 	}
 	return Spectrum{w, cond}, nil
@@ -267,8 +268,14 @@ func (r *Ridge) Error(x Samples, labels []int) (float64, error) {
 	if len(labels) != n || n == 0 || len(r.beta) == 0 || len(r.beta[0]) != d+1 {
 		return 0, fmt.Errorf("metrics: ridge: %w: %d rows of %d features, %d labels", ErrDims, n, d, len(labels))
 	}
+	if err := check("held-out set", x, 1); err != nil {
+		return 0, err
+	}
 	row, wrong := make([]float64, d), 0
 	for i, l := range labels {
+		if l < 0 || l >= r.classes {
+			return 0, fmt.Errorf("metrics: held-out label %d is %d, the classes are 0 to %d", i, l, r.classes-1)
+		}
 		x.Row(row, i)
 		if r.Predict(row) != l {
 			wrong++

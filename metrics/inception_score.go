@@ -11,7 +11,7 @@ import (
 // takes logits, one row per image; the field uses pool3·Wᵀ without the bias
 // over all 1008 outputs. Value lies between 1 and the number of classes.
 //
-// Row i of the order belongs to split (i·Splits)/n rounded down, as in
+// Split k holds the rows from k·n/Splits to (k+1)·n/Splits, rounded down, as in
 // torch-fidelity; with Splits = n/5000 and no Source, to the ADM evaluator's
 // consecutive blocks. It ignores the reference data: never use it alone.
 type InceptionScore struct {
@@ -33,7 +33,7 @@ func (s InceptionScore) Compare(ctx context.Context, _, generated Samples) (Resu
 	n, d := generated.Dims()
 	var logits Samples = generated
 	if s.Source != nil {
-		logits = Pick(generated, s.Source.Choice(n, n))
+		logits = Pick(generated, fresh(s.Source).Choice(n, n))
 	}
 	scores := make([]float64, s.Splits)
 	row, mean := make([]float64, d), make([]float64, d)

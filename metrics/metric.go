@@ -9,13 +9,16 @@ import (
 )
 
 // Metric is a score that takes its samples in batches. Value may be called
-// between batches and does not disturb what follows.
+// between batches, does not disturb what follows, and called twice gives the
+// same number.
 type Metric interface {
 	Add(batch Samples) error
 	Value(ctx context.Context) (Result, error)
 }
 
-// Score is a score that needs both sets at once.
+// Score is a score that needs both sets at once. One with a Source of
+// NewSource draws from a copy of it, so that the same sets give the same number
+// again; another Source moves on.
 type Score interface {
 	Compare(ctx context.Context, reference, generated Samples) (Result, error)
 }
@@ -30,7 +33,8 @@ type Result struct {
 	D        int                // features
 	Identity string             // who made the generated features
 	Settings string             // exact settings, e.g. "subsets=100 size=1000"
-	Parts    map[string]float64 // terms and companions of Value
+	Parts    map[string]float64 // terms and companions of Value; "monte_carlo" is the error of the score's own random choices
+	PartErr  map[string]float64 // standard errors of parts, where they are estimated
 	Warnings []Warning          // named reasons to distrust Value
 }
 

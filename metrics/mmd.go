@@ -125,10 +125,18 @@ func (s MMD) Compare(ctx context.Context, reference, generated Samples) (Result,
 	if err := checkPair(reference, generated, 2); err != nil {
 		return Result{}, err
 	}
-	k, err := kernelSums(ctx, s.Kernel, reference, generated, true)
+	k, err := kernelSums(ctx, s.Kernel, reference, generated, true, true)
 	if err != nil {
 		return Result{}, fmt.Errorf("metrics: mmd: %w", err)
 	}
+	r, err := s.result(k, reference, generated)
+	if err == nil && s.Estimator == Unbiased && min(r.N, r.NRef) > 2 {
+		r.StdErr = s.Scale * k.jackknife()
+	}
+	return r, err
+}
+
+func (s MMD) result(k sums, reference, generated Samples) (Result, error) {
 	v, err := k.mmd(s.Estimator)
 	if err != nil {
 		return Result{}, err
@@ -136,29 +144,48 @@ func (s MMD) Compare(ctx context.Context, reference, generated Samples) (Result,
 	n, d := generated.Dims()
 	r := Result{Metric: "mmd", Value: s.Scale * v, N: n, D: d, Settings: fmt.Sprintf("kernel=%v estimator=%v scale=%g", s.Kernel, s.Estimator, s.Scale)}
 	r.NRef, _ = reference.Dims()
-	if s.Estimator == Unbiased && min(r.N, r.NRef) > 2 {
-		r.StdErr = s.Scale * k.jackknife()
-	}
 	return r, nil
+}
+
+func (s MMD) without(ctx context.Context, reference, generated Samples, b int) (Result, []Result, error) {
+	if s.Kernel == nil {
+		s.Kernel = Polynomial{}
+	}
+	if s.Scale == 0 {
+		s.Scale = 1
+	}
+	if err := checkPair(reference, generated, 2); err != nil {
+		return Result{}, nil, err
+	}
+	k, err := kernelSums(ctx, s.Kernel, generated, reference, true, false)
+	if err != nil {
+		return Result{}, nil, fmt.Errorf("metrics: mmd: %w", err)
+	}
+	r, err := s.result(k, reference, generated)
+	if err != nil {
+		return Result{}, nil, err
+	}
+	left, err := k.blocks(ctx, s.Kernel, generated, s.Estimator, b, s.Scale)
+	return r, left, err
 }
 
 // sums holds row sums of the kernel. Diagonals are kept apart.
 type sums struct {
-	xx, yy []float64 // Σ_{j≠i} k(x_i,x_j); only their totals hold without the jackknife
-	xy, yx []float64 // Σ_j k(x_i,y_j) and Σ_j k(y_i,x_j), all j; yx only for the jackknife
+	xx, yy []float64 // Σ_{j≠i} k(x_i,x_j); only their totals hold where the rows were not wanted
+	xy, yx []float64 // Σ_j k(x_i,y_j) and Σ_j k(y_i,x_j), all j; yx only where the rows of y were wanted
 	dx, dy float64   // Σ k(x_i,x_i), Σ k(y_i,y_i)
 	dxy    float64   // Σ_{i<min(n,m)} k(x_i,y_i)
 }
 
 // kernelSums evaluates the kernel on all pairs, on half of those within a set
-// where the jackknife does not need every row.
-func kernelSums(ctx context.Context, k Kernel, x, y Samples, jackknife bool) (s sums, err error) {
+// whose row sums are not wanted.
+func kernelSums(ctx context.Context, k Kernel, x, y Samples, rowsX, rowsY bool) (s sums, err error) {
 	var own []float64
-	if s.xx, own, err = rowSums(ctx, k, x, x, !jackknife); err != nil {
+	if s.xx, own, err = rowSums(ctx, k, x, x, !rowsX); err != nil {
 		return s, err
 	}
 	s.dx = total(own)
-	if s.yy, own, err = rowSums(ctx, k, y, y, !jackknife); err != nil {
+	if s.yy, own, err = rowSums(ctx, k, y, y, !rowsY); err != nil {
 		return s, err
 	}
 	s.dy = total(own)
@@ -169,7 +196,7 @@ func kernelSums(ctx context.Context, k Kernel, x, y Samples, jackknife bool) (s 
 	for i, v := range own {
 		s.xy[i] += v
 	}
-	if jackknife {
+	if rowsY {
 		if s.yx, own, err = rowSums(ctx, k, y, x, false); err != nil {
 			return s, err
 		}
@@ -220,6 +247,36 @@ func (s sums) mmd(e Estimator) (float64, error) {
 	return 0, fmt.Errorf("metrics: unknown estimator %d", e)
 }
 
+// blocks is the estimate, times the scale, without each of b blocks of the rows of x. Those of Paired, which wants equal
+// sizes, are Unbiased's.
+func (s sums) blocks(ctx context.Context, k Kernel, x Samples, e Estimator, b int, scale float64) ([]Result, error) {
+	n, m := len(s.xx), float64(len(s.yy))
+	own, cross, other := total(s.xx), total(s.xy), total(s.yy)
+	left := make([]Result, b)
+	for q := range left {
+		lo, hi := block(q, n, b)
+		idx := make([]int, hi-lo)
+		for i := range idx {
+			idx[i] = lo + i
+		}
+		rows, diag, err := rowSums(ctx, k, Pick(x, idx), Pick(x, idx), true)
+		if err != nil {
+			return nil, fmt.Errorf("metrics: jackknife: %w", err)
+		}
+		rest := float64(n - len(idx))
+		if rest < 2 {
+			return nil, fmt.Errorf("metrics: jackknife: %w: %d blocks of %d rows", ErrTooFew, b, n)
+		}
+		a, c := own-2*total(s.xx[lo:hi])+total(rows), cross-total(s.xy[lo:hi])
+		v := a/(rest*(rest-1)) + other/(m*(m-1)) - 2*c/(rest*m)
+		if e == Biased {
+			v = (a+s.dx-total(diag))/(rest*rest) + (other+s.dy)/(m*m) - 2*c/(rest*m)
+		}
+		left[q].Value = scale * v
+	}
+	return left, nil
+}
+
 // jackknife is the standard error of the unbiased estimate: the delete-one
 // jackknife over x and the one over y, variances added.
 func (s sums) jackknife() float64 {
@@ -249,10 +306,13 @@ func (s sums) jackknife() float64 {
 // (its input 1 being the generated set).
 //
 // Std is the population standard deviation over the subsets, as torch-fidelity
-// prints it. StdErr is the Monte-Carlo error of the average, Std of the sample
-// divided by √Subsets: it says how well the subsets stand for these two sets,
-// not how well the sets stand for their sources. For that use Full, where
-// StdErr is a jackknife over the samples.
+// prints it. Part "monte_carlo" is the error of the average over subsets, Std of
+// the sample divided by √Subsets: it says how well the subsets stand for these
+// two sets, not how well the sets stand for their sources. That is StdErr of
+// Jackknifed, which leaves blocks out of the estimate over all rows (its mean
+// over the choice of subsets); beyond 10,000 rows a side, out of the estimate
+// over 10,000 of them, scaled by the root of their share. With Full it is Compare's
+// too.
 type KID struct {
 	Subsets int    // 100 if zero
 	Size    int    // rows per subset; 0 means min(1000, n, m) as in clean-fid; more than n or m is refused
@@ -278,10 +338,54 @@ func (s KID) Compare(ctx context.Context, reference, generated Samples) (Result,
 		r.Settings = fmt.Sprintf("subsets=%d size=%d", len(vals), min(1000, r.N, r.NRef))
 	}
 	if len(vals) > 1 {
-		r.StdErr = math.Sqrt(variance(vals, 1) / float64(len(vals)))
+		r.Parts = map[string]float64{monteCarlo: math.Sqrt(variance(vals, 1) / float64(len(vals)))}
 		r.warn(WarnOverlap, "subsets overlap: the spread over them is no standard error of the distance between the sources")
 	}
 	return r, nil
+}
+
+func (s KID) without(ctx context.Context, reference, generated Samples, b int) (Result, []Result, error) {
+	if s.Full {
+		r, left, err := MMD{}.without(ctx, reference, generated, b)
+		r.Metric = "kid"
+		return r, left, err
+	}
+	r, err := s.Compare(ctx, reference, generated)
+	if err != nil {
+		return r, nil, err
+	}
+	const most = 10000
+	generated, reference = thin(generated, most), thin(reference, most)
+	n, _ := generated.Dims()
+	sums, err := kernelSums(ctx, Polynomial{}, generated, reference, true, false)
+	if err != nil {
+		return r, nil, fmt.Errorf("metrics: kid: jackknife: %w", err)
+	}
+	left, err := sums.blocks(ctx, Polynomial{}, generated, Unbiased, b, 1)
+	if err != nil {
+		return r, nil, err
+	}
+	mean := 0.0
+	for _, v := range left {
+		mean += v.Value / float64(b)
+	}
+	for k := range left {
+		left[k].Value = r.Value + (left[k].Value-mean)*math.Sqrt(float64(n)/float64(r.N))
+	}
+	return r, left, nil
+}
+
+// thin keeps at most k rows, evenly spread.
+func thin(s Samples, k int) Samples {
+	n, _ := s.Dims()
+	if n <= k {
+		return s
+	}
+	idx := make([]int, k)
+	for i := range idx {
+		idx[i] = i * n / k
+	}
+	return Pick(s, idx)
 }
 
 // subsets returns the estimate of every subset.
@@ -303,11 +407,12 @@ func (s KID) subsets(ctx context.Context, reference, generated Samples) ([]float
 	if s.Subsets == 0 {
 		s.Subsets = 100
 	}
+	src := fresh(s.Source)
 	vals := make([]float64, s.Subsets)
 	for k := range vals {
-		y := Pick(generated, s.Source.Choice(n, s.Size))
-		x := Pick(reference, s.Source.Choice(m, s.Size))
-		sums, err := kernelSums(ctx, Polynomial{}, x, y, false)
+		y := Pick(generated, src.Choice(n, s.Size))
+		x := Pick(reference, src.Choice(m, s.Size))
+		sums, err := kernelSums(ctx, Polynomial{}, x, y, false, false)
 		if err != nil {
 			return nil, fmt.Errorf("metrics: kid: subset %d: %w", k, err)
 		}
@@ -329,18 +434,31 @@ type CMMD struct {
 
 // Compare implements Score.
 func (s CMMD) Compare(ctx context.Context, reference, generated Samples) (Result, error) {
+	if err := checkPair(reference, generated, 2); err != nil {
+		return Result{}, err
+	}
+	r, err := s.mmd().Compare(ctx, unit{reference}, unit{generated})
+	r.Metric = "cmmd"
+	return r, err
+}
+
+func (s CMMD) mmd() MMD {
 	if s.Sigma == 0 {
 		s.Sigma = 10
 	}
 	if s.Scale == 0 {
 		s.Scale = 1000
 	}
+	return MMD{Kernel: Gaussian{s.Sigma}, Estimator: Biased, Scale: s.Scale}
+}
+
+func (s CMMD) without(ctx context.Context, reference, generated Samples, b int) (Result, []Result, error) {
 	if err := checkPair(reference, generated, 2); err != nil {
-		return Result{}, err
+		return Result{}, nil, err
 	}
-	r, err := MMD{Kernel: Gaussian{s.Sigma}, Estimator: Biased, Scale: s.Scale}.Compare(ctx, unit{reference}, unit{generated})
+	r, left, err := s.mmd().without(ctx, unit{reference}, unit{generated}, b)
 	r.Metric = "cmmd"
-	return r, err
+	return r, left, err
 }
 
 // unit is a view with rows of length one; a zero row stays zero.
@@ -365,21 +483,49 @@ func (s EnergyDistance) Compare(ctx context.Context, reference, generated Sample
 	if err := checkPair(reference, generated, 2); err != nil {
 		return Result{}, err
 	}
-	k, err := kernelSums(ctx, negDistance{}, reference, generated, s.Unbiased)
+	k, err := kernelSums(ctx, negDistance{}, reference, generated, s.Unbiased, s.Unbiased)
 	if err != nil {
 		return Result{}, fmt.Errorf("metrics: energy: %w", err)
 	}
-	n, d := generated.Dims()
-	r := Result{Metric: "energy", N: n, D: d, NRef: len(k.xx), Settings: "v-statistic"}
-	e := Biased
-	if s.Unbiased {
-		e, r.Settings = Unbiased, "u-statistic"
-		if min(r.N, r.NRef) > 2 {
-			r.StdErr = k.jackknife()
-		}
+	r, err := s.result(k, reference, generated)
+	if err == nil && s.Unbiased && min(r.N, r.NRef) > 2 {
+		r.StdErr = k.jackknife()
 	}
-	r.Value, err = k.mmd(e)
 	return r, err
+}
+
+func (s EnergyDistance) result(k sums, reference, generated Samples) (r Result, err error) {
+	r.Metric, r.Settings = "energy", "v-statistic"
+	if s.Unbiased {
+		r.Settings = "u-statistic"
+	}
+	r.N, r.D = generated.Dims()
+	r.NRef, _ = reference.Dims()
+	r.Value, err = k.mmd(s.estimator())
+	return r, err
+}
+
+func (s EnergyDistance) estimator() Estimator {
+	if s.Unbiased {
+		return Unbiased
+	}
+	return Biased
+}
+
+func (s EnergyDistance) without(ctx context.Context, reference, generated Samples, b int) (Result, []Result, error) {
+	if err := checkPair(reference, generated, 2); err != nil {
+		return Result{}, nil, err
+	}
+	k, err := kernelSums(ctx, negDistance{}, generated, reference, true, false)
+	if err != nil {
+		return Result{}, nil, fmt.Errorf("metrics: energy: %w", err)
+	}
+	r, err := s.result(k, reference, generated)
+	if err != nil {
+		return Result{}, nil, err
+	}
+	left, err := k.blocks(ctx, negDistance{}, generated, s.estimator(), b, 1)
+	return r, left, err
 }
 
 // negDistance is the conditionally positive kernel -|u-v|.

@@ -28,6 +28,11 @@ func ModeCoverage(x Samples, centres Matrix, std, weights []float64) (Modes, err
 	if centres.D != d || len(std) != k {
 		return Modes{}, fmt.Errorf("metrics: modes: %w: %d centres of %d, %d deviations, samples of %d", ErrDims, k, centres.D, len(std), d)
 	}
+	for c, v := range std {
+		if !(v > 0) || math.IsInf(v, 0) {
+			return Modes{}, fmt.Errorf("metrics: modes: standard deviation %d is %v", c, v)
+		}
+	}
 	w, err := shares("mode weights", weights, k)
 	if err != nil {
 		return Modes{}, err

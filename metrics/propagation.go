@@ -155,7 +155,7 @@ func (p Propagation) distance(ctx context.Context, x, y Samples, theta Matrix, h
 			return 0, Interval{}, err
 		}
 	}
-	return v, percentiles(vals, p.Level), nil
+	return v, percentiles(vals, p.Level, v), nil
 }
 
 // gram holds the kernel of all pairs, for resampling.

@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -184,8 +185,8 @@ func (k SlicedKind) String() string {
 
 // Sliced averages a distance over directions (Rabin et al. 2011; Bonneel et
 // al. 2015). Sets of different size are compared by their quantile functions;
-// MIND picks a random subset of the larger one. StdErr is the Monte-Carlo
-// error over the directions.
+// MIND picks a random subset of the larger one. Part "monte_carlo" is the error
+// of the average over the directions. Memory grows with n + m.
 type Sliced struct {
 	Kind       SlicedKind
 	Directions int    // random unit directions, 1000 if zero
@@ -196,86 +197,137 @@ type Sliced struct {
 
 // Compare implements Score.
 func (s Sliced) Compare(ctx context.Context, reference, generated Samples) (Result, error) {
+	r, _, err := s.without(ctx, reference, generated, 0)
+	return r, err
+}
+
+func (s Sliced) without(ctx context.Context, reference, generated Samples, b int) (Result, []Result, error) {
 	if err := checkPair(reference, generated, 2); err != nil {
-		return Result{}, err
+		return Result{}, nil, err
 	}
 	n, d := generated.Dims()
 	m, _ := reference.Dims()
 	r := Result{Metric: s.Kind.String(), N: n, NRef: m, D: d}
+	var src Source
+	if s.Source != nil {
+		src = fresh(s.Source)
+	}
 	if s.Theta.N == 0 {
-		if s.Source == nil {
-			return Result{}, fmt.Errorf("metrics: %v: %w", s.Kind, errNoSource)
+		if src == nil {
+			return Result{}, nil, fmt.Errorf("metrics: %v: %w", s.Kind, errNoSource)
 		}
 		if s.Directions == 0 {
 			s.Directions = 1000
 		}
-		s.Theta = Directions(s.Source, s.Directions, d, s.Orthogonal)
+		s.Theta = Directions(src, s.Directions, d, s.Orthogonal)
 		r.Settings = fmt.Sprintf("directions=%d orthogonal=%t", s.Directions, s.Orthogonal)
 	} else {
 		r.Settings = fmt.Sprintf("directions=%d given", s.Theta.N)
 	}
 	if s.Kind == MIND && n != m {
-		if s.Source == nil {
-			return Result{}, fmt.Errorf("metrics: mind of %d and %d samples: %w", n, m, errNoSource)
+		if src == nil {
+			return Result{}, nil, fmt.Errorf("metrics: mind of %d and %d samples: %w", n, m, errNoSource)
 		}
 		if n > m {
-			generated = Pick(generated, s.Source.Choice(n, m))
+			generated = Pick(generated, src.Choice(n, m))
 		} else {
-			reference = Pick(reference, s.Source.Choice(m, n))
+			reference = Pick(reference, src.Choice(m, n))
 		}
 	}
-	vals, err := s.each(ctx, reference, generated)
+	all, left, err := s.each(ctx, reference, generated, b)
 	if err != nil {
-		return Result{}, err
+		return Result{}, nil, err
 	}
-	mean := meanOf(vals)
-	if len(vals) > 1 {
-		r.StdErr = math.Sqrt(variance(vals, 1) / float64(len(vals)))
+	spread := 0.0
+	if len(all) > 1 {
+		spread = math.Sqrt(variance(all, 1) / float64(len(all)))
 	}
-	switch r.Value = mean; s.Kind {
+	switch r.Value = s.value(meanOf(all), d); s.Kind {
 	case SlicedW2:
-		r.Value = math.Sqrt(mean)
-		if r.StdErr /= 2 * r.Value; r.Value == 0 {
-			r.StdErr = 0
+		if spread /= 2 * r.Value; r.Value == 0 {
+			spread = 0
 		}
 	case MIND:
-		r.Value *= 3 * float64(d)
-		r.StdErr *= 3 * float64(d)
+		spread *= 3 * float64(d)
 	}
-	return r, nil
+	r.Parts = map[string]float64{monteCarlo: spread}
+	out := make([]Result, b)
+	for k := range out {
+		out[k].Value = s.value(left[k], d)
+	}
+	return r, out, nil
 }
 
-// each is the distance along every direction: W2² for SlicedW2 and MIND.
-func (s Sliced) each(ctx context.Context, reference, generated Samples) ([]float64, error) {
-	if _, d := generated.Dims(); s.Theta.D != d {
-		return nil, fmt.Errorf("metrics: %v: directions: %w: %d and %d", s.Kind, ErrDims, s.Theta.D, d)
+// value is the score of a mean over directions.
+func (s Sliced) value(mean float64, d int) float64 {
+	switch s.Kind {
+	case SlicedW2:
+		return math.Sqrt(mean)
+	case MIND:
+		return 3 * float64(d) * mean
 	}
-	x, err := project(ctx, s.Theta, reference)
-	if err != nil {
-		return nil, err
+	return mean
+}
+
+// each is the distance along every direction (W2² for SlicedW2 and MIND), and its mean over them without each of b blocks
+// of generated rows.
+func (s Sliced) each(ctx context.Context, reference, generated Samples, b int) (vals, left []float64, err error) {
+	n, d := generated.Dims()
+	if s.Theta.D != d {
+		return nil, nil, fmt.Errorf("metrics: %v: directions: %w: %d and %d", s.Kind, ErrDims, s.Theta.D, d)
 	}
-	y, err := project(ctx, s.Theta, generated)
-	if err != nil {
-		return nil, err
-	}
-	vals := make([]float64, s.Theta.N)
-	for k := range vals {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
+	along := func(x, y []float64) (float64, error) {
 		switch s.Kind {
 		case SlicedEnergy:
-			vals[k], err = Energy1D(x.row(k), y.row(k))
+			return Energy1D(x, y)
 		case SlicedW1:
-			vals[k], err = Wasserstein1D(x.row(k), y.row(k), nil, nil, 1)
-		default:
-			vals[k], err = Wasserstein1D(x.row(k), y.row(k), nil, nil, 2)
+			return Wasserstein1D(x, y, nil, nil, 1)
 		}
+		return Wasserstein1D(x, y, nil, nil, 2)
+	}
+	vals, left = make([]float64, s.Theta.N), make([]float64, b)
+	rest, order := make([]float64, 0, n), count(n)
+	const some = 32 // directions at a time
+	for from := 0; from < len(vals); from += some {
+		part := Matrix{min(some, len(vals)-from), d, s.Theta.X[from*d:]}
+		px, err := project(ctx, part, reference)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		py, err := project(ctx, part, generated)
+		if err != nil {
+			return nil, nil, err
+		}
+		for k := range part.N {
+			if err := ctx.Err(); err != nil {
+				return nil, nil, err
+			}
+			x, y := px.row(k), py.row(k)
+			if vals[from+k], err = along(x, y); err != nil {
+				return nil, nil, err
+			}
+			if b == 0 {
+				continue
+			}
+			slices.Sort(x) // once for all blocks
+			slices.SortFunc(order, func(i, j int) int { return cmp.Compare(y[i], y[j]) })
+			for q := range left {
+				rest = rest[:0]
+				lo, hi := block(q, n, b)
+				for _, i := range order {
+					if i < lo || i >= hi {
+						rest = append(rest, y[i])
+					}
+				}
+				v, err := along(x, rest)
+				if err != nil {
+					return nil, nil, err
+				}
+				left[q] += v / float64(len(vals))
+			}
 		}
 	}
-	return vals, nil
+	return vals, left, nil
 }
 
 // project returns θ_k · x_i as row k, column i.

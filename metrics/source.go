@@ -18,4 +18,12 @@ type Source interface {
 // the subsets of torch-fidelity.
 func NewSource(seed uint32) Source { return rng.NewRandomState(seed) }
 
+// fresh is a copy of a source of NewSource; another one is used as it is.
+func fresh(src Source) Source {
+	if r, ok := src.(*rng.RandomState); ok {
+		return r.Clone()
+	}
+	return src
+}
+
 var errNoSource = errors.New("needs a Source (NewSource(seed)) for its random choices")

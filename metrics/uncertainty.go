@@ -19,8 +19,9 @@ type Estimate struct {
 
 // Bootstrap resamples n rows with replacement (Efron 1979) and returns the
 // statistic of the original rows, the standard deviation over the resamples
-// and the percentile interval at the level (0.95 if zero). stat gets row
-// indices.
+// and the percentile interval at the level (0.95 if zero), moved so that the
+// mean over the resamples lies at the statistic: rows that repeat shift most
+// distances between sets. stat gets row indices.
 func Bootstrap(ctx context.Context, n, resamples int, level float64, src Source, stat func(idx []int) (float64, error)) (Estimate, error) {
 	if level == 0 {
 		level = 0.95
@@ -44,7 +45,7 @@ func Bootstrap(ctx context.Context, n, resamples int, level float64, src Source,
 			return Estimate{}, fmt.Errorf("metrics: bootstrap resample %d: %w", k, err)
 		}
 	}
-	return Estimate{v, math.Sqrt(variance(vals, 1)), percentiles(vals, level)}, nil
+	return Estimate{v, math.Sqrt(variance(vals, 1)), percentiles(vals, level, v)}, nil
 }
 
 // Jackknife leaves out one of n rows (or shards) at a time (Tukey 1958). Value
@@ -75,7 +76,8 @@ func Jackknife(ctx context.Context, n int, stat func(idx []int) (float64, error)
 }
 
 // ShardFID is the FID of merged shards for the index lists of Bootstrap and
-// Jackknife: resampling shards of moments costs no features.
+// Jackknife: resampling shards of moments costs no features. Shards of another
+// extractor than the reference's are refused.
 func ShardFID(reference Stats, shards []*Moments) func(idx []int) (float64, error) {
 	return func(idx []int) (float64, error) {
 		pick := make([]*Moments, len(idx))
@@ -90,8 +92,8 @@ func ShardFID(reference Stats, shards []*Moments) func(idx []int) (float64, erro
 		if err != nil {
 			return 0, err
 		}
-		f, err := FrechetDistance(reference, s)
-		return f.Distance, err
+		r, err := CompareStats(reference, s, false)
+		return r.Value, err
 	}
 }
 
@@ -101,12 +103,15 @@ type FIDInf struct {
 	Slope    float64   // of FID_n against 1/n
 	N        []int     // subset sizes
 	FID      []float64 // of the subsets
+	Warnings []Warning // named reasons to distrust Value
 }
 
 // FIDInfinity fits FID_n = a + b/n over random subsets of the generated rows at
 // sizes equally spaced from min(5000, N/10) to N and returns a (Chong and
 // Forsyth, "Effectively Unbiased FID", 2020). points is 15 if zero. Only the
-// bias of the generated set is removed, not that of the reference.
+// bias of the generated set is removed, not that of the reference. A smallest
+// subset of no more rows than features is a warning: the law a + b/n does not
+// hold there.
 func FIDInfinity(ctx context.Context, reference Stats, generated Samples, points int, src Source) (FIDInf, error) {
 	if points == 0 {
 		points = 15
@@ -130,6 +135,9 @@ func FIDInfinity(ctx context.Context, reference Stats, generated Samples, points
 		return FIDInf{}, fmt.Errorf("metrics: FID at infinity: %w", err)
 	}
 	var f FIDInf
+	if d := len(reference.Mean); least <= d {
+		f.Warnings = append(f.Warnings, Warning{WarnFewSamples, fmt.Sprintf("subsets from %d rows for %d features: FID does not follow a + b/n there, more than %d rows are needed", least, d, 10*d)})
+	}
 	inv := make([]float64, points)
 	for k := range points {
 		if err := ctx.Err(); err != nil {
@@ -186,16 +194,18 @@ func resample(src Source, n int) []int {
 }
 
 // percentiles is the interval that holds the level's share of the values,
-// interpolated between order statistics. It sorts them.
-func percentiles(vals []float64, level float64) Interval {
+// interpolated between order statistics and moved by what their mean lacks to
+// the centre. It sorts them.
+func percentiles(vals []float64, level, centre float64) Interval {
+	move := centre - meanOf(vals)
 	slices.Sort(vals)
 	at := func(q float64) float64 {
 		p := q * float64(len(vals)-1)
 		k := min(int(p), len(vals)-2)
 		if k < 0 {
-			return vals[0]
+			return vals[0] + move
 		}
-		return vals[k] + (p-float64(k))*(vals[k+1]-vals[k])
+		return vals[k] + (p-float64(k))*(vals[k+1]-vals[k]) + move
 	}
 	return Interval{at((1 - level) / 2), at((1 + level) / 2)}
 }

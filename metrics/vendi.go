@@ -91,9 +91,12 @@ func (s Vendi) Kernel(k *mat.SymDense, n int) (float64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("metrics: vendi: %w", err)
 	}
+	// Below this an eigenvalue is rounding: small orders would count it.
+	floor := 0x1p-52 * float64(raw.N) * w[raw.N-1]
 	top, sum := 0.0, 0.0
 	for _, v := range w {
-		if v /= float64(n); v > 0 {
+		if v > floor {
+			v /= float64(n)
 			top = max(top, v)
 			if q == 1 {
 				sum -= v * math.Log(v)

@@ -524,8 +524,8 @@ func (s *searching) fid(ctx context.Context, settings map[string]any) (search.Ob
 		if err != nil {
 			return 0, err
 		}
-		f, err := metrics.FrechetDistance(base, st)
-		return f.Distance, err
+		r, err := metrics.CompareStats(base, st, false)
+		return r.Value, err
 	}, nil
 }
 

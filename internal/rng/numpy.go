@@ -21,6 +21,12 @@ func NewRandomState(seed uint32) *RandomState {
 	return g
 }
 
+// Clone returns a generator that draws what g will, and leaves g as it is.
+func (g *RandomState) Clone() *RandomState {
+	c := *g
+	return &c
+}
+
 func (g *RandomState) uniform() float64 {
 	a, b := uint64(g.mt.u32()>>5), uint64(g.mt.u32()>>6)
 	return float64(a<<26|b) * (1.0 / (1 << 53))

@@ -81,7 +81,7 @@ func change(oc, nc ReportCell, col string, a, b Score) Change {
 		for k := range d {
 			d[k] = b.Jackknife[k] - a.Jackknife[k]
 		}
-		c.Err = jackknife(d)
+		c.Err = metrics.JackknifeError(d)
 	} else if a.StdErr > 0 && b.StdErr > 0 {
 		c.Err = math.Hypot(a.StdErr, b.StdErr)
 	}

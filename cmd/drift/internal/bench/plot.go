@@ -50,8 +50,8 @@ func (l lane) points(col string, at []string) []point {
 		}
 		p := point{x: c.NFE, y: s.Number(col)}
 		p.low, p.high = p.y, p.y
-		if col == s.Metric {
-			p.low, p.high = p.y-1.96*s.StdErr, p.y+1.96*s.StdErr
+		if e := s.Error(col); e > 0 {
+			p.low, p.high = p.y-1.96*e, p.y+1.96*e
 		}
 		out = append(out, p)
 	}

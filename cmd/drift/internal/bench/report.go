@@ -222,10 +222,10 @@ func positive(n int) string {
 
 // stderrOf writes the standard error of a column, empty where there is none.
 func stderrOf(s Score, column string, form func(float64) string) string {
-	if s.StdErr == 0 || column != s.Metric {
-		return ""
+	if e := s.Error(column); e != 0 {
+		return form(e)
 	}
-	return form(s.StdErr)
+	return ""
 }
 
 // short writes a number for eyes: four digits.

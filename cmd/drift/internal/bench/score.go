@@ -24,7 +24,10 @@ type Side struct {
 	Stats  func(ctx context.Context) (metrics.Stats, error)
 	Rows   func(ctx context.Context) (rows, logits metrics.Samples, err error)
 	Class  func(i int) int // what row i should show; nil = unknown
-	Blocks bool            // Rows may be read several times: a Fréchet distance gets a jackknife
+
+	// Blocks are the moments of all rows, and those of blocks of them for a jackknife (nil where there are too few rows or
+	// too many features). Nil where there are no rows.
+	Blocks func(ctx context.Context) (all *metrics.Moments, parts []*metrics.Moments, err error)
 }
 
 // Reference is what samples are compared with: moments, and rows for the
@@ -49,6 +52,21 @@ func SetSide(s *features.Set, ex features.Extractor, strict bool) *Side {
 		side.N = s.N
 		return rows, logits, err
 	}
+	if s.Kind != features.Statistics {
+		side.Blocks = func(ctx context.Context) (*metrics.Moments, []*metrics.Moments, error) {
+			all := &metrics.Moments{ID: side.ID}
+			var parts []*metrics.Moments
+			err := s.Stream(ctx, ex, strict, func(first int, rows metrics.Samples) error {
+				_, d := rows.Dims()
+				if b := blocks(s.N, d); parts == nil && b >= 4 && d <= 512 { // beyond, every block costs as much as the score
+					parts = newMoments(b, side.ID)
+				}
+				return split(all, parts, rows, first, s.Planned())
+			})
+			side.N = s.N
+			return all, parts, err
+		}
+	}
 	if len(s.Labels) == s.N {
 		side.Class = func(i int) int { return s.Labels[i] }
 	}
@@ -70,7 +88,7 @@ func ReferenceOf(s *features.Set, ex features.Extractor, strict bool) Reference 
 type Score struct {
 	Metric    string             `json:"metric"`
 	Value     float64            `json:"value"`
-	StdErr    float64            `json:"stderr,omitempty"`
+	StdErr    float64            `json:"stderr,omitempty"` // of the generated samples, the reference taken as it is
 	Std       float64            `json:"std,omitempty"`
 	N         []int              `json:"n"` // reference, generated; only generated where there is no reference
 	D         int                `json:"d,omitempty"`
@@ -80,6 +98,7 @@ type Score struct {
 	RefHash   string             `json:"reference_hash,omitempty"`
 	Settings  string             `json:"settings,omitempty"`
 	Parts     map[string]float64 `json:"parts,omitempty"`
+	PartErr   map[string]float64 `json:"parts_stderr,omitempty"`
 	Warnings  []string           `json:"warnings,omitempty"`
 	Jackknife []float64          `json:"jackknife,omitempty"` // the score without block b of the pictures
 	Better    int                `json:"better,omitempty"`    // of columns of a verb: -1 smaller, 1 larger
@@ -151,7 +170,7 @@ var scorers = []Scorer{
 	{"mmd", "squared maximum mean discrepancy with KID's kernel, over all samples", -1, nil, needRows, func(Options) metrics.Score { return metrics.MMD{} }},
 	{"cmmd", "maximum mean discrepancy of rows of unit length with a wide Gaussian kernel, times 1000", -1, nil, needRows, func(Options) metrics.Score { return metrics.CMMD{} }},
 	{"w2", "exact 2-Wasserstein distance, for up to about 2000 samples", -1, nil, needRows, func(Options) metrics.Score { return metrics.Wasserstein{} }},
-	{"sinkhorn", "debiased entropic transport cost, regularised by a twentieth of the median squared distance, for up to about 2000 samples", -1, nil, needRows, func(Options) metrics.Score { return sinkhorn{} }},
+	{"sinkhorn", "debiased entropic transport cost, regularised by a twentieth of the median squared distance, for up to about 2000 samples", -1, nil, needRows, func(Options) metrics.Score { return metrics.SinkhornDivergence{} }},
 	{"class-acc", "share of pictures that the classifier names as they were asked for", 1, nil, needClasses, nil},
 }
 
@@ -201,11 +220,11 @@ func (s Scorer) Compute(ctx context.Context, ref Reference, gen *Side, o Options
 	case needMoments:
 		r, out.Jackknife, err = fid(ctx, side, gen, o.Force)
 	case needInfinity:
-		r, err = infinity(ctx, side, gen, o)
+		r, out.Jackknife, err = infinity(ctx, side, gen, o)
 	case needClasses:
 		r, out.Jackknife, err = classAccuracy(ctx, gen)
 	default:
-		r, err = s.rows(ctx, side, gen, o)
+		r, out.Jackknife, err = s.rows(ctx, side, gen, o)
 	}
 	if err != nil {
 		return out, fmt.Errorf("%s of %s: %w", s.Name, gen.Name, err)
@@ -213,10 +232,7 @@ func (s Scorer) Compute(ctx context.Context, ref Reference, gen *Side, o Options
 	if math.IsNaN(r.Value) || math.IsInf(r.Value, 0) {
 		return out, fmt.Errorf("%s of %s is %v", s.Name, gen.Name, r.Value)
 	}
-	out.Value, out.StdErr, out.Std, out.D, out.Settings, out.Parts = r.Value, r.StdErr, r.Std, r.D, r.Settings, r.Parts
-	if out.Jackknife != nil {
-		out.StdErr = jackknife(out.Jackknife)
-	}
+	out.Value, out.StdErr, out.Std, out.D, out.Settings, out.Parts, out.PartErr = r.Value, r.StdErr, r.Std, r.D, r.Settings, r.Parts, r.PartErr
 	out.N = []int{r.N}
 	if s.NeedsReference() {
 		out.N = []int{r.NRef, r.N}
@@ -230,14 +246,61 @@ func (s Scorer) Compute(ctx context.Context, ref Reference, gen *Side, o Options
 	return out, nil
 }
 
-// fid streams the generated rows once: into the moments of all, and into those
-// of the jackknife's blocks.
+// newMoments are empty moments of blocks.
+func newMoments(b int, id metrics.Identity) []*metrics.Moments {
+	parts := make([]*metrics.Moments, b)
+	for k := range parts {
+		parts[k] = &metrics.Moments{ID: id}
+	}
+	return parts
+}
+
+// split adds rows first and on, of n, to the moments of all and of their blocks.
+func split(all *metrics.Moments, parts []*metrics.Moments, rows metrics.Samples, first, n int) error {
+	if err := all.Add(rows); err != nil || parts == nil {
+		return err
+	}
+	size, _ := rows.Dims()
+	for lo := 0; lo < size; {
+		k := (first + lo) * len(parts) / n
+		hi := min(size, ((k+1)*n+len(parts)-1)/len(parts)-first)
+		idx := make([]int, hi-lo)
+		for i := range idx {
+			idx[i] = lo + i
+		}
+		if err := parts[k].Add(metrics.Pick(rows, idx)); err != nil {
+			return err
+		}
+		lo = hi
+	}
+	return nil
+}
+
+// blocksOf is Side.Blocks of rows at hand.
+func blocksOf(ctx context.Context, rows metrics.Samples, id metrics.Identity) (*metrics.Moments, []*metrics.Moments, error) {
+	n, d := rows.Dims()
+	all := &metrics.Moments{ID: id}
+	var parts []*metrics.Moments
+	if b := blocks(n, d); b >= 4 {
+		parts = newMoments(b, id)
+	}
+	first := 0
+	err := each(ctx, rows, 0, n, func(m metrics.Samples) error {
+		err := split(all, parts, m, first, n)
+		size, _ := m.Dims()
+		first += size
+		return err
+	})
+	return all, parts, err
+}
+
+// fid compares moments; those of blocks give the error.
 func fid(ctx context.Context, ref, gen *Side, force bool) (metrics.Result, []float64, error) {
 	base, err := ref.Stats(ctx)
 	if err != nil {
 		return metrics.Result{}, nil, err
 	}
-	if !gen.Blocks {
+	if gen.Blocks == nil {
 		st, err := gen.Stats(ctx)
 		if err != nil {
 			return metrics.Result{}, nil, err
@@ -245,47 +308,41 @@ func fid(ctx context.Context, ref, gen *Side, force bool) (metrics.Result, []flo
 		r, err := metrics.CompareStats(base, st, force)
 		return r, nil, err
 	}
-	rows, _, err := gen.Rows(ctx)
+	all, parts, err := gen.Blocks(ctx)
 	if err != nil {
 		return metrics.Result{}, nil, err
 	}
-	n, d := rows.Dims()
-	b := blocks(n, d)
-	parts := make([]*metrics.Moments, b)
-	for k := range parts {
-		parts[k] = &metrics.Moments{ID: gen.ID}
-		lo, hi := k*n/b, (k+1)*n/b
-		if err := each(ctx, rows, lo, hi, parts[k].Add); err != nil {
-			return metrics.Result{}, nil, err
-		}
-	}
-	all := &metrics.Moments{ID: gen.ID}
-	if err := each(ctx, rows, 0, n, all.Add); err != nil {
-		return metrics.Result{}, nil, err
-	}
+	return fidOf(ctx, base, all, parts, force)
+}
+
+func fidOf(ctx context.Context, base metrics.Stats, all *metrics.Moments, parts []*metrics.Moments, force bool) (metrics.Result, []float64, error) {
 	st, err := all.Stats()
 	if err != nil {
 		return metrics.Result{}, nil, err
 	}
 	r, err := metrics.CompareStats(base, st, force)
-	if err != nil || b < 4 {
+	if err != nil || parts == nil {
 		return r, nil, err
 	}
 	join := func(a, b *metrics.Moments) *metrics.Moments {
-		m := &metrics.Moments{ID: gen.ID}
+		m := &metrics.Moments{ID: all.ID}
 		if err == nil {
 			err = errors.Join(m.Merge(a), m.Merge(b))
 		}
 		return m
 	}
+	b := len(parts)
 	after := make([]*metrics.Moments, b+1) // blocks k and on
-	after[b] = &metrics.Moments{ID: gen.ID}
+	after[b] = &metrics.Moments{ID: all.ID}
 	for k := b - 1; k > 0; k-- {
 		after[k] = join(parts[k], after[k+1])
 	}
-	before := &metrics.Moments{ID: gen.ID} // blocks up to k
+	before := &metrics.Moments{ID: all.ID} // blocks up to k
 	without := make([]float64, b)
 	for k := range parts {
+		if err := ctx.Err(); err != nil {
+			return r, nil, err
+		}
 		m := join(before, after[k+1])
 		before = join(before, parts[k])
 		if err != nil {
@@ -301,32 +358,41 @@ func fid(ctx context.Context, ref, gen *Side, force bool) (metrics.Result, []flo
 		}
 		without[k] = f.Distance
 	}
+	r.StdErr = metrics.JackknifeError(without)
 	return r, without, nil
 }
 
-// infinity fits FID_n = a + b/n over subsets of the generated rows.
-func infinity(ctx context.Context, ref, gen *Side, o Options) (metrics.Result, error) {
-	warn, err := sameIdentity(ref.ID, gen.ID, o.Force)
-	if err != nil {
-		return metrics.Result{}, err
-	}
+// infinity fits FID_n = a + b/n over subsets of the generated rows. What a lacks of FID_n hardly depends on the rows:
+// without a block it changes as that of all rows, beside the error of the fit.
+func infinity(ctx context.Context, ref, gen *Side, o Options) (metrics.Result, []float64, error) {
 	base, err := ref.Stats(ctx)
 	if err != nil {
-		return metrics.Result{}, err
+		return metrics.Result{}, nil, err
 	}
 	rows, _, err := gen.Rows(ctx)
 	if err != nil {
-		return metrics.Result{}, err
+		return metrics.Result{}, nil, err
+	}
+	all, parts, err := blocksOf(ctx, rows, gen.ID)
+	if err != nil {
+		return metrics.Result{}, nil, err
+	}
+	r, without, err := fidOf(ctx, base, all, parts, o.Force)
+	if err != nil {
+		return metrics.Result{}, nil, err
 	}
 	f, err := metrics.FIDInfinity(ctx, base, rows, 0, metrics.NewSource(o.Seed))
 	if err != nil {
-		return metrics.Result{}, err
+		return metrics.Result{}, nil, err
 	}
-	n, d := rows.Dims()
-	return metrics.Result{
-		Metric: "fid-inf", Value: f.Value, StdErr: f.StdErr, N: n, NRef: base.N, D: d, Warnings: warn, Parts: map[string]float64{"slope": f.Slope},
-		Settings: fmt.Sprintf("points=%d from=%d to=%d", len(f.N), f.N[0], f.N[len(f.N)-1]),
-	}, nil
+	for k := range without {
+		without[k] += f.Value - r.Value
+	}
+	r.Metric, r.Value, r.StdErr = "fid-inf", f.Value, math.Hypot(r.StdErr, f.StdErr)
+	r.Parts = map[string]float64{"slope": f.Slope, "fit": f.StdErr}
+	r.Settings = fmt.Sprintf("points=%d from=%d to=%d", len(f.N), f.N[0], f.N[len(f.N)-1])
+	r.Warnings = append(r.Warnings, f.Warnings...)
+	return r, without, nil
 }
 
 // each hands rows lo to hi over in blocks.
@@ -346,23 +412,6 @@ func each(ctx context.Context, s metrics.Samples, lo, hi int, f func(metrics.Sam
 		}
 	}
 	return nil
-}
-
-// jackknife is the standard error from the values without one block each:
-// sqrt((b-1)/b Σ (v_k - mean)²) (Tukey 1958).
-func jackknife(v []float64) float64 {
-	b := float64(len(v))
-	mean, sum := 0.0, 0.0
-	for _, x := range v {
-		mean += x / b
-	}
-	for _, x := range v {
-		sum += (x - mean) * (x - mean)
-	}
-	if sum <= 1e-24*mean*mean { // rounding
-		return 0
-	}
-	return math.Sqrt((b - 1) / b * sum)
 }
 
 func classAccuracy(ctx context.Context, gen *Side) (metrics.Result, []float64, error) {
@@ -405,38 +454,54 @@ func classAccuracy(ctx context.Context, gen *Side) (metrics.Result, []float64, e
 	for j := range without {
 		without[j] = float64(total-right[j]) / float64(max(1, n-size[j]))
 	}
+	r := metrics.Result{Metric: "class-acc", Value: float64(total) / float64(n), N: n, D: k}
 	if b < 4 {
-		without = nil
+		return r, nil, nil
 	}
-	return metrics.Result{Metric: "class-acc", Value: float64(total) / float64(n), N: n, D: k}, without, nil
+	r.StdErr = metrics.JackknifeError(without)
+	return r, without, nil
 }
 
-func (s Scorer) rows(ctx context.Context, ref, gen *Side, o Options) (metrics.Result, error) {
+func (s Scorer) rows(ctx context.Context, ref, gen *Side, o Options) (metrics.Result, []float64, error) {
 	rows, logits, err := gen.Rows(ctx)
 	if err != nil {
-		return metrics.Result{}, err
+		return metrics.Result{}, nil, err
 	}
 	var base metrics.Samples
 	switch s.need {
 	case needLogits:
 		if logits == nil {
-			return metrics.Result{}, errors.New("the extractor names no classes")
+			return metrics.Result{}, nil, errors.New("the extractor names no classes")
 		}
 		rows = logits
 	case needRows:
 		if base, _, err = ref.Rows(ctx); err != nil {
-			return metrics.Result{}, err
+			return metrics.Result{}, nil, err
 		}
 	}
 	var warn []metrics.Warning
 	if base != nil {
 		if warn, err = sameIdentity(ref.ID, gen.ID, o.Force); err != nil {
-			return metrics.Result{}, err
+			return metrics.Result{}, nil, err
+		}
+	}
+	r, without, err := s.withError(ctx, base, rows, o)
+	r.Warnings = append(r.Warnings, warn...)
+	return r, without, err
+}
+
+// withError is the score with its jackknife, or alone where the rows are too few for one.
+func (s Scorer) withError(ctx context.Context, base, rows metrics.Samples, o Options) (metrics.Result, []float64, error) {
+	n, d := rows.Dims()
+	if b := blocks(n, d); b >= 4 {
+		r, without, err := metrics.Jackknifed(ctx, s.make(o), base, rows, b)
+		if !errors.Is(err, metrics.ErrTooFew) && !errors.Is(err, metrics.ErrConstant) {
+			return r, without, err
 		}
 	}
 	r, err := s.make(o).Compare(ctx, base, rows)
-	r.Warnings = append(r.Warnings, warn...)
-	return r, err
+	r.StdErr = 0 // one over both sets is another thing
+	return r, nil, err
 }
 
 // sameIdentity refuses sets of different extractors; what is unknown is a warning.
@@ -453,31 +518,6 @@ func sameIdentity(a, b metrics.Identity, force bool) ([]metrics.Warning, error) 
 		}
 	}
 	return out, nil
-}
-
-// sinkhorn is metrics.Sinkhorn's divergence with squared distances and a
-// regularisation that follows the scale of the data.
-type sinkhorn struct{}
-
-// Compare implements metrics.Score.
-func (sinkhorn) Compare(ctx context.Context, reference, generated metrics.Samples) (metrics.Result, error) {
-	n, d := generated.Dims()
-	m, e := reference.Dims()
-	if d != e {
-		return metrics.Result{}, fmt.Errorf("%w: %d and %d", metrics.ErrDims, e, d)
-	}
-	for _, x := range []metrics.Samples{reference, generated} {
-		if _, err := metrics.StatsOf(x, metrics.Identity{}); err != nil { // constant, too few or not finite
-			return metrics.Result{}, err
-		}
-	}
-	median, err := metrics.MedianDistance(ctx, reference, generated)
-	if err != nil {
-		return metrics.Result{}, err
-	}
-	eta := 20 / (median * median)
-	v, err := metrics.Sinkhorn{Eta: eta}.Divergence(ctx, reference, generated, 2)
-	return metrics.Result{Metric: "sinkhorn", Value: v, N: n, NRef: m, D: d, Settings: fmt.Sprintf("cost=|x-y|^2 eta=%.6g", eta)}, err
 }
 
 // Columns are the numbers of a score that a table shows: its parts by name
@@ -497,6 +537,14 @@ func (s Score) Number(column string) float64 {
 		return s.Value
 	}
 	return s.Parts[column]
+}
+
+// Error is the standard error of a column, 0 where there is none.
+func (s Score) Error(column string) float64 {
+	if column == s.Metric {
+		return s.StdErr
+	}
+	return s.PartErr[column]
 }
 
 // better is the direction of a column.

@@ -341,13 +341,7 @@ func (r Report) pareto(w io.Writer, xcol, ycol, ext string) error {
 			if !ok || !too {
 				continue
 			}
-			d := dot{x: a.Number(xcol), y: b.Number(ycol)}
-			if xcol == a.Metric {
-				d.ex = a.StdErr
-			}
-			if ycol == b.Metric {
-				d.ey = b.StdErr
-			}
+			d := dot{x: a.Number(xcol), y: b.Number(ycol), ex: a.Error(xcol), ey: b.Error(ycol)}
 			dots = append(dots, d)
 			var name []string
 			for _, axis := range r.swept() {
