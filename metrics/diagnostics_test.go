@@ -711,6 +711,16 @@ func TestUniversality(t *testing.T) {
 			t.Errorf("labels with %s were accepted", what)
 		}
 	}
+	bad := Matrix{y.N, y.D, slices.Clone(y.X)}
+	bad.X[7] = math.NaN()
+	if _, err := UniversalityGap(x, lx, bad, ly, 1, NewSource(5)); !errors.Is(err, ErrNaN) {
+		t.Errorf("held-out NaN: %v", err)
+	}
+	for _, l := range []int{-1, 3} {
+		if _, err := UniversalityGap(x, lx, y, append(slices.Clone(ly[:len(ly)-1]), l), 1, NewSource(5)); err == nil {
+			t.Errorf("held-out label %d of 3 classes was accepted", l)
+		}
+	}
 	if _, err := r.Error(x, lx); !errors.Is(err, ErrDims) {
 		t.Errorf("error before a fit: %v", err)
 	}
@@ -766,5 +776,68 @@ func TestModeCoverage(t *testing.T) {
 	}
 	if _, _, err = CategoricalKL([]int{2, -1}, []float64{1, 1}, 0); err == nil {
 		t.Error("a negative count was accepted")
+	}
+}
+
+// What is flat but for rounding is flat.
+func TestFlatButForRounding(t *testing.T) {
+	z := make([]float64, 1000)
+	for i := range z {
+		if z[i] = 0.3; i%2 == 1 {
+			z[i] = math.Nextafter(0.3, 1)
+		}
+	}
+	if p, err := Psi2(z); err != nil || p != 0 || z[0] == z[1] {
+		t.Errorf("psi2 of %v and %v: %v, %v", z[0], z[1], p, err)
+	}
+	// A covariance of rank two of six: whatever the eigenvalues of rounding are.
+	x := normals(3, 200, 6)
+	for i := range x.N {
+		r := x.row(i)
+		for j := 2; j < 6; j++ {
+			r[j] = float64(j)*r[0] - r[1]/3
+		}
+	}
+	s, err := StatsOf(x, Identity{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sp, err := SpectrumOf(s); err != nil || !math.IsInf(sp.Condition, 1) {
+		t.Errorf("condition %v of %v, %v", sp.Condition, sp.Eigenvalues, err)
+	}
+	// Three different rows among 40 have Vendi score 3 at order 0, and hardly more at small ones.
+	few := Matrix{40, 6, nil}
+	for i := range few.N {
+		few.X = append(few.X, x.row(i % 3)[0], x.row(i % 3)[1], 1, 2, 0.1, 0.3)
+	}
+	for _, q := range []float64{1e-9, 0.01} {
+		r, err := Vendi{Q: q}.Compare(ctx, nil, few)
+		if err != nil || r.Value < 2.8 || r.Value > 3.000001 {
+			t.Errorf("vendi of order %g: %v, %v", q, r.Value, err)
+		}
+	}
+	if _, err := ModeCoverage(x, Matrix{1, 6, make([]float64, 6)}, []float64{math.NaN()}, nil); err == nil {
+		t.Error("a mode of standard deviation NaN was accepted")
+	}
+	if _, err := (Wasserstein{}).Compare(ctx, normals(1, 8193, 6), x); err == nil {
+		t.Error("transport between 8193 points was accepted")
+	}
+}
+
+// Rows that repeat in a resample are nearer to each other than rows are: the interval must be about the value still.
+func TestPropagationIntervalsHoldTheirValue(t *testing.T) {
+	held := 0
+	for k := range 20 {
+		p := Propagation{Resamples: 200, Level: .9, Source: NewSource(uint32(k))}
+		v, ci, err := p.distance(ctx, normals(uint64(2*k), 60, 1), normals(uint64(2*k+1), 60, 1), Matrix{}, .3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ci.Low <= v && v <= ci.High {
+			held++
+		}
+	}
+	if held < 20 {
+		t.Errorf("%d of 20 intervals hold their value", held)
 	}
 }

@@ -70,10 +70,13 @@ func TestBootstrapAndJackknife(t *testing.T) {
 	if _, err := Jackknife(gone, 3, mean); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	if got := percentiles([]float64{4, 1, 3, 2, 5}, .5); got != (Interval{2, 4}) {
+	if got := percentiles([]float64{4, 1, 3, 2, 5}, .5, 3); got != (Interval{2, 4}) {
 		t.Errorf("quartiles of 1..5: %+v", got)
 	}
-	if got := percentiles([]float64{7}, .9); got != (Interval{7, 7}) {
+	if got := percentiles([]float64{4, 1, 3, 2, 5}, .5, 2); got != (Interval{1, 3}) { // resampling moved the mean by one
+		t.Errorf("quartiles of 1..5 about 2: %+v", got)
+	}
+	if got := percentiles([]float64{7}, .9, 7); got != (Interval{7, 7}) {
 		t.Errorf("percentiles of one value: %+v", got)
 	}
 }
@@ -104,6 +107,12 @@ func TestShardFID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	known := ref
+	known.ID = Identity{"a", "b"}
+	shards[3].ID = Identity{"other", "b"}
+	if _, err := ShardFID(known, shards[3:4])([]int{0}); !errors.Is(err, ErrIdentity) {
+		t.Errorf("shards of another extractor: %v", err)
+	}
 	// The jackknife takes away the bias d/N + d(d+1)/(4N) = 0.006.
 	if !(j.Value < f.Distance) || j.StdErr <= 0 || math.Abs(j.Value) > 4*j.StdErr {
 		t.Errorf("jackknifed FID %+v, plain %v", j, f.Distance)
@@ -130,6 +139,12 @@ func TestFIDInfinity(t *testing.T) {
 	}
 	if want := 6 + 6*7/4.; math.Abs(s-want) > 4*math.Sqrt(variance(slope, 1)/12)+1 {
 		t.Errorf("slope %v, want about %v", s, want)
+	}
+	for rows, warned := range map[int]bool{60: true, 69: true, 70: false} { // subsets from 6 and 7 rows of 6 features
+		f, err := FIDInfinity(ctx, ref, normals(1, rows, 6), 0, NewSource(1))
+		if err != nil || (Result{Warnings: f.Warnings}).Warned(WarnFewSamples) != warned {
+			t.Errorf("%d rows: %v, %v", rows, f.Warnings, err)
+		}
 	}
 	for what, f := range map[string]func() error{
 		"no source":  func() error { _, err := FIDInfinity(ctx, ref, normals(1, 300, 6), 0, nil); return err },

@@ -273,7 +273,11 @@ func (a *app) printScore(s bench.Score, sets []*features.Set) {
 		}
 		fmt.Fprintln(a.out)
 		for _, k := range sortedKeys(s.Parts) {
-			fmt.Fprintf(a.out, "  %s %.8g\n", k, s.Parts[k])
+			fmt.Fprintf(a.out, "  %s %.8g", k, s.Parts[k])
+			if e := s.PartErr[k]; e > 0 {
+				fmt.Fprintf(a.out, " ± %.2g", e)
+			}
+			fmt.Fprintln(a.out)
 		}
 		fmt.Fprintf(a.out, "  %s\n", strings.TrimPrefix(s.About(), s.Metric+": "))
 	}

@@ -529,16 +529,30 @@ func (s *Set) Stats(ctx context.Context, ex Extractor, strict bool) (metrics.Sta
 		return metrics.StatsOf(s.rows, s.ID)
 	}
 	m := metrics.Moments{ID: ex.Identity()}
+	if err := s.Stream(ctx, ex, strict, m.Add); err != nil {
+		return metrics.Stats{}, err
+	}
+	return m.Stats()
+}
+
+// Stream hands the rows of features over in batches, in order. Memory does not depend on N. Statistics have none.
+func (s *Set) Stream(ctx context.Context, ex Extractor, strict bool, f func(rows metrics.Samples) error) error {
+	switch s.Kind {
+	case Statistics:
+		return refuse.Errorf(s.Name, "has statistics only; this score needs the pictures or features themselves")
+	case FeatureRows:
+		return f(s.rows)
+	}
 	if err := s.Each(ctx, batch, strict, func(im Images) error {
 		v, err := ex.Extract(ctx, im)
 		if err != nil {
 			return err
 		}
-		return m.Add(v.Features)
+		return f(v.Features)
 	}); err != nil {
-		return metrics.Stats{}, fmt.Errorf("%s: %w", s.Name, err)
+		return fmt.Errorf("%s: %w", s.Name, err)
 	}
-	return m.Stats()
+	return nil
 }
 
 // Rows is every row of features, and of logits where there are any (else nil).

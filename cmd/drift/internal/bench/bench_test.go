@@ -773,3 +773,58 @@ func TestLeftovers(t *testing.T) {
 		}
 	}
 }
+
+// TestEveryScoreHasAnError: sets in files, of every score that compares with a reference or stands alone.
+func TestEveryScoreHasAnError(t *testing.T) {
+	ctx, dir := context.Background(), t.TempDir()
+	write := func(name string, n int, scale float64) *features.Set {
+		src := metrics.NewSource(uint32(n))
+		x, l := make([]float64, n*4), make([]float64, n*3)
+		src.Randn(x)
+		src.Randn(l)
+		for i := range x {
+			x[i] = scale * x[i]
+		}
+		path := filepath.Join(dir, name)
+		labels := make([]int64, n)
+		if err := npz.Write(path, npz.Array{Name: "features", Shape: []int{n, 4}, Data: x}, npz.Array{Name: "logits", Shape: []int{n, 3}, Data: l}, npz.Array{Name: "labels", Shape: []int{n}, Data: labels}); err != nil {
+			t.Fatal(err)
+		}
+		s, err := features.OpenSet(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	ref := ReferenceOf(write("a.npz", 260, 1), nil, false)
+	gen := SetSide(write("b.npz", 250, 1.3), nil, false)
+	for _, s := range Scorers() {
+		v, err := s.Compute(ctx, ref, gen, Options{Subsets: 3, Directions: 20, Size: 50, Splits: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !(v.StdErr > 0) || len(v.Jackknife) != 20 || !(v.StdErr < v.Value) {
+			t.Errorf("%s: %v +- %v, %d blocks", s.Name, v.Value, v.StdErr, len(v.Jackknife))
+		}
+		for _, col := range v.Columns() {
+			if !(v.Error(col) > 0) {
+				t.Errorf("%s has no error", col)
+			}
+		}
+	}
+	few := SetSide(write("c.npz", 3, 1), nil, false)
+	if s, err := FindScorer("energy"); err != nil {
+		t.Fatal(err)
+	} else if v, err := s.Compute(ctx, ref, few, Options{}); err != nil || v.StdErr != 0 || v.Jackknife != nil {
+		t.Errorf("three rows: %+v, %v", v, err)
+	}
+	// Fewer rows than features and constant ones are told of the extrapolation too.
+	s, err := FindScorer("fid-inf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.Compute(ctx, ref, SetSide(write("d.npz", 39, 1), nil, false), Options{})
+	if err != nil || !strings.Contains(strings.Join(v.Warnings, "|"), metrics.WarnFewSamples+": subsets from 3 rows for 4 features") {
+		t.Errorf("%v, %v", v.Warnings, err)
+	}
+}

@@ -6,6 +6,8 @@ import (
 	"math"
 	"strings"
 	"text/tabwriter"
+
+	"drift/metrics"
 )
 
 // Change is a number of one cell in two reports.
@@ -71,19 +73,19 @@ func change(oc, nc ReportCell, col string, a, b Score) Change {
 	case oc.Run != nil && nc.Run != nil && oc.Run.Rounding != nc.Run.Rounding:
 		c.Refuse = "other rounding"
 	}
-	if c.Refuse != "" || col != b.Metric {
+	if c.Refuse != "" {
 		return c
 	}
-	c.OldErr, c.NewErr = a.StdErr, b.StdErr
-	c.Paired = oc.Seeds == nc.Seeds && len(a.Jackknife) == len(b.Jackknife) && len(a.Jackknife) > 0
+	c.OldErr, c.NewErr = a.Error(col), b.Error(col)
+	c.Paired = col == b.Metric && oc.Seeds == nc.Seeds && len(a.Jackknife) == len(b.Jackknife) && len(a.Jackknife) > 0
 	if c.Paired {
 		d := make([]float64, len(a.Jackknife))
 		for k := range d {
 			d[k] = b.Jackknife[k] - a.Jackknife[k]
 		}
 		c.Err = metrics.JackknifeError(d)
-	} else if a.StdErr > 0 && b.StdErr > 0 {
-		c.Err = math.Hypot(a.StdErr, b.StdErr)
+	} else if c.OldErr > 0 && c.NewErr > 0 {
+		c.Err = math.Hypot(c.OldErr, c.NewErr)
 	}
 	switch {
 	case c.New == c.Old:

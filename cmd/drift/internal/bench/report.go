@@ -14,6 +14,7 @@ import (
 
 	"drift/cmd/drift/internal/manifest"
 	"drift/internal/refuse"
+	"drift/metrics"
 )
 
 // Report is what results.json holds. It has no times and no dates: equal benches have equal reports.
@@ -413,7 +414,7 @@ func spread(n int, of func(k int) float64) float64 {
 	for k := range v {
 		v[k] = of(k)
 	}
-	return jackknife(v)
+	return metrics.JackknifeError(v)
 }
 
 // cellText is a number with its standard error, and the true evaluations where they are not the budget.

@@ -56,12 +56,15 @@ func SetSide(s *features.Set, ex features.Extractor, strict bool) *Side {
 		side.Blocks = func(ctx context.Context) (*metrics.Moments, []*metrics.Moments, error) {
 			all := &metrics.Moments{ID: side.ID}
 			var parts []*metrics.Moments
-			err := s.Stream(ctx, ex, strict, func(first int, rows metrics.Samples) error {
-				_, d := rows.Dims()
-				if b := blocks(s.N, d); parts == nil && b >= 4 && d <= 512 { // beyond, every block costs as much as the score
+			first, n := 0, s.N // with the files that do not read
+			err := s.Stream(ctx, ex, strict, func(rows metrics.Samples) error {
+				size, d := rows.Dims()
+				if b := blocks(n, d); first == 0 && b >= 4 && d <= 512 { // beyond, every block costs as much as the score
 					parts = newMoments(b, side.ID)
 				}
-				return split(all, parts, rows, first, s.Planned())
+				err := split(all, parts, rows, first, n)
+				first += size
+				return err
 			})
 			side.N = s.N
 			return all, parts, err
