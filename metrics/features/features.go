@@ -54,6 +54,15 @@ type Extractor interface {
 	Close()
 }
 
+// pictureError is what an extractor has against picture i of a batch; Each names the picture.
+type pictureError struct {
+	i   int
+	err error
+}
+
+func (e *pictureError) Error() string { return fmt.Sprintf("features: picture %d: %v", e.i, e.err) }
+func (e *pictureError) Unwrap() error { return e.err }
+
 // Options says how an extractor runs. None of it changes its vectors, but for
 // Resize, and the last bits by Tier.
 type Options struct {
@@ -132,7 +141,7 @@ func (f *fashion) Extract(ctx context.Context, im Images) (Vectors, error) {
 	x := make([]float64, im.N*side*side)
 	for i := range im.N {
 		if err := f.prepare(x[i*side*side:(i+1)*side*side], im.At(i)); err != nil {
-			return Vectors{}, fmt.Errorf("features: picture %d: %w", i, err)
+			return Vectors{}, &pictureError{i, err}
 		}
 	}
 	err := f.net.Run(ctx, x, v.Features.X, v.Logits.X)
@@ -207,7 +216,7 @@ func (p *pixels) Extract(ctx context.Context, im Images) (Vectors, error) {
 		p.h, p.w, p.c = im.H, im.W, im.C
 	}
 	if im.H != p.h || im.W != p.w || im.C != p.c {
-		return Vectors{}, fmt.Errorf("features: pictures of %dx%dx%d after pictures of %dx%dx%d", im.W, im.H, im.C, p.w, p.h, p.c)
+		return Vectors{}, &pictureError{0, fmt.Errorf("is %dx%dx%d after pictures of %dx%dx%d", im.W, im.H, im.C, p.w, p.h, p.c)}
 	}
 	d := p.h * p.w * p.c
 	v := Vectors{Features: metrics.Matrix{N: im.N, D: d, X: make([]float64, im.N*d)}}

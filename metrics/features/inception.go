@@ -70,8 +70,8 @@ func (e *inceptionNet) Extract(ctx context.Context, im Images) (Vectors, error) 
 	rule := e.resize
 	if rule == "" {
 		if rule = metrics.ResizeTF1; im.H != inception.Side || im.W != inception.Side { // which leaves that size alone
-			return Vectors{}, fmt.Errorf("features: pictures of %dx%d; the extractor inception takes %dx%d (name a resize rule to bring them there; %s is that of torch-fidelity, ADM and EDM)",
-				im.W, im.H, inception.Side, inception.Side, metrics.ResizeTF1)
+			return Vectors{}, &pictureError{0, fmt.Errorf("is %dx%d; the extractor inception takes %dx%d (name a resize rule to bring it there; %s is that of torch-fidelity, ADM and EDM)",
+				im.W, im.H, inception.Side, inception.Side, metrics.ResizeTF1)}
 		}
 	}
 	d, k := e.Dims()
@@ -86,7 +86,7 @@ func (e *inceptionNet) Extract(ctx context.Context, im Images) (Vectors, error) 
 		e.pool.Do(n, func(_, i int) { bad[i] = inception.Prepare(x[i*size:(i+1)*size], im.At(lo+i), rule) })
 		for i, err := range bad[:n] {
 			if err != nil {
-				return Vectors{}, fmt.Errorf("features: picture %d: %w", lo+i, err)
+				return Vectors{}, &pictureError{lo + i, err}
 			}
 		}
 		taps := inception.Taps{Features: features[:n*d], Logits: logits[:n*k]}

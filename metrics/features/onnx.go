@@ -77,7 +77,7 @@ func (g *graph) Extract(ctx context.Context, im Images) (Vectors, error) {
 		n := min(at, im.N-lo)
 		for i := range n {
 			if err := g.prepare(x[i*size:(i+1)*size], im.At(lo+i)); err != nil {
-				return Vectors{}, fmt.Errorf("features: picture %d: %w", lo+i, err)
+				return Vectors{}, &pictureError{lo + i, err}
 			}
 		}
 		var logits []float64

@@ -186,7 +186,7 @@ func (d *dnaNet) Close() { d.pool.Close() }
 func (d *dnaNet) Extract(ctx context.Context, im Images) (Vectors, error) {
 	in := dna.Input{Rows: im.N, L: im.W}
 	if im.H != 1 || im.C != 1 {
-		return Vectors{}, fmt.Errorf("features: the extractor dna takes sequences, not pictures of %dx%d", im.W, im.H)
+		return Vectors{}, &pictureError{0, fmt.Errorf("is %dx%d; the extractor dna takes sequences", im.W, im.H)}
 	}
 	for _, k := range im.Pix[:im.N*im.W] {
 		in.Tokens = append(in.Tokens, int(k))

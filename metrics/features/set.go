@@ -55,6 +55,7 @@ type Set struct {
 
 	tokens bool // the pictures are sequences
 	files  []string
+	from   int // place of the first of pix in the array
 	pix    Images
 	rows   metrics.Samples
 	logits metrics.Samples
@@ -344,16 +345,21 @@ func WriteStats(path string, s metrics.Stats) error {
 func (s *Set) Names() []string {
 	out := make([]string, 0, s.N)
 	for _, f := range s.files {
-		name, err := filepath.Rel(s.Name, f)
-		if err != nil || name == "." {
-			name = filepath.Base(f)
-		}
-		out = append(out, filepath.ToSlash(name))
+		out = append(out, s.below(f))
 	}
 	for i := range s.pix.N {
 		out = append(out, strconv.Itoa(i))
 	}
 	return out
+}
+
+// below is the path of a file below the folder of the set.
+func (s *Set) below(file string) string {
+	name, err := filepath.Rel(s.Name, file)
+	if err != nil || name == "." {
+		name = filepath.Base(file)
+	}
+	return filepath.ToSlash(name)
 }
 
 // Picture reads picture i of Names. A file that does not read is a *refuse.Error.
@@ -371,10 +377,16 @@ func (s *Set) Each(ctx context.Context, size int, strict bool, f func(Images) er
 	if s.Kind != Pictures {
 		return fmt.Errorf("features: %s has no pictures", s.Name)
 	}
-	through := func(n int) {
-		if s.Observe != nil {
-			s.Observe(n)
+	hand := func(im Images, name func(i int) string, through int) error {
+		err := f(im)
+		var bad *pictureError
+		if errors.As(err, &bad) {
+			return fmt.Errorf("picture %s: %w", name(bad.i), bad.err)
 		}
+		if err == nil && s.Observe != nil {
+			s.Observe(through)
+		}
+		return err
 	}
 	if s.files == nil {
 		w := s.pix.H * s.pix.W * s.pix.C
@@ -383,22 +395,22 @@ func (s *Set) Each(ctx context.Context, size int, strict bool, f func(Images) er
 				return err
 			}
 			hi := min(lo+size, s.pix.N)
-			if err := f(Images{N: hi - lo, H: s.pix.H, W: s.pix.W, C: s.pix.C, Pix: s.pix.Pix[lo*w : hi*w]}); err != nil {
+			im := Images{N: hi - lo, H: s.pix.H, W: s.pix.W, C: s.pix.C, Pix: s.pix.Pix[lo*w : hi*w]}
+			if err := hand(im, func(i int) string { return strconv.Itoa(s.from + lo + i) }, hi); err != nil {
 				return err
 			}
-			through(hi)
 		}
 		return nil
 	}
 	s.Unreadable = nil
 	var b Images
+	var names []string // of b
 	flush := func(read int) error {
 		if b.N == 0 {
 			return nil
 		}
-		err := f(b)
-		b = Images{}
-		through(read)
+		err := hand(b, func(i int) string { return s.below(names[i]) }, read)
+		b, names = Images{}, nil
 		return err
 	}
 	for i, path := range s.files {
@@ -420,6 +432,7 @@ func (s *Set) Each(ctx context.Context, size int, strict bool, f func(Images) er
 			}
 		}
 		b.N, b.H, b.W, b.C, b.Pix = b.N+1, m.H, m.W, m.C, append(b.Pix, m.Pix...)
+		names = append(names, path)
 	}
 	s.N = len(s.files) - len(s.Unreadable)
 	return flush(len(s.files))
@@ -433,6 +446,7 @@ func (s *Set) Part(lo, hi int) *Set {
 		return p
 	}
 	w := s.pix.H * s.pix.W * s.pix.C
+	p.from = s.from + lo
 	p.pix = Images{N: hi - lo, H: s.pix.H, W: s.pix.W, C: s.pix.C, Pix: s.pix.Pix[lo*w : hi*w]}
 	return p
 }
