@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"drift/cmd/drift/internal/bench"
 	"drift/cmd/drift/internal/job"
 	"drift/cmd/drift/internal/manifest"
 	"drift/cmd/drift/internal/shard"
@@ -85,6 +86,7 @@ func exitCode(err error) int {
 		d *manifest.Different
 		w *smc.RewardError
 		x *smc.WeightError
+		b *bench.NotFinite
 		f *shard.Failure
 	)
 	switch {
@@ -92,7 +94,7 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.Is(err, job.ErrStopped), errors.Is(err, context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &n), errors.As(err, &g), errors.As(err, &w), errors.As(err, &x):
+	case errors.As(err, &n), errors.As(err, &g), errors.As(err, &w), errors.As(err, &x), errors.As(err, &b):
 		return exitNotFinite
 	case errors.As(err, &f) && f.Kind == shard.NotFinite:
 		return exitNotFinite

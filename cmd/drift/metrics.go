@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"gonum.org/v1/gonum/mat"
 
 	"drift/cmd/drift/internal/bench"
 	"drift/cmd/drift/internal/output"
@@ -243,13 +244,13 @@ func (a *app) motifs(c *cli.Context) error {
 	return nil
 }
 
-// scoreError sorts the errors of scores: what a file holds is the file's fault.
+// scoreError sorts the errors of scores. Files of numbers that are not finite are refused before.
 func scoreError(err error) error {
 	switch {
 	case errors.Is(err, metrics.ErrIdentity):
 		return &hint{err, "make both sets with one extractor and resize rule; --force compares anyway"}
 	case errors.Is(err, metrics.ErrNaN):
-		return refuse.Errorf("", "%s", err.Error())
+		return &hint{&bench.NotFinite{Err: err}, "numbers so large that their squares overflow, or an extractor whose answers are not finite"}
 	}
 	return err
 }
@@ -338,6 +339,9 @@ func (a *app) stats(c *cli.Context) error {
 	}
 	if err != nil {
 		return scoreError(err)
+	}
+	if v := mat.Sum(st.Cov); v-v != 0 {
+		return &bench.NotFinite{Err: fmt.Errorf("%s: the covariance is not finite", name)}
 	}
 	if err := features.WriteStats(out, st); err != nil {
 		return err

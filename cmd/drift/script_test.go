@@ -55,7 +55,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"rc": rc, "npzeq": npzEqual, "npzshape": npzShape, "npznear": npzNear, "samepixels": samePixels, "interrupt": interrupt, "goon": goOn, "pngsize": pngSize,
-			"nanweight": nanWeight,
+			"nanweight": nanWeight, "npzwrite": npzWrite,
 		},
 	})
 }
@@ -146,6 +146,24 @@ func npzShape(ts *testscript.TestScript, _ bool, args []string) {
 	if want := args[2] + " " + args[3]; got != want {
 		ts.Fatalf("%s is %s, want %s", args[1], got, want)
 	}
+}
+
+// npzwrite FILE member SHAPE V,V,...: writes float64, the values again and again.
+func npzWrite(ts *testscript.TestScript, _ bool, args []string) {
+	a, n := npz.Array{Name: args[1]}, 1
+	for d := range strings.SplitSeq(args[2], ",") {
+		k, err := strconv.Atoi(d)
+		ts.Check(err)
+		a.Shape, n = append(a.Shape, k), n*k
+	}
+	x, list := make([]float64, n), strings.Split(args[3], ",")
+	for i := range x {
+		v, err := strconv.ParseFloat(list[i%len(list)], 64)
+		ts.Check(err)
+		x[i] = v
+	}
+	a.Data = x
+	ts.Check(npz.Write(ts.MkAbs(args[0]), a))
 }
 
 func decode(ts *testscript.TestScript, name string) image.Image {

@@ -220,13 +220,23 @@ func readRows(a *npz.Archive, name string) (metrics.Samples, error) {
 		if err != nil {
 			return nil, refuse.Errorf(a.Path(), "%v", err)
 		}
+		if i := slices.IndexFunc(d, func(v float32) bool { return v-v != 0 }); i >= 0 {
+			return nil, notFinite(a, name, i, x.Shape)
+		}
 		return metrics.Matrix32{N: x.Shape[0], D: x.Shape[1], X: d}, nil
 	}
 	d, err := x.Float64()
 	if err != nil {
 		return nil, refuse.Errorf(a.Path(), "%v", err)
 	}
+	if i := slices.IndexFunc(d, func(v float64) bool { return v-v != 0 }); i >= 0 {
+		return nil, notFinite(a, name, i, x.Shape)
+	}
 	return metrics.Matrix{N: x.Shape[0], D: x.Shape[1], X: d}, nil
+}
+
+func notFinite(a *npz.Archive, name string, i int, shape []int) error {
+	return refuse.Errorf(a.Path(), "%s is not finite (row %d, column %d)", name, i/shape[1], i%shape[1])
 }
 
 func readLabels(a *npz.Archive, name string) ([]int, error) {

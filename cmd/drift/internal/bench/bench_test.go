@@ -710,12 +710,15 @@ func TestScorers(t *testing.T) {
 	good, two := side("a", rows(40, 3, wave)), side("a", rows(40, 2, wave))
 	other := side("b", rows(40, 3, wave))
 	constant := side("a", rows(40, 3, func(int, int) float64 { return 1 }))
-	nan := side("a", rows(40, 3, func(i, j int) float64 {
+	broken := rows(40, 3, func(i, j int) float64 {
 		if i == 30 {
 			return math.NaN()
 		}
 		return wave(i, j)
-	}))
+	})
+	nan := side("a", rows(40, 3, wave)) // of an extractor: a file of them is refused
+	nan.Rows = func(context.Context) (metrics.Samples, metrics.Samples, error) { return broken, nil, nil }
+	nan.Stats = func(context.Context) (metrics.Stats, error) { return metrics.StatsOf(broken, nan.ID) }
 	for _, s := range Scorers() {
 		if s.need == needLogits || s.need == needClasses {
 			if _, err := s.Compute(ctx, Reference{}, good, Options{}); err == nil {

@@ -192,6 +192,12 @@ func FindScorer(name string) (Scorer, error) {
 	return Scorer{}, fmt.Errorf("unknown metric %q%s", name, spec.Suggest(name, names))
 }
 
+// NotFinite is the error of a score of finite numbers that is none itself.
+type NotFinite struct{ Err error }
+
+func (e *NotFinite) Error() string { return e.Err.Error() }
+func (e *NotFinite) Unwrap() error { return e.Err }
+
 // blocks is the number of blocks of a jackknife.
 func blocks(n, d int) int {
 	if d > 512 { // a Fréchet distance costs d³
@@ -233,7 +239,7 @@ func (s Scorer) Compute(ctx context.Context, ref Reference, gen *Side, o Options
 		return out, fmt.Errorf("%s of %s: %w", s.Name, gen.Name, err)
 	}
 	if math.IsNaN(r.Value) || math.IsInf(r.Value, 0) {
-		return out, fmt.Errorf("%s of %s is %v", s.Name, gen.Name, r.Value)
+		return out, &NotFinite{fmt.Errorf("%s of %s is %v", s.Name, gen.Name, r.Value)}
 	}
 	out.Value, out.StdErr, out.Std, out.D, out.Settings, out.Parts, out.PartErr = r.Value, r.StdErr, r.Std, r.D, r.Settings, r.Parts, r.PartErr
 	out.N = []int{r.N}
