@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -204,8 +205,8 @@ func nanWeight(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o666))
 }
 
-// interrupt SIGNAL GLOB N COMMAND...: sends the signal once N files match the pattern; the command must not be done
-// before. It leaves stdout and stderr in the files out and err, and the exit code in the variable code.
+// interrupt SIGNAL GLOB N COMMAND...: sends the signal once N files match the pattern; stderr in its place: once N lines
+// of that are there. The command must not be done before. It leaves stdout and stderr in the files out and err, and the exit code in the variable code.
 func interrupt(ts *testscript.TestScript, _ bool, args []string) {
 	signal := map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "KILL": syscall.SIGKILL}[args[0]]
 	n, err := strconv.Atoi(args[2])
@@ -214,20 +215,20 @@ func interrupt(ts *testscript.TestScript, _ bool, args []string) {
 	path, err := exec.LookPath(filepath.Join(strings.Split(ts.Getenv("PATH"), ":")[0], args[3]))
 	ts.Check(err)
 	cmd.Path, cmd.Err, cmd.Dir = path, nil, ts.MkAbs(".")
-	cmd.Env = []string{"PATH=" + ts.Getenv("PATH"), "HOME=" + ts.MkAbs(".")}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
+	cmd.Env = []string{"PATH=" + ts.Getenv("PATH"), "HOME=" + ts.MkAbs("."), "DRIFT_PROGRESS_EVERY=" + ts.Getenv("DRIFT_PROGRESS_EVERY")}
+	stderr := &lines{}
+	cmd.Stderr = stderr
 	ts.Check(cmd.Start())
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		list, err := filepath.Glob(ts.MkAbs(args[1]))
 		ts.Check(err)
-		if len(list) >= n {
+		if len(list) >= n || args[1] == "stderr" && stderr.n.Load() >= int64(n) {
 			break
 		}
 		if time.Now().After(deadline) {
 			_ = cmd.Process.Kill()
-			ts.Fatalf("%d of %d files after 20 s: %s", len(list), n, stderr.String())
+			ts.Fatalf("%d of %d files after 20 s: %s", len(list), n, stderr.text.String())
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -237,7 +238,19 @@ func interrupt(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("the command was done before the signal")
 	}
 	ts.Setenv("code", strconv.Itoa(cmd.ProcessState.ExitCode()))
-	ts.Check(os.WriteFile(ts.MkAbs("err"), stderr.Bytes(), 0o666))
+	ts.Check(os.WriteFile(ts.MkAbs("err"), stderr.text.Bytes(), 0o666))
+}
+
+// lines counts the lines that are written.
+type lines struct {
+	text bytes.Buffer
+	n    atomic.Int64
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	n, err := l.text.Write(b)
+	l.n.Add(int64(bytes.Count(b, []byte("\n"))))
+	return n, err
 }
 
 // goon: runs the command line that the hint in the file err names.
