@@ -13,14 +13,20 @@ import (
 )
 
 // DefaultLimit is the most bytes that one array may take, unless
-// Archive.Limit says otherwise.
-const DefaultLimit = 16 << 30
+// Archive.Limit says otherwise: compression can promise a thousand times what
+// is there. An array of which the file itself has a sixteenth may take more,
+// up to MaxLimit.
+const (
+	DefaultLimit = 4 << 30
+	MaxLimit     = 16 << 30
+)
 
 // An Archive is an open .npz file. The headers of its members were read, their
 // values are read when asked for. Its methods may be called from several
 // goroutines.
 type Archive struct {
-	// Limit is the most bytes that one array may take; 0 means DefaultLimit.
+	// Limit is the most bytes that one array may take; 0 means DefaultLimit,
+	// or MaxLimit.
 	Limit int64
 
 	path    string
@@ -162,7 +168,7 @@ func (a *Archive) Array(name string) (*Array, error) {
 	m := &a.members[i]
 	limit := a.Limit
 	if limit == 0 {
-		limit = DefaultLimit
+		limit = m.limit()
 	}
 	if m.zipMember.size > limit {
 		return nil, refuse.Errorf(a.path, "array %q takes %d bytes, more than the limit of %d", name, m.zipMember.size, limit)
@@ -172,6 +178,11 @@ func (a *Archive) Array(name string) (*Array, error) {
 		return nil, named(a.path, name, zipError(err))
 	}
 	return &Array{Name: name, Shape: m.Shape, DType: m.DType, Data: data}, nil
+}
+
+// limit is the most bytes that the member may take.
+func (m *zipMember) limit() int64 {
+	return min(max(DefaultLimit, 16*min(m.packed, MaxLimit)), MaxLimit)
 }
 
 // read reads the whole member: header again, values, end and checksum.

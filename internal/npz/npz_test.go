@@ -240,6 +240,45 @@ func TestWriteAndRead(t *testing.T) {
 	}
 }
 
+// A few megabytes may promise gigabytes, but they are not taken at their word.
+func TestPromises(t *testing.T) {
+	const size, packed = 5 << 30, 6 << 20
+	head := fmt.Sprintf("{'descr': '|u1', 'fortran_order': False, 'shape': (%d,), }\n", size)
+	head = magic + "\x01\x00" + string([]byte{byte(len(head)), 0}) + head
+	var b bytes.Buffer
+	f, err := flate.NewWriter(&b, flate.BestCompression)
+	if err == nil {
+		_, err = f.Write(append([]byte(head), make([]byte, 1<<20)...))
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b.Write(make([]byte, packed-b.Len()))
+	path := filepath.Join(t.TempDir(), "promise.npz")
+	out, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z := zip.NewWriter(out)
+	w, err := z.CreateRaw(&zip.FileHeader{Name: "x.npy", Method: zip.Deflate, Flags: 1 << 3, CompressedSize64: packed, UncompressedSize64: size + uint64(len(head))})
+	if err == nil {
+		_, err = w.Write(b.Bytes())
+	}
+	if err = errors.Join(err, z.Close(), out.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = ReadAll(path)
+	var refused *refuse.Error
+	if !errors.As(err, &refused) || !strings.Contains(err.Error(), "more than the limit of 4294967296") {
+		t.Error(err)
+	}
+	for packed, want := range map[int64]int64{0: DefaultLimit, 16 << 20: DefaultLimit, 512 << 20: 8 << 30, 9 << 30: MaxLimit, math.MaxInt64: MaxLimit} {
+		if got := (&zipMember{packed: packed}).limit(); got != want {
+			t.Errorf("%d bytes: %d, want %d", packed, got, want)
+		}
+	}
+}
+
 // The bytes of a small file, as numpy.save writes them.
 func TestWriteArrayBytes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.npy")
