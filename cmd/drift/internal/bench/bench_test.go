@@ -719,7 +719,9 @@ func TestScorers(t *testing.T) {
 	nan := side("a", rows(40, 3, wave)) // of an extractor: a file of them is refused
 	nan.Rows = func(context.Context) (metrics.Samples, metrics.Samples, error) { return broken, nil, nil }
 	nan.Stats = func(context.Context) (metrics.Stats, error) { return metrics.StatsOf(broken, nan.ID) }
-	nan.Blocks = func(ctx context.Context) (*metrics.Moments, []*metrics.Moments, error) { return blocksOf(ctx, broken, nan.ID) }
+	nan.Blocks = func(ctx context.Context) (*metrics.Moments, []*metrics.Moments, error) {
+		return blocksOf(ctx, broken, nan.ID)
+	}
 	for _, s := range Scorers() {
 		if s.need == needLogits || s.need == needClasses {
 			if _, err := s.Compute(ctx, Reference{}, good, Options{}); err == nil {

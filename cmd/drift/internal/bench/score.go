@@ -238,8 +238,8 @@ func (s Scorer) Compute(ctx context.Context, ref Reference, gen *Side, o Options
 	if err != nil {
 		return out, fmt.Errorf("%s of %s: %w", s.Name, gen.Name, err)
 	}
-	if math.IsNaN(r.Value) || math.IsInf(r.Value, 0) {
-		return out, &NotFinite{fmt.Errorf("%s of %s is %v", s.Name, gen.Name, r.Value)}
+	if v := r.Value + r.StdErr; math.IsNaN(v) || math.IsInf(v, 0) {
+		return out, &NotFinite{fmt.Errorf("%s of %s is %v ± %v", s.Name, gen.Name, r.Value, r.StdErr)}
 	}
 	out.Value, out.StdErr, out.Std, out.D, out.Settings, out.Parts, out.PartErr = r.Value, r.StdErr, r.Std, r.D, r.Settings, r.Parts, r.PartErr
 	out.N = []int{r.N}
