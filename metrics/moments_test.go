@@ -2,9 +2,12 @@ package metrics
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"runtime"
 	"testing"
+
+	"drift/internal/kernels"
 )
 
 // Exact means and covariances of 10^5 x 16 sets, integer arithmetic.
@@ -249,12 +252,22 @@ func TestMomentsShift(t *testing.T) {
 }
 
 func BenchmarkMoments2048(b *testing.B) {
-	x := flatFeatures(1, 1024, 2048, 1, 0)
-	for b.Loop() {
-		m := &Moments{}
-		if err := m.Add(x); err != nil {
-			b.Fatal(err)
+	x := flatFeatures(1, 4096, 2048, 1, 0)
+	for _, workers := range []int{1, 0} {
+		name := fmt.Sprintf("workers=%d", workers)
+		if workers == 0 {
+			name = "workers=all"
 		}
+		b.Run(name, func(b *testing.B) {
+			p := kernels.NewPool(kernels.Detect(), workers)
+			defer p.Close()
+			for b.Loop() {
+				m := &Moments{Pool: p}
+				if err := m.Add(x); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.N)*4096/b.Elapsed().Seconds(), "rows/s")
+		})
 	}
-	b.ReportMetric(float64(b.N)*1024/b.Elapsed().Seconds(), "rows/s")
 }

@@ -10,8 +10,8 @@ const (
 // SyrkScratch gives the float64 that Syrk needs.
 func SyrkScratch(p *Pool) int { return p.workers * (2*syrkTile*syrkK + syrkTile*syrkTile) }
 
-// Syrk adds X^T X to the symmetric n-by-n matrix c, X being m rows of n
-// values: the sums of a covariance. Both triangles are written.
+// Syrk adds X^T X to the upper triangle of the n-by-n matrix c, X being m rows
+// of n values: the sums of a covariance.
 func Syrk(p *Pool, c, x []float64, m, n int, scratch []float64) {
 	if len(c) < n*n || len(x) < m*n || len(scratch) < SyrkScratch(p) {
 		panic(fmt.Sprintf("kernels: syrk of %d rows of %d: slices of %d, %d and %d values", m, n, len(c), len(x), len(scratch)))
@@ -46,15 +46,14 @@ func syrkBlock(o *ops, c, x []float64, m, n, i0, j0 int, work []float64) {
 		}
 	}
 	for i := range in {
-		for j := range jn {
-			r, q := i0+i, j0+j
-			if r > q {
-				continue
-			}
-			c[r*n+q] += s[i*syrkTile+j]
-			if r != q {
-				c[q*n+r] = c[r*n+q]
-			}
+		r := i0 + i
+		lo := max(j0, r) // of the upper triangle
+		if lo >= j0+jn {
+			continue
+		}
+		row := c[r*n+lo : r*n+j0+jn]
+		for j, v := range s[i*syrkTile+lo-j0 : i*syrkTile+jn] {
+			row[j] += v
 		}
 	}
 }

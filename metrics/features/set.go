@@ -23,6 +23,7 @@ import (
 
 	"gonum.org/v1/gonum/mat"
 
+	"drift/internal/kernels"
 	"drift/internal/npz"
 	"drift/internal/refuse"
 	"drift/metrics"
@@ -552,7 +553,9 @@ func (s *Set) Stats(ctx context.Context, ex Extractor, strict bool) (metrics.Sta
 	case FeatureRows:
 		return metrics.StatsOf(s.rows, s.ID)
 	}
-	m := metrics.Moments{ID: ex.Identity()}
+	pool := kernels.NewPool(kernels.Detect(), 0)
+	defer pool.Close()
+	m := metrics.Moments{ID: ex.Identity(), Pool: pool}
 	if err := s.Stream(ctx, ex, strict, m.Add); err != nil {
 		return metrics.Stats{}, err
 	}
