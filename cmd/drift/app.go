@@ -36,6 +36,7 @@ type app struct {
 	json  bool // stdout has one JSON object per line
 	quiet bool
 	bar   *progress.Meter // running, or nil
+	lost  error           // the first event that could not be written
 
 	line       []string                                          // args as urfave/cli reads them
 	share      int                                               // threads of one of several workers; 0 = all
@@ -60,6 +61,9 @@ func (a *app) main(ctx context.Context, args []string) (code int) {
 		}
 	}()
 	err := a.run(ctx, args)
+	if err == nil && data.Flush() == nil {
+		err = a.lost
+	}
 	if err != nil {
 		a.report(err, data)
 	}
@@ -147,8 +151,8 @@ func oneLine(s string) string {
 func (a *app) emit(event any) {
 	e := json.NewEncoder(a.out)
 	e.SetEscapeHTML(false)
-	if err := e.Encode(event); err != nil {
-		fmt.Fprintf(a.err, "drift: an event cannot be written: %v\n", err)
+	if err := e.Encode(event); err != nil && a.lost == nil {
+		a.lost = fmt.Errorf("an event cannot be written: %w", err) // main reports it
 	}
 	if b, ok := a.out.(*bufio.Writer); ok {
 		_ = b.Flush() // sticky: main reports it

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bytes"
+	"context"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -88,5 +91,15 @@ func TestNotFiniteKeepsWhatIsFinished(t *testing.T) {
 	}
 	if exists("x.npz") {
 		t.Error("an unfinished file has the final name")
+	}
+}
+
+// An event that has no JSON is no success.
+func TestLostEvent(t *testing.T) {
+	var out, talk bytes.Buffer
+	a := &app{out: &out, err: &talk, getenv: func(string) string { return "" }}
+	a.emit(math.Inf(1))
+	if code := a.main(context.Background(), []string{"--version"}); code != exitFailed || !strings.Contains(talk.String(), "an event cannot be written: json: unsupported value: +Inf") {
+		t.Errorf("code %d, %q, %q", code, out.String(), talk.String())
 	}
 }
