@@ -31,7 +31,7 @@ func TestSequencesByHand(t *testing.T) {
 	for name, want := range map[string]float64{"TATA": 2000. / 90, "Inr": 1000. / 90, "DPE": 0, "GC-box": 0} {
 		near(t, name, s.PerKB[name], want, 1e-12)
 	}
-	near(t, "the word TATA", s.Kmers[3<<6|0<<4|3<<2|0], 2./84, 1e-15)
+	near(t, "the word TATA", s.Kmers[0b11_00_11_00], 2./84, 1e-15)
 	near(t, "all words", total(s.Kmers), 1, 1e-14)
 
 	// Against the first alone: TATA is as often, the initiator half as often, and each of the four missing motifs counts as
