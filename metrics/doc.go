@@ -13,6 +13,12 @@
 // scores that need the samples themselves (KID, precision and recall, ...) are
 // a Score and stream through a Collector.
 //
+// # Errors
+//
+// Jackknifed adds to a Score the standard error that comes of the generated
+// samples, and the values without each block of them: of two sets made with the
+// same random numbers, their differences give the error of the difference.
+//
 // # Accuracy
 //
 // All sums are float64. Results do not depend on the number of threads, and

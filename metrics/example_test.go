@@ -175,6 +175,14 @@ func ExampleJackknife() {
 	// Output: 2.50 +- 0.645 <nil>
 }
 
+func ExampleJackknifed() {
+	reference := metrics.Matrix{N: 2, D: 1, X: []float64{0, 1}}
+	generated := metrics.Matrix{N: 4, D: 1, X: []float64{2, 3, 4, 5}}
+	r, without, err := metrics.Jackknifed(context.Background(), metrics.EnergyDistance{}, reference, generated, 4)
+	fmt.Printf("%.3f +- %.3f, without each row %.3f %v\n", r.Value, r.StdErr, without, err)
+	// Output: 4.250 +- 1.347, without each row [5.611 4.500 3.833 3.611] <nil>
+}
+
 func ExampleModeCoverage() {
 	centres := metrics.Matrix{N: 2, D: 1, X: []float64{-5, 5}}
 	sample := metrics.Matrix{N: 4, D: 1, X: []float64{-5.1, -4.9, -5, -4.8}}
