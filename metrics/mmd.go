@@ -116,12 +116,7 @@ type MMD struct {
 
 // Compare implements Score.
 func (s MMD) Compare(ctx context.Context, reference, generated Samples) (Result, error) {
-	if s.Kernel == nil {
-		s.Kernel = Polynomial{}
-	}
-	if s.Scale == 0 {
-		s.Scale = 1
-	}
+	s = s.filled()
 	if err := checkPair(reference, generated, 2); err != nil {
 		return Result{}, err
 	}
@@ -136,6 +131,17 @@ func (s MMD) Compare(ctx context.Context, reference, generated Samples) (Result,
 	return r, err
 }
 
+// filled has the defaults in place of zeros.
+func (s MMD) filled() MMD {
+	if s.Kernel == nil {
+		s.Kernel = Polynomial{}
+	}
+	if s.Scale == 0 {
+		s.Scale = 1
+	}
+	return s
+}
+
 func (s MMD) result(k sums, reference, generated Samples) (Result, error) {
 	v, err := k.mmd(s.Estimator)
 	if err != nil {
@@ -148,12 +154,7 @@ func (s MMD) result(k sums, reference, generated Samples) (Result, error) {
 }
 
 func (s MMD) without(ctx context.Context, reference, generated Samples, b int) (Result, []Result, error) {
-	if s.Kernel == nil {
-		s.Kernel = Polynomial{}
-	}
-	if s.Scale == 0 {
-		s.Scale = 1
-	}
+	s = s.filled()
 	if err := checkPair(reference, generated, 2); err != nil {
 		return Result{}, nil, err
 	}
@@ -189,22 +190,22 @@ func kernelSums(ctx context.Context, k Kernel, x, y Samples, rowsX, rowsY bool) 
 		return s, err
 	}
 	s.dy = total(own)
-	if s.xy, own, err = rowSums(ctx, k, x, y, false); err != nil {
+	if s.xy, s.dxy, err = crossSums(ctx, k, x, y); err != nil {
 		return s, err
 	}
-	s.dxy = total(own)
-	for i, v := range own {
-		s.xy[i] += v
-	}
 	if rowsY {
-		if s.yx, own, err = rowSums(ctx, k, y, x, false); err != nil {
-			return s, err
-		}
-		for i, v := range own {
-			s.yx[i] += v
-		}
+		s.yx, _, err = crossSums(ctx, k, y, x)
 	}
-	return s, nil
+	return s, err
+}
+
+// crossSums returns Σ_j k(x_i,y_j) for every i, and Σ_i k(x_i,y_i).
+func crossSums(ctx context.Context, k Kernel, x, y Samples) (rows []float64, diagonal float64, err error) {
+	rows, own, err := rowSums(ctx, k, x, y, false)
+	for i, v := range own {
+		rows[i] += v
+	}
+	return rows, total(own), err
 }
 
 // rowSums returns Σ_{j≠i} k(x_i,y_j) and k(x_i,y_i) for every i (zero where
@@ -362,12 +363,8 @@ func (s KID) without(ctx context.Context, reference, generated Samples, b int) (
 	if k.xx, _, err = rowSums(ctx, Polynomial{}, generated, generated, false); err != nil {
 		return r, nil, fmt.Errorf("metrics: kid: jackknife: %w", err)
 	}
-	var own []float64
-	if k.xy, own, err = rowSums(ctx, Polynomial{}, generated, reference, false); err != nil {
+	if k.xy, _, err = crossSums(ctx, Polynomial{}, generated, reference); err != nil {
 		return r, nil, fmt.Errorf("metrics: kid: jackknife: %w", err)
-	}
-	for i, v := range own {
-		k.xy[i] += v
 	}
 	left, err := k.blocks(ctx, Polynomial{}, generated, Unbiased, b, 1)
 	if err != nil {
@@ -488,52 +485,28 @@ type EnergyDistance struct{ Unbiased bool }
 
 // Compare implements Score.
 func (s EnergyDistance) Compare(ctx context.Context, reference, generated Samples) (Result, error) {
-	if err := checkPair(reference, generated, 2); err != nil {
-		return Result{}, err
-	}
-	k, err := kernelSums(ctx, negDistance{}, reference, generated, s.Unbiased, s.Unbiased)
-	if err != nil {
-		return Result{}, fmt.Errorf("metrics: energy: %w", err)
-	}
-	r, err := s.result(k, reference, generated)
-	if err == nil && s.Unbiased && min(r.N, r.NRef) > 2 {
-		r.StdErr = k.jackknife()
-	}
-	return r, err
+	r, err := s.mmd().Compare(ctx, reference, generated)
+	return s.named(r), err
 }
 
-func (s EnergyDistance) result(k sums, reference, generated Samples) (r Result, err error) {
-	r.Metric, r.Settings = "energy", "v-statistic"
+// mmd is the distance as an MMD: its kernel is minus the distance.
+func (s EnergyDistance) mmd() MMD {
 	if s.Unbiased {
+		return MMD{Kernel: negDistance{}}
+	}
+	return MMD{Kernel: negDistance{}, Estimator: Biased}
+}
+
+func (s EnergyDistance) named(r Result) Result {
+	if r.Metric, r.Settings = "energy", "v-statistic"; s.Unbiased {
 		r.Settings = "u-statistic"
 	}
-	r.N, r.D = generated.Dims()
-	r.NRef, _ = reference.Dims()
-	r.Value, err = k.mmd(s.estimator())
-	return r, err
-}
-
-func (s EnergyDistance) estimator() Estimator {
-	if s.Unbiased {
-		return Unbiased
-	}
-	return Biased
+	return r
 }
 
 func (s EnergyDistance) without(ctx context.Context, reference, generated Samples, b int) (Result, []Result, error) {
-	if err := checkPair(reference, generated, 2); err != nil {
-		return Result{}, nil, err
-	}
-	k, err := kernelSums(ctx, negDistance{}, generated, reference, true, false)
-	if err != nil {
-		return Result{}, nil, fmt.Errorf("metrics: energy: %w", err)
-	}
-	r, err := s.result(k, reference, generated)
-	if err != nil {
-		return Result{}, nil, err
-	}
-	left, err := k.blocks(ctx, negDistance{}, generated, s.estimator(), b, 1)
-	return r, left, err
+	r, left, err := s.mmd().without(ctx, reference, generated, b)
+	return s.named(r), left, err
 }
 
 // negDistance is the conditionally positive kernel -|u-v|.

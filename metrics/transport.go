@@ -45,20 +45,17 @@ func checkCost(c Matrix) error {
 // matrix, by shortest augmenting paths (Jonker and Volgenant 1987; the dense
 // form with potentials). It returns π and the sum. Time n³ at worst.
 func Assignment(ctx context.Context, c Matrix) (perm []int, cost float64, err error) {
-	perm, _, err = assign(ctx, c)
-	for i, j := range perm {
-		cost += c.At(i, j)
-	}
+	perm, _, cost, err = assign(ctx, c)
 	return perm, cost, err
 }
 
 // assign is Assignment, with the potentials of the rows.
-func assign(ctx context.Context, c Matrix) (perm []int, rows []float64, err error) {
+func assign(ctx context.Context, c Matrix) (perm []int, rows []float64, cost float64, err error) {
 	if err := checkCost(c); err != nil {
-		return nil, nil, err
+		return nil, nil, 0, err
 	}
 	if c.N != c.D {
-		return nil, nil, fmt.Errorf("metrics: assignment: %w: %d x %d is not square", ErrDims, c.N, c.D)
+		return nil, nil, 0, fmt.Errorf("metrics: assignment: %w: %d x %d is not square", ErrDims, c.N, c.D)
 	}
 	n := c.N
 	u, v := make([]float64, n), make([]float64, n)
@@ -69,7 +66,7 @@ func assign(ctx context.Context, c Matrix) (perm []int, rows []float64, err erro
 	short, from, done := make([]float64, n), make([]int, n), make([]bool, n)
 	for start := range n {
 		if err := ctx.Err(); err != nil {
-			return nil, nil, fmt.Errorf("metrics: assignment: %w", err)
+			return nil, nil, 0, fmt.Errorf("metrics: assignment: %w", err)
 		}
 		for j := range n {
 			short[j], done[j] = math.Inf(1), false
@@ -120,7 +117,10 @@ func assign(ctx context.Context, c Matrix) (perm []int, rows []float64, err erro
 	for j, i := range owner {
 		perm[i] = j
 	}
-	return perm, u, nil
+	for i, j := range perm {
+		cost += c.At(i, j)
+	}
+	return perm, u, cost, nil
 }
 
 // Transport solves the transport problem
@@ -131,25 +131,22 @@ func assign(ctx context.Context, c Matrix) (perm []int, rows []float64, err erro
 // means equal weights. For a square cost with equal weights Assignment is
 // faster. Meant for up to about a thousand points.
 func Transport(ctx context.Context, c Matrix, a, b []float64) (plan Matrix, cost float64, err error) {
-	plan, _, err = transport(ctx, c, a, b)
-	for k, p := range plan.X {
-		cost += p * c.X[k]
-	}
+	plan, _, cost, err = transport(ctx, c, a, b)
 	return plan, cost, err
 }
 
 // transport is Transport, with the potentials of the rows.
-func transport(ctx context.Context, c Matrix, a, b []float64) (plan Matrix, rows []float64, err error) {
+func transport(ctx context.Context, c Matrix, a, b []float64) (plan Matrix, rows []float64, cost float64, err error) {
 	if err := checkCost(c); err != nil {
-		return Matrix{}, nil, err
+		return Matrix{}, nil, 0, err
 	}
 	supply, err := shares("row weights", a, c.N)
 	if err != nil {
-		return Matrix{}, nil, err
+		return Matrix{}, nil, 0, err
 	}
 	demand, err := shares("column weights", b, c.D)
 	if err != nil {
-		return Matrix{}, nil, err
+		return Matrix{}, nil, 0, err
 	}
 	supply, demand = append([]float64(nil), supply...), append([]float64(nil), demand...)
 	n, m := c.N, c.D
@@ -169,7 +166,7 @@ func transport(ctx context.Context, c Matrix, a, b []float64) (plan Matrix, rows
 	for start := range n {
 		for supply[start] > dust {
 			if err := ctx.Err(); err != nil {
-				return Matrix{}, nil, fmt.Errorf("metrics: transport: %w", err)
+				return Matrix{}, nil, 0, fmt.Errorf("metrics: transport: %w", err)
 			}
 			for k := range dist {
 				dist[k], done[k] = math.Inf(1), false
@@ -236,7 +233,10 @@ func transport(ctx context.Context, c Matrix, a, b []float64) (plan Matrix, rows
 	for i := range rows {
 		rows[i] = -pot[i]
 	}
-	return plan, rows, nil
+	for k, p := range plan.X {
+		cost += p * c.X[k]
+	}
+	return plan, rows, cost, nil
 }
 
 // Wasserstein is the exact p-Wasserstein distance W_p between two small sets
@@ -273,18 +273,10 @@ func (s Wasserstein) without(ctx context.Context, reference, generated Samples, 
 	var potential []float64
 	cost := 0.0
 	if c.N == c.D {
-		var perm []int
-		perm, potential, err = assign(ctx, c)
-		for i, j := range perm {
-			cost += c.At(i, j)
-		}
+		_, potential, cost, err = assign(ctx, c)
 		cost /= float64(c.N)
 	} else {
-		var plan Matrix
-		plan, potential, err = transport(ctx, c, nil, nil)
-		for k, p := range plan.X {
-			cost += p * c.X[k]
-		}
+		_, potential, cost, err = transport(ctx, c, nil, nil)
 	}
 	if err != nil {
 		return Result{}, nil, err

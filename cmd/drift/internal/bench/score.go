@@ -54,19 +54,14 @@ func SetSide(s *features.Set, ex features.Extractor, strict bool) *Side {
 	}
 	if s.Kind != features.Statistics {
 		side.Blocks = func(ctx context.Context) (*metrics.Moments, []*metrics.Moments, error) {
-			all := &metrics.Moments{ID: side.ID}
-			var parts []*metrics.Moments
-			first, n := 0, s.N // with the files that do not read
-			err := s.Stream(ctx, ex, strict, func(rows metrics.Samples) error {
-				size, d := rows.Dims()
-				if b := blocks(n, d); first == 0 && b >= 4 && d <= 512 { // beyond, every block costs as much as the score
-					parts = newMoments(b, side.ID)
+			blocks := func(n, d int) int {
+				if d > 512 { // every block costs as much as the score
+					return 0
 				}
-				err := split(all, parts, rows, first, n)
-				first += size
-				return err
-			})
-			side.N = s.N
+				return blocks(n, d)
+			}
+			all, parts, err := momentsOf(s.N, side.ID, blocks, func(f func(metrics.Samples) error) error { return s.Stream(ctx, ex, strict, f) })
+			side.N = s.N // without the files that do not read
 			return all, parts, err
 		}
 	}
@@ -255,13 +250,21 @@ func (s Scorer) Compute(ctx context.Context, ref Reference, gen *Side, o Options
 	return out, nil
 }
 
-// newMoments are empty moments of blocks.
-func newMoments(b int, id metrics.Identity) []*metrics.Moments {
-	parts := make([]*metrics.Moments, b)
-	for k := range parts {
-		parts[k] = &metrics.Moments{ID: id}
-	}
-	return parts
+// momentsOf are the moments of n streamed rows, and those of their blocks where these are 4 or more.
+func momentsOf(n int, id metrics.Identity, blocks func(n, d int) int, stream func(f func(metrics.Samples) error) error) (*metrics.Moments, []*metrics.Moments, error) {
+	all, parts, first := &metrics.Moments{ID: id}, []*metrics.Moments(nil), 0
+	err := stream(func(rows metrics.Samples) error {
+		size, d := rows.Dims()
+		if b := blocks(n, d); first == 0 && b >= 4 {
+			for range b {
+				parts = append(parts, &metrics.Moments{ID: id})
+			}
+		}
+		err := split(all, parts, rows, first, n)
+		first += size
+		return err
+	})
+	return all, parts, err
 }
 
 // split adds rows first and on, of n, to the moments of all and of their blocks.
@@ -287,20 +290,8 @@ func split(all *metrics.Moments, parts []*metrics.Moments, rows metrics.Samples,
 
 // blocksOf is Side.Blocks of rows at hand.
 func blocksOf(ctx context.Context, rows metrics.Samples, id metrics.Identity) (*metrics.Moments, []*metrics.Moments, error) {
-	n, d := rows.Dims()
-	all := &metrics.Moments{ID: id}
-	var parts []*metrics.Moments
-	if b := blocks(n, d); b >= 4 {
-		parts = newMoments(b, id)
-	}
-	first := 0
-	err := each(ctx, rows, 0, n, func(m metrics.Samples) error {
-		err := split(all, parts, m, first, n)
-		size, _ := m.Dims()
-		first += size
-		return err
-	})
-	return all, parts, err
+	n, _ := rows.Dims()
+	return momentsOf(n, id, blocks, func(f func(metrics.Samples) error) error { return each(ctx, rows, f) })
 }
 
 // fid compares moments; those of blocks give the error.
@@ -404,15 +395,15 @@ func infinity(ctx context.Context, ref, gen *Side, o Options) (metrics.Result, [
 	return r, without, nil
 }
 
-// each hands rows lo to hi over in blocks.
-func each(ctx context.Context, s metrics.Samples, lo, hi int, f func(metrics.Samples) error) error {
-	_, d := s.Dims()
+// each hands all rows over in blocks.
+func each(ctx context.Context, s metrics.Samples, f func(metrics.Samples) error) error {
+	n, d := s.Dims()
 	const size = 256
-	for ; lo < hi; lo += size {
+	for lo := 0; lo < n; lo += size {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		m := metrics.Matrix{N: min(size, hi-lo), D: d, X: make([]float64, min(size, hi-lo)*d)}
+		m := metrics.Matrix{N: min(size, n-lo), D: d, X: make([]float64, min(size, n-lo)*d)}
 		for i := range m.N {
 			s.Row(m.X[i*d:(i+1)*d], lo+i)
 		}
